@@ -1,0 +1,39 @@
+"""A deep Q-network that sets the learning rate of PyTorch Lightning training runs.
+
+The public names are loaded on first use, so that `import lightning_dqnlr` costs nothing and a
+plain torch loop, which needs `LRController` or `DQNLRScheduler` only, never loads Lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lightning_dqnlr.callback import DQNLRCallback
+    from lightning_dqnlr.control.controller import LRController
+    from lightning_dqnlr.policy.policy import LRPolicy
+    from lightning_dqnlr.scheduler import DQNLRScheduler
+
+__version__ = "0.1.0"
+
+__all__ = ["DQNLRCallback", "DQNLRScheduler", "LRController", "LRPolicy", "__version__"]
+
+_HOME = {
+    "DQNLRCallback": "lightning_dqnlr.callback",
+    "DQNLRScheduler": "lightning_dqnlr.scheduler",
+    "LRController": "lightning_dqnlr.control.controller",
+    "LRPolicy": "lightning_dqnlr.policy.policy",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its module on first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names too, loaded or not."""
+    return sorted(set(globals()) | set(__all__))

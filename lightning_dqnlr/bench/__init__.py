@@ -1,0 +1,1 @@
+"""Rival methods and the scores that compare them."""

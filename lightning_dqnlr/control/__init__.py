@@ -1,0 +1,1 @@
+"""What the training shows, turned into a learning rate (torch only)."""

@@ -1,0 +1,1 @@
+"""Meta-training: collect transitions, learn, evaluate, save the best policy."""

@@ -1,0 +1,1 @@
+"""Deep Q-learning: replay, TD targets, rewards (torch only)."""
