@@ -1,1 +1,24 @@
-"""What the policy is trained on: modules, data and task families."""
+"""What meta-training trains on: tasks, their modules and data, and distributions over them."""
+
+from lightning_dqnlr.tasks.families import (
+    DigitsCNNs,
+    DigitsMLPs,
+    Mixture,
+    NoisyQuadratics,
+    TeacherMLPs,
+)
+from lightning_dqnlr.tasks.modules import QuadraticModule, SupervisedModule
+from lightning_dqnlr.tasks.task import OptimizerSpec, Task, TaskFamily
+
+__all__ = [
+    "DigitsCNNs",
+    "DigitsMLPs",
+    "Mixture",
+    "NoisyQuadratics",
+    "OptimizerSpec",
+    "QuadraticModule",
+    "SupervisedModule",
+    "Task",
+    "TaskFamily",
+    "TeacherMLPs",
+]

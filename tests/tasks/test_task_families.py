@@ -1,0 +1,342 @@
+import copy
+from collections import Counter
+
+import pytest
+import torch
+from lightning import Trainer
+from torch import nn
+from torch.func import functional_call, grad_and_value, stack_module_state, vmap
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.tasks import DigitsCNNs, DigitsMLPs, Mixture, NoisyQuadratics, TeacherMLPs
+from lightning_dqnlr.tasks.families import affordable_width, bounded_scale
+
+FAMILIES = (NoisyQuadratics, DigitsMLPs, TeacherMLPs, DigitsCNNs)
+SEEDS = range(6)
+REPLICAS = 3
+
+every_family = pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+every_seed = pytest.mark.parametrize("seed", SEEDS)
+
+
+def describe(task):
+    weights = list(task.build(0).state_dict().values())
+    plain = (task.name, task.batch_size, task.optimizer, task.horizon)
+    return plain, task.known_horizon, task.gradient_clip, weights, task.train_data
+
+
+def same(first, second):
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, tuple | list):
+        return len(first) == len(second) and all(map(same, first, second))
+    return first == second
+
+
+class TrainingStep(nn.Module):
+    """Lets `functional_call`, which only calls `forward`, reach a module's training_step."""
+
+    def __init__(self, module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, *batch):
+        return self.module.training_step(batch, 0)
+
+
+def set_dropout(module, probability):
+    for layer in module.modules():
+        if isinstance(layer, nn.Dropout):
+            layer.p = probability
+
+
+def replicas_of(task):
+    """Three modules with their own weights, in float64 so that sums in another order agree."""
+    modules = [task.build(seed).double().train() for seed in range(REPLICAS)]
+    for module in modules:
+        set_dropout(module, 0.0)
+    return modules
+
+
+def batches_of(task):
+    """One batch per replica: tensors of shape (replicas, batch, ...)."""
+    size = REPLICAS * task.batch_size
+    batch = (t[:size].reshape(REPLICAS, -1, *t.shape[1:]) for t in task.train_data)
+    return tuple(t.double() if t.is_floating_point() else t for t in batch)
+
+
+def vmapped_step(modules):
+    params, buffers = stack_module_state([TrainingStep(module) for module in modules])
+    skeleton = TrainingStep(copy.deepcopy(modules[0]))
+
+    def loss_of(params, buffers, *batch):
+        return functional_call(skeleton, (params, buffers), batch)
+
+    step = vmap(grad_and_value(loss_of), randomness="different")
+    return step, {name: value.detach() for name, value in params.items()}, buffers
+
+
+@every_family
+@every_seed
+def test_the_same_seed_gives_the_same_task_and_another_seed_another(family, seed):
+    task = family().sample(seed)
+    assert same(describe(task), describe(family().sample(seed)))
+    other = describe(family().sample(seed + 1000))
+    assert not same(describe(task)[0][1:], other[0][1:])
+    assert not same(describe(task)[3], other[3])
+
+
+@every_family
+def test_the_splits_of_one_seed_are_different_tasks(family):
+    tasks = [family().sample(0, split) for split in ("train", "validation", "test")]
+    assert len({task.name for task in tasks}) == 3
+    weights = [describe(task)[3] for task in tasks]
+    assert not same(weights[0], weights[1])
+    assert not same(weights[0], weights[2])
+    assert not same(weights[1], weights[2])
+
+
+@every_family
+@every_seed
+def test_build_is_decided_by_its_seed_and_leaves_the_global_generator_alone(family, seed):
+    torch.manual_seed(seed)
+    before = torch.get_rng_state()
+    task = family().sample(seed)
+    first = list(task.build(1).parameters())
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(999)
+    assert same(first, list(task.build(1).parameters()))
+    assert not same(first, list(task.build(2).parameters()))
+
+
+@every_family
+@pytest.mark.parametrize("seed", range(40))
+def test_loss_and_gradients_are_finite_at_the_initial_weights(family, seed):
+    task = family().sample(seed)
+    module = task.build(0).train()
+    loss = module.training_step(tuple(t[: task.batch_size] for t in task.train_data), 0)
+    loss.backward()
+    assert torch.isfinite(loss)
+    # Adam squares the gradient, so its square must be finite as well.
+    assert all(torch.isfinite(p.grad.square()).all() for p in module.parameters())
+    assert torch.isfinite(module.eval().validation_step(task.validation_data, 0))
+
+
+@every_family
+@every_seed
+def test_thirty_steps_of_adam_lower_the_loss_at_ordinary_scales(family, seed):
+    ordinary = {"initial_scales": (1.0, 1.0), "wide_probability": 0.0, "input_scales": (1.0, 1.0)}
+    task = family(**ordinary).sample(seed)
+    torch.manual_seed(0)
+    module = task.build(0).train()
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    before = module.training_step(task.train_data, 0).item()
+    for _ in range(30):
+        chosen = torch.randint(len(task.train_data[0]), (task.batch_size,))
+        loss = module.training_step(tuple(t[chosen] for t in task.train_data), 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert module.training_step(task.train_data, 0).item() < before
+
+
+@every_family
+@every_seed
+def test_replicas_under_vmap_equal_plain_modules(family, seed):
+    task = family().sample(seed)
+    modules, batches = replicas_of(task), batches_of(task)
+    step, params, buffers = vmapped_step(modules)
+    gradients, losses = step(params, buffers, *batches)
+    for index, module in enumerate(modules):
+        loss = module.training_step(tuple(t[index] for t in batches), 0)
+        loss.backward()
+        torch.testing.assert_close(losses[index], loss.detach(), rtol=1e-9, atol=1e-12)
+        for name, parameter in module.named_parameters():
+            torch.testing.assert_close(
+                gradients[f"module.{name}"][index], parameter.grad, rtol=1e-6, atol=1e-9
+            )
+        for name, buffer in module.named_buffers():  # BatchNorm's statistics, above all
+            torch.testing.assert_close(buffers[f"module.{name}"][index], buffer)
+
+
+@every_family
+@every_seed
+def test_float32_losses_under_vmap_equal_plain_losses(family, seed):
+    task = family().sample(seed)
+    modules = [module.float() for module in replicas_of(task)]
+    batches = tuple(t.float() if t.is_floating_point() else t for t in batches_of(task))
+    step, params, buffers = vmapped_step(modules)
+    _, losses = step(params, buffers, *batches)
+    plain = [m.training_step(tuple(t[i] for t in batches), 0) for i, m in enumerate(modules)]
+    torch.testing.assert_close(losses, torch.stack(plain).detach(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", [DigitsMLPs, DigitsCNNs])
+def test_dropout_masks_differ_between_equal_replicas(family):
+    tasks = (family().sample(seed) for seed in range(100))
+    task = next(t for t in tasks if any(isinstance(m, nn.Dropout) for m in t.build(0).modules()))
+    module = task.build(0).train()
+    set_dropout(module, 0.5)
+    step, params, buffers = vmapped_step([module, copy.deepcopy(module)])
+    batch = tuple(t[:32].expand(2, -1, *t.shape[1:]) for t in (x[:32] for x in task.train_data))
+    _, losses = step(params, buffers, *batch)
+    assert losses[0] != losses[1]
+
+
+@every_family
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.filterwarnings("error:You are trying to `self.log")
+def test_a_real_trainer_fits_every_module(family, seed, tmp_path):
+    task = family().sample(seed)
+    module = task.build(0)
+    before = [parameter.detach().clone() for parameter in module.parameters()]
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=3,
+        val_check_interval=1,
+        limit_val_batches=2,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        gradient_clip_val=task.gradient_clip,
+    )
+    loaders = (
+        DataLoader(TensorDataset(*data), batch_size=task.batch_size)
+        for data in (task.train_data, task.validation_data)
+    )
+    trainer.fit(module, *loaders)
+    assert trainer.global_step == 3
+    assert torch.isfinite(trainer.callback_metrics["train_loss"])
+    assert torch.isfinite(trainer.callback_metrics["val_loss"])
+    assert not same(before, list(module.parameters()))
+
+
+@every_family
+def test_fields_narrow_the_distribution(family):
+    narrow = family(optimizers=["adam", "rmsprop"], min_horizon=20, max_horizon=30, batch_sizes=[4])
+    tasks = [narrow.sample(seed) for seed in range(40)]
+    assert {task.optimizer.name for task in tasks} == {"adam", "rmsprop"}
+    assert {task.batch_size for task in tasks} == {4}
+    assert min(task.horizon for task in tasks) >= 20
+    assert max(task.horizon for task in tasks) <= 30
+
+
+def test_default_distribution_covers_what_it_promises():
+    tasks = [NoisyQuadratics().sample(seed) for seed in range(600)]
+    share = Counter(task.optimizer.name for task in tasks)
+    assert set(share) == {"sgd", "momentum", "nesterov", "adam", "adamw"}
+    assert share["nesterov"] < min(share[name] for name in set(share) - {"nesterov"}) / 2
+    assert {task.batch_size for task in tasks} == {8, 16, 32, 64}
+    assert 0.8 < sum(task.known_horizon for task in tasks) / 600 < 0.9
+    assert 0.75 < sum(task.gradient_clip is None for task in tasks) / 600 < 0.85
+    assert 0.43 < sum(task.optimizer.weight_decay == 0.0 for task in tasks) / 600 < 0.57
+    assert all(100 <= task.horizon <= 2000 for task in tasks)
+    # Log-uniform on 100..2000 has its median at 447; uniform would have it at 1050.
+    assert 350 < sorted(task.horizon for task in tasks)[300] < 560
+
+
+def test_curvature_and_noise_of_the_quadratics_span_their_ranges():
+    modules = [NoisyQuadratics().sample(seed).build(0) for seed in range(100)]
+    conditions = [(m.curvature.max() / m.curvature.min()).item() for m in modules]
+    assert min(conditions) < 10.0
+    assert 1e3 < max(conditions) <= 1.001e4
+    assert {m.rotation is None for m in modules} == {True, False}
+
+
+@pytest.mark.parametrize("family", [DigitsMLPs, TeacherMLPs, DigitsCNNs])
+def test_networks_stay_small_and_use_every_option(family):
+    modules = [family().sample(seed).build(0) for seed in range(60)]
+    sizes = [sum(p.numel() for p in m.parameters()) for m in modules]
+    assert min(sizes) >= 500
+    assert max(sizes) <= 32_000
+    kinds = {type(layer) for m in modules for layer in m.net}
+    assert {nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Dropout} <= kinds
+    assert kinds & {nn.BatchNorm1d, nn.BatchNorm2d}
+    assert kinds & {nn.LayerNorm, nn.GroupNorm}
+
+
+def test_teacher_tasks_hold_both_regression_and_classification():
+    losses = {TeacherMLPs().sample(seed).build(0).loss_kind for seed in range(20)}
+    assert losses == {"mse", "cross_entropy"}
+
+
+def test_label_noise_touches_some_digit_tasks_and_never_the_validation_labels():
+    clean = DigitsCNNs().sample(0)
+    tasks = [DigitsMLPs().sample(seed) for seed in range(30)]
+    changed = [(t.train_data[1] != clean.train_data[1]).float().mean().item() for t in tasks]
+    assert 5 <= sum(share > 0 for share in changed) <= 25
+    assert max(changed) < 0.22
+    assert all(torch.equal(t.validation_data[1], clean.validation_data[1]) for t in tasks)
+
+
+def test_width_is_moved_only_as_far_as_the_weight_budget_asks():
+    assert affordable_width(32, 64, 10, 2) == 32
+    # 22 * (10 + 12 + 0) = 484 < 500 <= 23 * 22 = 506
+    assert affordable_width(8, 10, 12, 1) == 23
+    # Depth 4, 74 inputs and outputs: 89 * (74 + 3 * 89) = 30,349 > 30,000 >= 88 * 338 = 29,744
+    assert affordable_width(96, 64, 10, 4) == 88
+
+
+def test_scale_per_layer_keeps_the_whole_network_within_four_decades():
+    assert bounded_scale(3.0, 2) == 3.0
+    assert bounded_scale(1000.0, 2) == pytest.approx(100.0)
+    assert bounded_scale(0.001, 4) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"optimizers": ()}, "optimizers must be chosen from"),
+        ({"optimizers": ("sgd", "lion")}, "optimizers must be chosen from"),
+        ({"batch_sizes": (8, 512)}, "batch_sizes must be"),
+        ({"min_horizon": 0}, "min_horizon and max_horizon"),
+        ({"min_horizon": 200, "max_horizon": 100}, "min_horizon and max_horizon"),
+        ({"initial_scales": (0.0, 1.0)}, "initial_scales must be"),
+        ({"input_scales": (1.0,)}, "input_scales must be"),
+        ({"wide_probability": 1.5}, "wide_probability must lie"),
+    ],
+)
+@every_family
+def test_impossible_fields_are_refused_by_name(family, fields, message):
+    with pytest.raises(ConfigurationError, match=message):
+        family(**fields)
+
+
+def test_mixture_draws_its_families_by_weight_and_returns_their_own_tasks():
+    mixture = Mixture((NoisyQuadratics(), TeacherMLPs(), DigitsMLPs()), weights=(3.0, 1.0, 0.0))
+    tasks = [mixture.sample(seed) for seed in range(200)]
+    drawn = Counter(task.family for task in tasks)
+    assert set(drawn) == {"noisy_quadratics", "teacher_mlps"}
+    assert 125 < drawn["noisy_quadratics"] < 175
+    member = {"noisy_quadratics": NoisyQuadratics(), "teacher_mlps": TeacherMLPs()}
+    for task in tasks[:5]:
+        assert same(describe(task), describe(member[task.family].sample(task.seed)))
+
+
+def test_mixture_chooses_anew_in_each_split():
+    mixture = Mixture([NoisyQuadratics(), TeacherMLPs()])
+    chosen = {
+        split: [mixture.sample(seed, split).family for seed in range(30)]
+        for split in ("train", "validation", "test")
+    }
+    assert chosen["train"] != chosen["validation"]
+    assert chosen["train"] != chosen["test"]
+    assert chosen["validation"] != chosen["test"]
+
+
+@pytest.mark.parametrize(
+    ("families", "weights"),
+    [
+        ([], None),
+        ([NoisyQuadratics()], [1.0, 2.0]),
+        ([NoisyQuadratics()], [0.0]),
+        ([NoisyQuadratics()], [-1.0]),
+        ([NoisyQuadratics()], [float("inf")]),
+    ],
+)
+def test_mixture_refuses_weights_that_do_not_fit(families, weights):
+    with pytest.raises(ConfigurationError, match=r"families must|weights must"):
+        Mixture(families, weights)
