@@ -6,7 +6,7 @@ class ConfigurationError(ValueError):
 
 
 class PolicyFileError(ValueError):
-    """A policy file is missing, damaged, or was made for another feature or action specification."""
+    """A policy file is missing, damaged, or made for another feature or action specification."""
 
 
 class UnsupportedTrainingError(ConfigurationError):

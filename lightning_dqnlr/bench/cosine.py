@@ -1,0 +1,96 @@
+"""The rival: a cosine schedule with warm-up whose peak was tuned by a grid search.
+
+All peaks and seeds of a task train side by side as replicas. Runs that diverge count: a loss that
+is not finite is replaced by `DIVERGED` times the initial loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.control.features import LOSS_FLOOR
+from lightning_dqnlr.envs.replicas import Replicas
+from lightning_dqnlr.tasks.task import Task
+
+DIVERGED = 10.0
+WARM_UP = 0.05
+# Quarter decades, as 17 peaks over four decades have, but wide enough for badly scaled tasks.
+PEAKS = tuple(10.0 ** (exponent / 4) for exponent in range(-24, 9))
+
+
+class TunedCosine(NamedTuple):
+    """The best peak by mean log loss over the seeds, and what it reached."""
+
+    peak: float
+    train_loss: float
+    validation_loss: float
+    initial_loss: float
+    train_losses: tuple[float, ...]  # mean per peak
+
+
+def cosine(step: int, horizon: int, warm_up: float = WARM_UP) -> float:
+    """Share of the peak at a step: linear warm-up over 5% of the run, then a cosine to zero."""
+    ramp = max(1, round(warm_up * horizon))
+    if step < ramp:
+        return (step + 1) / ramp
+    return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, horizon - ramp)))
+
+
+def run_cosine(
+    task: Task, peaks: Tensor, seeds: Sequence[int], device: torch.device | str = "cpu"
+) -> Replicas:
+    """Trains one replica per (peak, seed) pair to the horizon."""
+    replicas = Replicas(task, seeds, device)
+    peaks = peaks.to(replicas.device)
+    for step in range(task.horizon):
+        replicas.backward()
+        replicas.update(peaks * cosine(step, task.horizon))
+    return replicas
+
+
+def tune_cosine(
+    task: Task,
+    *,
+    peaks: Sequence[float] = PEAKS,
+    seeds: Sequence[int] = (0, 1, 2),
+    device: torch.device | str = "cpu",
+) -> TunedCosine:
+    """Grid search over the peak; the winner has the lowest mean of log(loss + e) over seeds."""
+    grid = torch.tensor(peaks).repeat_interleave(len(seeds))
+    names = list(seeds) * len(peaks)
+    initial_loss = Replicas(task, seeds, device).evaluate(task.train_data).mean().item()
+    replicas = run_cosine(task, grid, names, device)
+    train = _finite(replicas.evaluate(task.train_data), initial_loss).view(len(peaks), -1)
+    validation = _finite(replicas.evaluate(task.validation_data), initial_loss)
+    mean = _geometric_mean(train, initial_loss)
+    best = int(mean.argmin())
+    held_out = _geometric_mean(validation.view(len(peaks), -1), initial_loss)
+    return TunedCosine(
+        float(peaks[best]),
+        mean[best].item(),
+        held_out[best].item(),
+        initial_loss,
+        tuple(mean.tolist()),
+    )
+
+
+def regret(loss: Tensor, rival_loss: float, initial_loss: float) -> Tensor:
+    """log((loss + e) / (rival_loss + e)) with e = 1% of the initial loss; diverged runs count."""
+    floor = LOSS_FLOOR * abs(initial_loss)
+    loss = _finite(loss, initial_loss).clamp_min(0.0)
+    return ((loss + floor) / (max(rival_loss, 0.0) + floor)).log()
+
+
+def _finite(loss: Tensor, initial_loss: float) -> Tensor:
+    limit = DIVERGED * abs(initial_loss)
+    return torch.nan_to_num(loss, limit, limit).clamp_max(limit)
+
+
+def _geometric_mean(losses: Tensor, initial_loss: float) -> Tensor:
+    floor = LOSS_FLOOR * abs(initial_loss)
+    return (losses.clamp_min(0.0) + floor).log().mean(-1).exp() - floor

@@ -1,0 +1,278 @@
+"""`LRController`: telemetry -> observation, action -> learning rate. It never chooses actions.
+
+The caller puts a policy between `observe` and `apply`. Greedy use in a Trainer, epsilon-greedy
+exploration over R replicas, a Gymnasium agent and scripted baselines therefore run through the
+same code, elementwise over leading dimensions: what the policy met in meta-training is what it
+meets in a user's run.
+
+The learning rate is `scale * decay(progress)`. The decay is a cosine to zero when the horizon is
+known and 1 when it is not; the actions multiply the scale. The scale starts where the first update
+moves the weights by 1e-4 of their norm, so that the user's learning rate cannot hurt, and the
+policy climbs from there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.control.breaker import CUT, DEFAULT_NOISE, judge
+from lightning_dqnlr.control.features import (
+    Clock,
+    History,
+    all_features,
+    compressed_loss,
+    step_noise,
+)
+from lightning_dqnlr.control.spec import ControllerSpec, check_bounds, check_horizon
+from lightning_dqnlr.control.telemetry import IntervalStats
+
+_TINY = 1e-30
+_WEIGHT_FLOOR = 1e-3  # root mean square below which a model counts as not yet initialised
+_PEAK_ABOVE_CUT = math.log(16.0)
+
+
+class Decision(NamedTuple):
+    """What `observe` returns, all of leading shape `lead`.
+
+    The host restores its last snapshot where `tripped` and takes a new one where `healthy`, in
+    that order, before it applies an action.
+    """
+
+    observation: Tensor  # (*lead, features)
+    tripped: Tensor
+    healthy: Tensor
+
+
+class LRController:
+    """Learning-rate control of one run, or of R runs in lockstep.
+
+    Call `safe_start` or `start` before the first step; then, every `interval` steps, `observe` and
+    `apply`. `lr` is the learning rate of the coming steps.
+
+    Args:
+        spec: shared with the policy.
+        horizon: optimizer steps of the whole run; None if unknown.
+        lead: leading dimensions of every tensor.
+        min_lr, max_lr: hard bounds of the learning rate.
+        circuit_breaker: whether `observe` may ask for a restore.
+        device: where the state lives.
+
+    Raises:
+        ConfigurationError: for a non-positive horizon or bound, or min_lr > max_lr.
+    """
+
+    def __init__(
+        self,
+        spec: ControllerSpec,
+        *,
+        horizon: int | None,
+        lead: tuple[int, ...] = (),
+        min_lr: float | None = None,
+        max_lr: float | None = None,
+        circuit_breaker: bool = True,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_horizon(horizon)
+        check_bounds(min_lr, max_lr)
+        self.spec = spec
+        self.horizon = horizon
+        self.min_lr, self.max_lr = min_lr, max_lr
+        self.circuit_breaker = circuit_breaker
+        self.history = History.zeros(lead, device)
+        self.step = 0
+        self.decisions = 0
+        self.interval = 1
+        self.lr = torch.zeros(lead, device=device)
+        self._rescale = False
+        self._ratio = torch.zeros(lead, device=device)
+
+    def safe_start(
+        self, gradient_norm: Tensor, weight_norm: Tensor, coordinates: int, follows_gradient: bool
+    ) -> Tensor:
+        """Sets the first learning rate from the first gradient; returns it, shape `lead`.
+
+        An update of SGD is lr * g. Of any other optimizer nothing is known yet but that steps of
+        the Adam kind have coordinates of about lr, so the larger of the two guesses is taken, and
+        the first measured update corrects it.
+
+        Args:
+            gradient_norm: of the first gradient, shape `lead`.
+            weight_norm: of the weights, shape `lead`.
+            coordinates: number of parameters.
+            follows_gradient: whether the optimizer is SGD with or without momentum.
+        """
+        unit = gradient_norm.clamp_min(_TINY)
+        if not follows_gradient:
+            unit = unit.clamp_min(math.sqrt(coordinates))
+        self._rescale = not follows_gradient
+        weights = weight_norm.clamp_min(_WEIGHT_FLOOR * math.sqrt(coordinates))
+        lr = self.spec.start_ratio * weights / unit
+        return self.start(lr.nan_to_num(1e-8).clamp(1e-12, 1e3))
+
+    def start(self, lr: Tensor) -> Tensor:
+        """Sets the first learning rate to `lr`, shape `lead`; returns it within the bounds."""
+        h = self.history
+        log_scale = lr.to(h.level).clamp_min(_TINY).log()
+        self.history = replace(
+            h, log_scale=log_scale, start_log_scale=log_scale, peak_log_scale=log_scale
+        )
+        return self._set_lr()
+
+    def observe(self, stats: IntervalStats) -> Decision:
+        """Takes in the interval that just ended and returns the observation.
+
+        Args:
+            stats: of `interval` steps, leading shape `lead`, on the controller's device.
+        """
+        self.step += stats.steps
+        if self.decisions == 0:
+            self._begin(stats)
+        before = self._reference_after_restore(stats)
+        tripped, healthy = judge(stats, before)
+        if not self.circuit_breaker:
+            tripped = torch.zeros_like(tripped)
+        self._ratio = stats.update_norm / stats.weight_norm.clamp_min(_TINY)
+        self.history = _cut(_remember(before, stats, tripped, healthy), tripped)
+        self.decisions += 1
+        self.interval = self.spec.interval(self.step, self.horizon)
+        clock = Clock(self.step, self.interval, self.horizon, self.decisions)
+        features = all_features(stats, self.history, before, clock)
+        return Decision(self.spec.features.select(features), tripped, healthy)
+
+    def apply(self, action: Tensor) -> Tensor:
+        """Turns actions, int64 of shape `lead`, into the learning rate of the coming interval."""
+        h = self.history
+        change = self.spec.actions.log_multiplier(action)
+        # Right after a restore a raise would undo the cut.
+        change = torch.where(h.since_trip < 2, change.clamp_max(0.0), change)
+        floor = h.peak_log_scale + math.log(self.spec.scale_floor)
+        log_scale = torch.maximum(h.log_scale + change, torch.minimum(floor, h.log_scale))
+        allowed = self._allowed_log_scale()
+        self.history = replace(
+            h,
+            log_scale=torch.minimum(log_scale, allowed),
+            last_action=change,
+            previous_action=h.last_action,
+            capped=(log_scale > allowed).to(h.level),
+        )
+        return self._set_lr()
+
+    def _begin(self, stats: IntervalStats) -> None:
+        """Fixes the loss scale, and corrects the start by the first measured update."""
+        h = self.history
+        first = stats.losses[..., 0]
+        initial = torch.where(first.isfinite(), first, torch.ones_like(first))
+        level = compressed_loss(initial, initial)
+        log_gradient = stats.gradient_norm.nan_to_num(1.0).clamp_min(_TINY).log()
+        self.history = replace(
+            h,
+            initial_loss=initial,
+            loss=initial,
+            **dict.fromkeys(("level", "fast", "slow", "best", "reference"), level),
+            noise=torch.full_like(level, DEFAULT_NOISE),
+            log_gradient=log_gradient,
+            first_log_gradient=log_gradient,
+        )
+        if self._rescale:
+            self._correct_start(stats)
+
+    def _correct_start(self, stats: IntervalStats) -> None:
+        h = self.history
+        ratio = stats.update_norm / stats.weight_norm.clamp_min(_TINY)
+        factor = (self.spec.start_ratio / ratio.clamp_min(_TINY)).clamp(1.0, 1e6)
+        # A first update of exactly zero (a masked or frozen start) says nothing about the scale.
+        factor = torch.where((ratio > 0) & ratio.isfinite(), factor, torch.ones_like(factor))
+        log_scale = h.log_scale + factor.log()
+        self.history = replace(
+            h, log_scale=log_scale, start_log_scale=log_scale, peak_log_scale=log_scale
+        )
+
+    def _reference_after_restore(self, stats: IntervalStats) -> History:
+        """Right after a restore, the restored state's own loss becomes the reference."""
+        h = self.history
+        own = compressed_loss(stats.losses[..., 0], h.initial_loss)
+        fresh = (h.restored > 0) & own.isfinite()
+        return replace(
+            h,
+            reference=torch.where(fresh, torch.maximum(h.reference, own), h.reference),
+            best=torch.where(fresh, torch.maximum(h.best, own), h.best),
+        )
+
+    def _allowed_log_scale(self) -> Tensor:
+        """The largest scale that keeps the update within its cap, by the last interval's ratio."""
+        factor = self.spec.max_update_ratio / self._ratio.nan_to_num(1.0).clamp_min(_TINY)
+        log_lr = self.lr.clamp_min(_TINY).log() + factor.clamp_max(1e12).log()
+        return log_lr - math.log(self._decay())
+
+    def _decay(self) -> float:
+        return self.spec.decay_at(self.step, self.interval, self.horizon)
+
+    def _set_lr(self) -> Tensor:
+        lr = self.history.log_scale.exp() * self._decay()
+        if self.min_lr is not None or self.max_lr is not None:
+            lr = lr.clamp(self.min_lr, self.max_lr)
+        self.lr = lr
+        return lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and builtins: loads with `weights_only=True`."""
+        return {
+            "history": self.history.state_dict(),
+            "lr": self.lr.clone(),
+            "ratio": self._ratio.clone(),
+            "counters": [self.step, self.decisions, self.interval],
+            "horizon": self.horizon,
+            "rescale": self._rescale,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned; the horizon becomes the saved one."""
+        device = self.lr.device
+        names = [f.name for f in fields(History)]
+        self.history = History(**{n: state["history"][n].to(device) for n in names})
+        self.lr, self._ratio = state["lr"].to(device), state["ratio"].to(device)
+        self.step, self.decisions, self.interval = state["counters"]
+        self.horizon, self._rescale = state["horizon"], state["rescale"]
+
+
+def _remember(h: History, s: IntervalStats, tripped: Tensor, healthy: Tensor) -> History:
+    """The history with the interval in it; a tripped interval leaves the loss terms alone."""
+    loss = torch.where(tripped, h.loss, s.losses.mean(-1))
+    level = torch.where(tripped, h.reference, compressed_loss(loss, h.initial_loss))
+    ok = ~tripped
+    gradient = s.gradient_norm.clamp_min(_TINY).log()
+    noise = h.noise
+    if s.losses.shape[-1] >= 3:
+        measured = step_noise(s.losses, h.initial_loss, s.steps)
+        noise = torch.where(ok, 0.5 * h.noise + 0.5 * measured, h.noise)
+    return replace(
+        h,
+        loss=loss,
+        level=level,
+        fast=0.5 * h.fast + 0.5 * level,
+        slow=0.85 * h.slow + 0.15 * level,
+        best=torch.where(ok, torch.minimum(h.best, level), h.best),
+        noise=noise,
+        log_gradient=torch.where(ok, gradient, h.log_gradient),
+        path=torch.where(ok, h.path + s.steps * s.update_norm.square(), h.path),
+        peak_log_scale=torch.where(
+            healthy, torch.maximum(h.peak_log_scale, h.log_scale), h.peak_log_scale
+        ),
+        reference=torch.where(healthy, level, h.reference),
+        since_trip=torch.where(tripped, torch.zeros_like(h.trips), h.since_trip + 1),
+        trips=h.trips + tripped,
+        restored=tripped.to(h.level),
+    )
+
+
+def _cut(h: History, tripped: Tensor) -> History:
+    log_scale = torch.where(tripped, h.log_scale - CUT, h.log_scale)
+    peak = torch.where(
+        tripped, torch.minimum(h.peak_log_scale, log_scale + _PEAK_ABOVE_CUT), h.peak_log_scale
+    )
+    return replace(h, log_scale=log_scale, peak_log_scale=peak)

@@ -1,0 +1,266 @@
+"""Telemetry and a short history -> the observation of the decision process.
+
+Nothing here depends on the scale of the loss, of the weights or of the gradients, nor on the
+length of the run, except the features whose name starts with `raw_`, which exist for the `classic`
+recipe. The features follow LHOPT (Almeida et al. 2021, arXiv:2106.00958: log ratios, clipped
+inputs, cosines against their noise), hypergradient descent (Baydin et al. 2018, the sign of
+cos(g_t, dtheta_{t-1})) and DoG (Ivgi et al. 2023, distance over root of summed squared updates).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.control.telemetry import IntervalStats
+from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
+
+LOSS_FLOOR = 0.01
+CLIP = 3.0
+_TINY = 1e-30
+
+
+def compressed_loss(loss: Tensor, initial_loss: Tensor) -> Tensor:
+    """The scale on which progress is measured: y(L) = sign(L) log(1 + |L| / e).
+
+    e is 1% of |initial_loss|, so for L >= 0 differences of y are differences of log(L + e), the
+    numerator and denominator of the benchmark's regret. Zero and negative losses are allowed.
+
+    Args:
+        loss: any shape.
+        initial_loss: broadcastable to it.
+    """
+    floor = (LOSS_FLOOR * initial_loss.abs()).clamp_min(1e-8)
+    return loss.sign() * torch.log1p(loss.abs() / floor)
+
+
+@dataclass
+class History:
+    """What is remembered from one decision to the next; every tensor has the shape `lead`."""
+
+    initial_loss: Tensor
+    loss: Tensor  # mean loss of the last interval
+    level: Tensor  # compressed loss of the last interval (after a restore: of the restored state)
+    fast: Tensor  # exponential averages of it
+    slow: Tensor
+    best: Tensor
+    noise: Tensor  # standard deviation of the compressed loss from step to step
+    log_gradient: Tensor
+    first_log_gradient: Tensor
+    path: Tensor  # sum of squared update norms
+    log_scale: Tensor  # natural log of the learning rate before the built-in decay
+    start_log_scale: Tensor
+    peak_log_scale: Tensor  # largest that survived an interval
+    last_action: Tensor  # natural log of the last multiplier
+    previous_action: Tensor
+    since_trip: Tensor  # decisions since the circuit breaker tripped
+    trips: Tensor
+    restored: Tensor  # 1 right after a restore
+    reference: Tensor  # compressed loss of the last healthy state
+    capped: Tensor  # 1 where the update cap cut the last action
+
+    @classmethod
+    def zeros(cls, lead: tuple[int, ...], device: torch.device | str) -> History:
+        """The history of a run that has not begun."""
+        values = {f.name: torch.zeros(lead, device=device) for f in fields(cls)}
+        values["since_trip"] += 100.0
+        return cls(**values)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Plain tensors by name."""
+        return {f.name: getattr(self, f.name).clone() for f in fields(self)}
+
+
+class Clock(NamedTuple):
+    """Where in the run a decision falls; the same for all replicas."""
+
+    step: int
+    interval: int  # steps of the coming interval
+    horizon: int | None
+    decisions: int
+
+    @property
+    def progress(self) -> float:
+        """Share of the run that is over; 0 while the horizon is unknown."""
+        return min(self.step / self.horizon, 1.0) if self.horizon else 0.0
+
+
+def _squash(x: Tensor, unit: float) -> Tensor:
+    """Linear below `unit`, logarithmic above: asinh(x / unit) / 2."""
+    return torch.asinh(x / unit) / 2
+
+
+def _log10(x: Tensor) -> Tensor:
+    return x.clamp_min(_TINY).log10()
+
+
+def _loss_features(s: IntervalStats, h: History, before: History) -> dict[str, Tensor]:
+    initial = compressed_loss(h.initial_loss, h.initial_loss)
+    return {
+        "loss_change": _squash(before.level - h.level, 0.02),
+        "loss_change_fast": _squash(before.fast - h.level, 0.02),
+        "loss_change_slow": _squash(before.slow - h.level, 0.02),
+        "loss_above_best": _squash(h.level - h.best, 0.05),
+        "loss_since_start": (initial - h.level) / 2,
+        "loss_level": h.level / 5,
+        "loss_trend": _squash(trend(compressed_loss(s.losses, h.initial_loss[..., None])), 1.0),
+        "loss_noise": (_log10(h.noise + 1e-4) + 2) / 1.5,
+    }
+
+
+def _gradient_features(s: IntervalStats, h: History, before: History) -> dict[str, Tensor]:
+    return {
+        "cos_gradients": s.cos_gradients,
+        "cos_gradients_small": _squash(s.cos_gradients, 0.03),
+        "cos_hypergradient": -s.cos_gradient_last_update,
+        "cos_hypergradient_small": -_squash(s.cos_gradient_last_update, 0.03),
+        "cos_descent": -s.cos_gradient_update,
+        "cos_updates": s.cos_updates,
+        "gradient_change": (h.log_gradient - before.log_gradient) / 1.5,
+        "gradient_since_start": (h.log_gradient - h.first_log_gradient) / 3,
+        "gradient_spread": s.gradient_spread / 1.5,
+    }
+
+
+def _movement_features(s: IntervalStats, h: History) -> dict[str, Tensor]:
+    walk = math.sqrt(s.steps) * s.update_norm
+    return {
+        "straightness": _log10(s.displacement / (s.steps * s.update_norm).clamp_min(_TINY)),
+        "straightness_walk": _log10(s.displacement / walk.clamp_min(_TINY)),
+        "update_ratio": (_log10(s.update_norm / s.weight_norm.clamp_min(_TINY)) + 3) / 1.5,
+        "largest_update_ratio": (_log10(s.max_update_ratio) + 3) / 1.5,
+        "distance": _log10(s.distance / s.weight_norm.clamp_min(_TINY)) + 1,
+        "distance_per_path": _log10(s.distance / h.path.sqrt().clamp_min(_TINY)),
+    }
+
+
+def _control_features(h: History, clock: Clock) -> dict[str, Tensor]:
+    remaining = math.log(1 - clock.progress + 1 / 64) / 3
+    return {
+        "progress": torch.full_like(h.level, 2 * clock.progress - 1),
+        "remaining": torch.full_like(h.level, remaining),
+        "horizon_known": torch.full_like(h.level, float(clock.horizon is not None)),
+        "log_step": torch.full_like(h.level, math.log10(clock.step) / 2 - 1),
+        "log_interval": torch.full_like(h.level, math.log10(clock.interval) - 1),
+        "early": torch.full_like(h.level, math.exp(-clock.decisions / 8)),
+        "last_action": h.last_action,
+        "previous_action": h.previous_action,
+        "scale_to_peak": (h.log_scale - h.peak_log_scale) / 2,
+        "scale_to_start": (h.log_scale - h.start_log_scale) / 5 - 1,
+        "since_trip": torch.exp(-h.since_trip / 4),
+        "trips": torch.tanh(h.trips / 3),
+        "capped": h.capped,
+    }
+
+
+def _raw_features(s: IntervalStats, h: History, before: History, clock: Clock) -> dict[str, Tensor]:
+    loss = s.losses.mean(-1)
+    return {
+        "raw_loss": loss,
+        "raw_loss_change": before.loss - loss,
+        "raw_gradient_norm": s.gradient_norm,
+        "raw_step": torch.full_like(loss, clock.step / 1000),
+        "raw_learning_rate": h.log_scale.exp(),
+    }
+
+
+def trend(y: Tensor) -> Tensor:
+    """t-statistic of the least-squares slope of y over its last dimension, negative when falling.
+
+    (*lead, n) -> lead; 0 where n < 3. Bounded by +-20 so that a noiseless line is finite.
+    """
+    n = y.shape[-1]
+    if n < 3:
+        return torch.zeros_like(y[..., 0])
+    x = torch.arange(n, device=y.device, dtype=y.dtype) - (n - 1) / 2
+    slope = (y * x).sum(-1) / x.square().sum()
+    residual = y - y.mean(-1, keepdim=True) - slope[..., None] * x
+    error = (residual.square().sum(-1) / (n - 2) / x.square().sum()).sqrt()
+    return (slope / error.clamp_min(1e-12)).clamp(-20.0, 20.0)
+
+
+def step_noise(losses: Tensor, initial_loss: Tensor, steps: int) -> Tensor:
+    """Standard deviation of one step's compressed loss about the interval's trend.
+
+    Half the mean squared second difference would be 3 sigma^2 of white noise (von Neumann's
+    ratio, one order up), which a linear trend leaves untouched. (*lead, bins) -> lead.
+    """
+    y = compressed_loss(losses, initial_loss[..., None])
+    per_bin = max(1.0, steps / y.shape[-1])
+    second = y[..., 2:] - 2 * y[..., 1:-1] + y[..., :-2]
+    return (second.square().mean(-1) / 6 * per_bin).sqrt()
+
+
+def all_features(
+    stats: IntervalStats, history: History, before: History, clock: Clock
+) -> dict[str, Tensor]:
+    """Every feature by name, each of shape `lead`.
+
+    Args:
+        stats: the interval that just ended.
+        history: the history with that interval in it.
+        before: the history without it.
+        clock: where the decision falls.
+    """
+    return {
+        **_loss_features(stats, history, before),
+        **_gradient_features(stats, history, before),
+        **_movement_features(stats, history),
+        **_control_features(history, clock),
+        **_raw_features(stats, history, before, clock),
+    }
+
+
+def _feature_names() -> tuple[str, ...]:
+    h = History.zeros((), "cpu")
+    zero = torch.zeros(())
+    stats = IntervalStats(torch.zeros(1), *[zero] * 11, zero > -1, 1)  # type: ignore[arg-type, call-arg, misc]
+    return tuple(all_features(stats, h, h, Clock(1, 1, None, 0)))
+
+
+FEATURES = _feature_names()
+SCALE_FREE = tuple(name for name in FEATURES if not name.startswith("raw_"))
+CLASSIC = tuple(name for name in FEATURES if name.startswith("raw_"))
+FEATURE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """Which features make up the observation, in order, and the version of their definitions.
+
+    Raises:
+        PolicyFileError: if the version is another than this code's, or a name is unknown.
+        ConfigurationError: if no name is given.
+    """
+
+    names: tuple[str, ...] = SCALE_FREE
+    version: int = FEATURE_VERSION
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", tuple(self.names))
+        if not self.names:
+            raise ConfigurationError("names=() selects no feature; name at least one.")
+        unknown = sorted(set(self.names) - set(FEATURES))
+        if unknown or self.version != FEATURE_VERSION:
+            raise PolicyFileError(
+                f"feature specification version {self.version} with unknown features {unknown}; "
+                f"this lightning-dqnlr computes version {FEATURE_VERSION}. Use the release that "
+                "trained the policy, or train it again with `dqnlr-train`."
+            )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def select(self, features: dict[str, Tensor]) -> Tensor:
+        """Stacks the selected features, clipped to +-3 if scale-free: (*lead, len(self))."""
+        columns = [
+            torch.nan_to_num(features[name], 0.0, 1e4, -1e4).clamp(-1e4, 1e4)
+            if name.startswith("raw_")
+            else torch.nan_to_num(features[name], 0.0, CLIP, -CLIP).clamp(-CLIP, CLIP)
+            for name in self.names
+        ]
+        return torch.stack(columns, dim=-1)

@@ -1,0 +1,100 @@
+"""`ControllerSpec`: what a controller must share with the policy it was trained with."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from lightning_dqnlr.control.actions import ActionSpec
+from lightning_dqnlr.control.features import FeatureSpec
+from lightning_dqnlr.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class ControllerSpec:
+    """All that the controller must share with the policy it was trained with.
+
+    Args:
+        features: what the observation holds.
+        actions: the multipliers.
+        decisions: how many intervals a run of known horizon is cut into once past its start.
+        growth: an early interval is this share of the steps so far (known horizon).
+        unknown_growth: every interval is this share of the steps so far (unknown horizon).
+        decay: built-in decay under the policy's scale when the horizon is known.
+        probe_size: sampled coordinates.
+        start_ratio: norm of the first update over the weights' norm.
+        max_update_ratio: cap on that ratio at any time.
+        scale_floor: lower bound of the scale, relative to the largest that proved healthy.
+
+    Raises:
+        ConfigurationError: naming the field that is out of range.
+    """
+
+    features: FeatureSpec = field(default_factory=FeatureSpec)
+    actions: ActionSpec = field(default_factory=ActionSpec)
+    decisions: int = 64
+    growth: float = 0.5
+    unknown_growth: float = 0.125
+    decay: Literal["cosine", "none"] = "cosine"
+    probe_size: int = 1024
+    start_ratio: float = 1e-4
+    max_update_ratio: float = 0.2
+    scale_floor: float = 1 / 256
+
+    def __post_init__(self) -> None:
+        for name in ("decisions", "growth", "unknown_growth", "probe_size", "start_ratio"):
+            if not getattr(self, name) > 0:
+                raise ConfigurationError(f"{name}={getattr(self, name)!r} must be positive.")
+        if self.decay not in ("cosine", "none"):
+            raise ConfigurationError(f"decay={self.decay!r} must be 'cosine' or 'none'.")
+
+    def interval(self, step: int, horizon: int | None) -> int:
+        """Steps from a decision at `step` to the next one: short first, then horizon/decisions."""
+        if horizon is None or step >= horizon:
+            return max(1, math.ceil(step * self.unknown_growth))
+        regular = max(1, round(horizon / self.decisions))
+        early = max(1, math.ceil(step * self.growth))
+        interval = min(regular, early)
+        # A remainder shorter than half an interval joins the last one.
+        left = horizon - step
+        return left if left < 1.5 * interval else interval
+
+    def decay_at(self, step: int, interval: int, horizon: int | None) -> float:
+        """The built-in decay, in the middle of an interval."""
+        if self.decay == "none" or horizon is None:
+            return 1.0
+        progress = min((step + interval / 2) / horizon, 1 - 1 / (4 * self.decisions))
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ControllerSpec:
+        """The inverse of `to_dict`."""
+        values = dict(data)
+        features, actions = dict(values.pop("features")), dict(values.pop("actions"))
+        return cls(
+            features=FeatureSpec(tuple(features["names"]), features["version"]),
+            actions=ActionSpec(tuple(actions["multipliers"])),
+            **values,
+        )
+
+
+def check_horizon(horizon: int | None) -> None:
+    """Raises ConfigurationError unless `horizon` is None or a positive number of steps."""
+    if horizon is not None and not horizon > 0:
+        raise ConfigurationError(
+            f"horizon={horizon!r} must be a positive number of optimizer steps, or None if unknown."
+        )
+
+
+def check_bounds(min_lr: float | None, max_lr: float | None) -> None:
+    """Raises ConfigurationError unless 0 < min_lr <= max_lr (where given)."""
+    for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigurationError(f"{name}={value!r} must be a positive, finite learning rate.")
+    if min_lr is not None and max_lr is not None and min_lr > max_lr:
+        raise ConfigurationError(f"min_lr={min_lr} > max_lr={max_lr}; swap them or drop one.")

@@ -1,0 +1,273 @@
+"""What one training run shows, at a fixed cost for models of any size.
+
+A `Probe` picks about a thousand coordinates of the model once. At observed steps the gradient
+and the weights are read at those coordinates only, and every inner product that the features need
+(gradient with gradient, gradient with update, update with update, ...) comes out of one small Gram
+matrix. `Telemetry` keeps those matrices and the losses of one decision interval on the device;
+`Telemetry.read` turns them into one flat tensor, so that a host needs exactly one transfer per
+decision. Long intervals observe 16 of their steps (eight adjacent pairs, because the cosines
+compare consecutive steps); the loss is averaged over all of them.
+
+Everything has leading dimensions `lead`: `()` for one run, `(R,)` for R replicas side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+MAX_TENSORS = 64
+MAX_BINS = 16
+MAX_OBSERVATIONS = 16
+_SLICES = 4
+_TINY = 1e-38
+
+# Rows of the stacked probe vectors.
+_G, _G_PREV, _D, _D_PREV, _W = range(5)
+
+
+class Probe:
+    """A fixed sample of a model's coordinates: contiguous slices of its tensors.
+
+    Each coordinate is weighted by the root of how many it stands for, so that squared norms of
+    probe vectors estimate the squared norms of the whole vectors.
+
+    Args:
+        sizes: number of elements of each parameter tensor, in the optimizer's order.
+        max_coordinates: about how many coordinates to sample.
+
+    Attributes:
+        columns: (n,) positions of the sampled coordinates in the concatenation of all tensors.
+        weight: (n,) the weights described above.
+        total: number of coordinates of the model.
+    """
+
+    def __init__(self, sizes: Sequence[int], max_coordinates: int = 1024) -> None:
+        self.total = sum(sizes)
+        kept = sorted(range(len(sizes)), key=lambda i: -sizes[i])[:MAX_TENSORS]
+        covered = sum(sizes[i] for i in kept)
+        self.pieces: list[tuple[int, int, int]] = []
+        weights: list[Tensor] = []
+        for index in sorted(kept):
+            share = max(8, round(max_coordinates * sizes[index] / max(covered, 1)))
+            spans = _spans(sizes[index], min(share, sizes[index]))
+            sampled = sum(stop - start for start, stop in spans)
+            self.pieces += [(index, start, stop) for start, stop in spans]
+            scale = math.sqrt(sizes[index] / max(sampled, 1) * self.total / max(covered, 1))
+            weights.append(torch.full((sampled,), scale))
+        offsets = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
+        self.weight = torch.cat(weights)
+        self.columns = torch.cat(
+            [torch.arange(offsets[i] + a, offsets[i] + b) for i, a, b in self.pieces]
+        )
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def read(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Samples one vector of the model, (n,) float32 on the tensors' device.
+
+        Args:
+            tensors: the parameters or their gradients; None (no gradient) reads as zero.
+        """
+        device = next((t.device for t in tensors if t is not None), torch.device("cpu"))
+        if self.weight.device != device:
+            self.weight = self.weight.to(device)
+        flat: dict[int, Tensor] = {}
+        parts = []
+        for index, start, stop in self.pieces:
+            tensor = tensors[index]
+            if tensor is None:
+                parts.append(torch.zeros(stop - start, device=device))
+                continue
+            if index not in flat:
+                flat[index] = tensor.detach().reshape(-1)
+            parts.append(flat[index][start:stop])
+        return torch.cat(parts).float().mul_(self.weight)
+
+    def read_flat(self, flat: Tensor) -> Tensor:
+        """The same sample from concatenated tensors: (*lead, total) -> (*lead, n)."""
+        if self.weight.device != flat.device:
+            self.weight = self.weight.to(flat.device)
+            self.columns = self.columns.to(flat.device)
+        return flat.index_select(-1, self.columns).mul_(self.weight)
+
+
+def _spans(size: int, share: int) -> list[tuple[int, int]]:
+    """Evenly spaced slices of [0, size) that hold `share` elements in all."""
+    if size <= 2 * share:
+        return [(0, size)]
+    width = max(1, share // _SLICES)
+    gap = size / _SLICES
+    return [(int(i * gap), int(i * gap) + width) for i in range(_SLICES)]
+
+
+class IntervalStats(NamedTuple):
+    """The statistics of one decision interval; every tensor has the shape `lead`.
+
+    Norms are estimates for the whole model, in the units of the parameters. Cosines are means over
+    consecutive observed steps and 0 where none was observed.
+    """
+
+    losses: Tensor  # (*lead, bins): mean training loss over each of up to 16 stretches
+    gradient_norm: Tensor
+    gradient_spread: Tensor  # standard deviation of log(squared gradient norm)
+    cos_gradients: Tensor  # cos(g_t, g_{t-1})
+    cos_gradient_last_update: Tensor  # cos(g_t, dtheta_{t-1}), the hypergradient's sign
+    cos_gradient_update: Tensor  # cos(g_t, dtheta_t)
+    cos_updates: Tensor  # cos(dtheta_t, dtheta_{t-1})
+    update_norm: Tensor  # root mean square of ||dtheta||
+    max_update_ratio: Tensor  # largest ||dtheta|| / ||theta||
+    weight_norm: Tensor
+    displacement: Tensor  # ||theta_end - theta_begin|| over the interval
+    distance: Tensor  # ||theta_end - theta_0||
+    finite: Tensor  # bool: no loss, gradient or weight was NaN or infinite
+    steps: int
+
+
+_PACKED = len(IntervalStats._fields) - 2  # all but `losses` and `steps`
+
+
+class Telemetry:
+    """Accumulates one decision interval on the device.
+
+    Per optimizer step, in this order: `before` and `after` if `observing`, then `add_loss`.
+
+    Args:
+        num_coordinates: n, the length of probe vectors.
+        lead: leading dimensions.
+        device: where the sums live.
+    """
+
+    def __init__(
+        self, num_coordinates: int, lead: tuple[int, ...] = (), device: torch.device | str = "cpu"
+    ) -> None:
+        self._vectors = torch.zeros((*lead, 5, num_coordinates), device=device)
+        self._anchors = torch.zeros((*lead, 2, num_coordinates), device=device)
+        self._grams = torch.zeros((*lead, MAX_OBSERVATIONS, 5, 5), device=device)
+        self._losses = torch.zeros((*lead, MAX_BINS), device=device)
+        self._paired: list[bool] = []  # per observation: was the step before it observed too?
+        self._last_observed = -1
+        self.total_steps = 0
+        self.steps = 1
+        self.step = 0
+
+    def begin(self, steps: int) -> None:
+        """Starts an interval of `steps` optimizer steps."""
+        self.steps, self.step = steps, 0
+        self._paired.clear()
+        self._losses.zero_()
+
+    @property
+    def observing(self) -> bool:
+        """Whether the coming step is one whose gradient and update are looked at."""
+        stride = math.ceil(self.steps / MAX_OBSERVATIONS)
+        return self.step % (2 * stride) < 2
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps of the interval have been seen."""
+        return self.step >= self.steps
+
+    def before(self, gradient: Tensor, weights: Tensor) -> None:
+        """Takes the probe's gradient and weights, (*lead, n), just before an optimizer step."""
+        if self.total_steps == 0:
+            self._anchors[..., 0, :] = weights
+        if self.step == 0:
+            self._anchors[..., 1, :] = weights
+        self._vectors[..., _G_PREV, :] = self._vectors[..., _G, :]
+        self._vectors[..., _D_PREV, :] = self._vectors[..., _D, :]
+        self._vectors[..., _G, :] = gradient
+        self._vectors[..., _W, :] = weights
+
+    def after(self, weights: Tensor) -> None:
+        """Takes the probe's weights, (*lead, n), just after the step."""
+        v = self._vectors
+        v[..., _D, :] = weights - v[..., _W, :]
+        self._grams[..., len(self._paired), :, :] = v @ v.transpose(-1, -2)
+        self._paired.append(0 < self.total_steps == self._last_observed + 1)
+        self._last_observed = self.total_steps
+
+    def add_loss(self, loss: Tensor) -> None:
+        """Adds the step's training loss, shape `lead`, and ends the step."""
+        bins = min(self.steps, MAX_BINS)
+        self._losses[..., self.step * bins // self.steps] += loss
+        self.step += 1
+        self.total_steps += 1
+
+    def read(self, weights: Tensor, device: torch.device | str | None = None) -> IntervalStats:
+        """The finished interval's statistics.
+
+        Args:
+            weights: the probe's weights now, (*lead, n).
+            device: where to put the result; another device than the telemetry's costs the
+                interval's one transfer.
+        """
+        packed = torch.cat([self._mean_losses(), self._summaries(weights)], dim=-1)
+        if device is not None:
+            packed = packed.to(device)
+        losses, rest = packed[..., :-_PACKED], packed[..., -_PACKED:].unbind(-1)
+        return IntervalStats(losses, *rest[:-1], rest[-1] > 0, self.steps)  # type: ignore[arg-type]
+
+    def _mean_losses(self) -> Tensor:
+        bins = min(self.steps, MAX_BINS)
+        edges = [math.ceil(i * self.steps / bins) for i in range(bins + 1)]
+        counts = [stop - start for start, stop in pairwise(edges)]
+        return self._losses[..., :bins] / torch.tensor(counts, device=self._losses.device)
+
+    def _summaries(self, weights: Tensor) -> Tensor:
+        grams = self._grams[..., : len(self._paired), :, :]
+        pairs = grams[..., [i for i, paired in enumerate(self._paired) if paired], :, :]
+        squared_gradient = grams[..., _G, _G]
+        squared_update, squared_weight = grams[..., _D, _D], grams[..., _W, _W]
+        moved = (weights.unsqueeze(-2) - self._anchors).square().sum(-1).sqrt()
+        ratio = squared_update / squared_weight.clamp_min(_TINY)
+        columns = [
+            squared_gradient.mean(-1).sqrt(),
+            (squared_gradient + _TINY).log().std(-1, correction=0),
+            _cosine(pairs, _G, _G_PREV),
+            _cosine(pairs, _G, _D_PREV),
+            _cosine(grams, _G, _D),
+            _cosine(pairs, _D, _D_PREV),
+            squared_update.mean(-1).sqrt(),
+            ratio.amax(-1).sqrt(),
+            squared_weight.mean(-1).sqrt(),
+            moved[..., 1],
+            moved[..., 0],
+        ]
+        sums = torch.stack(columns, dim=-1)
+        finite = (sums.sum(-1) + self._losses.sum(-1)).isfinite()
+        return torch.cat([sums, finite.unsqueeze(-1)], dim=-1)
+
+    def state_dict(self) -> dict[str, object]:
+        """Everything needed to go on in the middle of an interval: tensors and builtins."""
+        return {
+            "vectors": self._vectors.clone(),
+            "anchors": self._anchors.clone(),
+            "grams": self._grams.clone(),
+            "losses": self._losses.clone(),
+            "paired": list(self._paired),
+            "counters": [self._last_observed, self.total_steps, self.steps, self.step],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        self._vectors.copy_(state["vectors"])
+        self._anchors.copy_(state["anchors"])
+        self._grams.copy_(state["grams"])
+        self._losses.copy_(state["losses"])
+        self._paired = list(state["paired"])
+        self._last_observed, self.total_steps, self.steps, self.step = state["counters"]
+
+
+def _cosine(grams: Tensor, a: int, b: int) -> Tensor:
+    """Mean cosine between rows a and b over the observations, (*lead, M, 5, 5) -> lead."""
+    if grams.shape[-3] == 0:
+        return grams.new_zeros(grams.shape[:-3])
+    norms = (grams[..., a, a].sqrt() * grams[..., b, b].sqrt()).clamp_min(_TINY)
+    return (grams[..., a, b] / norms).mean(-1)

@@ -1,0 +1,148 @@
+"""One episode of meta-training: R replicas of one task under an exploring policy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.envs.vector import Reward, Start, VectorLREnv
+from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.rl.replay import Transitions, n_step_transitions
+from lightning_dqnlr.rl.rewards import group_relative
+from lightning_dqnlr.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """How experience is gathered.
+
+    Args:
+        replicas: R, runs of one task side by side.
+        epsilon: the most exploring replica's; replica i uses epsilon^(1 + 7 i / (R - 1))
+            (Horgan et al. 2018, arXiv:1803.00933, eq. in section 4).
+        n_step: length of the returns, in decisions.
+        discount: gamma; 1 because only the end of the run counts.
+        off_start_share: share of the replicas that start away from the safe start, so that bad
+            learning rates are states the policy knows.
+        off_start_decades: how far away: log-uniform over +- so many decades.
+        start: "safe", or "user" for learning rates log-uniform over 1e-6..10.
+        group_relative: subtract the replicas' mean reward and divide by the spread of totals.
+        final_evaluation: end the return on the loss of the whole training set in eval mode.
+        circuit_breaker: whether blown-up intervals are undone.
+        trip_penalty: of an undone interval, in units of log loss.
+    """
+
+    replicas: int = 64
+    epsilon: float = 0.3
+    n_step: int = 8
+    discount: float = 1.0
+    off_start_share: float = 0.25
+    off_start_decades: float = 2.0
+    start: str = "safe"
+    group_relative: bool = True
+    final_evaluation: bool = True
+    circuit_breaker: bool = True
+    trip_penalty: float = 0.2
+
+
+class Episode(NamedTuple):
+    """What one episode gave."""
+
+    transitions: Transitions
+    steps: int  # inner steps over all replicas
+    final_losses: Tensor  # (R,)
+    initial_loss: float
+    trips: float  # mean per replica
+    failed: float  # share of replicas that ended without a finite loss
+
+
+def collect_episode(
+    task: Task,
+    policy: LRPolicy,
+    config: CollectConfig,
+    reward: Reward,
+    generator: torch.Generator,
+    device: torch.device | str = "cpu",
+) -> Episode:
+    """Runs one task to its horizon under epsilon-greedy control and cuts it into transitions."""
+    seeds = torch.randint(2**31, (config.replicas,), generator=generator).tolist()
+    env = VectorLREnv(
+        task,
+        policy.spec,
+        seeds,
+        reward=reward,
+        start=_start(config, generator, device),
+        circuit_breaker=config.circuit_breaker,
+        trip_penalty=config.trip_penalty,
+        device=device,
+    )
+    record = _Rollout([env.reset()], [], [], [])
+    epsilon = _epsilons(config).to(device)
+    while not env.finished:
+        action = policy.act(record.observations[-1], epsilon, generator)
+        result = env.step(action)
+        record.add(action, result.observation, result.reward, result.alive)
+    final = env.final_losses()
+    history = env.controller.history
+    if config.final_evaluation:
+        record.rewards[-1] += reward(history.loss, final, history.initial_loss).nan_to_num(-1.0)
+    return Episode(
+        record.transitions(config),
+        env.controller.step * config.replicas,
+        final,
+        history.initial_loss.mean().item(),
+        history.trips.mean().item(),
+        1.0 - env.alive.float().mean().item(),
+    )
+
+
+@dataclass
+class _Rollout:
+    """Lists over decisions of (R, ...) tensors; one observation more than actions."""
+
+    observations: list[Tensor]
+    actions: list[Tensor]
+    rewards: list[Tensor]
+    alive: list[Tensor]
+
+    def add(self, action: Tensor, observation: Tensor, reward: Tensor, alive: Tensor) -> None:
+        self.actions.append(action)
+        self.observations.append(observation)
+        self.rewards.append(reward)
+        self.alive.append(alive)
+
+    def transitions(self, config: CollectConfig) -> Transitions:
+        alive = torch.stack(self.alive)
+        before = torch.cat([torch.ones_like(alive[:1]), alive[:-1]])
+        rewards = torch.where(before, torch.stack(self.rewards), 0.0)
+        if config.group_relative:
+            rewards = group_relative(rewards, before)
+        continues = alive.clone()
+        continues[-1] = False  # the run is over: nothing to bootstrap from
+        return n_step_transitions(
+            torch.stack(self.observations),
+            torch.stack(self.actions),
+            rewards,
+            continues,
+            config.n_step,
+            config.discount,
+            valid=before,
+        )
+
+
+def _start(config: CollectConfig, generator: torch.Generator, device: torch.device | str) -> Start:
+    uniform = torch.rand(config.replicas, generator=generator)
+    if config.start == "user":
+        return Start(lr=(10.0 ** (7 * uniform - 6)).to(device))
+    off = torch.rand(config.replicas, generator=generator) < config.off_start_share
+    decades = (2 * uniform - 1) * config.off_start_decades * off
+    return Start(multiplier=(10.0**decades).to(device))
+
+
+def _epsilons(config: CollectConfig) -> Tensor:
+    position = torch.linspace(0, 1, config.replicas)
+    epsilons: Tensor = config.epsilon ** (1 + 7 * position)
+    return epsilons

@@ -1,0 +1,162 @@
+"""Regret of a policy on tasks it is not trained on, against the tuned cosine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.bench.cosine import TunedCosine, regret, tune_cosine
+from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.envs.vector import VectorLREnv
+from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.rl.rewards import log_progress
+from lightning_dqnlr.tasks.task import Task
+
+Act = Callable[[Tensor], Tensor]
+
+
+class Rivals:
+    """Tuned cosines of tasks, kept on disk because each is a whole grid search.
+
+    Args:
+        folder: where results are kept, or None to keep them in memory only.
+        device: where to train.
+    """
+
+    def __init__(self, folder: str | Path | None, device: torch.device | str = "cpu") -> None:
+        self._folder = None if folder is None else Path(folder)
+        self._device = device
+        self._known: dict[str, TunedCosine] = {}
+
+    def __getitem__(self, task: Task) -> TunedCosine:
+        key = fingerprint(task)
+        if key not in self._known:
+            self._known[key] = self._read(key) or self._tune(task, key)
+        return self._known[key]
+
+    def _read(self, key: str) -> TunedCosine | None:
+        path = None if self._folder is None else self._folder / f"{key}.json"
+        if path is None or not path.is_file():
+            return None
+        values = json.loads(path.read_text())
+        return TunedCosine(**{**values, "train_losses": tuple(values["train_losses"])})
+
+    def _tune(self, task: Task, key: str) -> TunedCosine:
+        tuned = tune_cosine(task, device=self._device)
+        if self._folder is not None:
+            content = json.dumps(tuned._asdict()).encode()
+            write_atomically(self._folder / f"{key}.json", content)
+        return tuned
+
+
+def fingerprint(task: Task) -> str:
+    """A name for exactly this problem: changes with its data, model, optimizer or length."""
+    digest = hashlib.sha256()
+    settings = (task.name, task.batch_size, task.optimizer, task.horizon, task.gradient_clip)
+    digest.update(repr(settings).encode())
+    weights = [p.detach() for p in task.build(0).parameters()]
+    for tensor in (*weights, *task.train_data):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return f"{task.name.replace('/', '-')}-{digest.hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Regrets of one evaluation, one row per task and one column per seed.
+
+    Attributes:
+        names: of the tasks.
+        train: (tasks, seeds) regret on the final training loss.
+        validation: the same on the validation loss.
+    """
+
+    names: tuple[str, ...]
+    train: Tensor
+    validation: Tensor
+    trips: float
+
+    @property
+    def score(self) -> float:
+        """What selects a policy: the mean over tasks of regret clipped to [-0.5, 2]."""
+        return self.train.clamp(-0.5, 2.0).mean().item()
+
+    def summary(self) -> dict[str, float]:
+        """Plain numbers for logs and model cards."""
+        flat = self.train.flatten()
+        return {
+            "regret_mean": flat.mean().item(),
+            "regret_median": flat.median().item(),
+            "regret_iqm": interquartile_mean(flat),
+            "regret_p90": flat.quantile(0.9).item(),
+            "regret_max": flat.max().item(),
+            "regret_within_2_percent": (flat < 0.02).float().mean().item(),
+            "validation_regret_median": self.validation.flatten().median().item(),
+            "validation_regret_iqm": interquartile_mean(self.validation.flatten()),
+            "trips": self.trips,
+            "score": self.score,
+        }
+
+
+def interquartile_mean(values: Tensor) -> float:
+    """Mean of the middle half of the values, (N,); a quarter is cut at each end, rounded down."""
+    ordered = values.flatten().sort().values
+    cut = len(ordered) // 4
+    return ordered[cut : len(ordered) - cut].mean().item()
+
+
+class Result(NamedTuple):
+    """One controlled run of a task, R seeds side by side."""
+
+    train_loss: Tensor
+    validation_loss: Tensor
+    log_scale: Tensor  # (decisions, R) natural log of the learning rate's scale
+    trips: float
+
+
+def run_policy(
+    task: Task,
+    act: Act,
+    spec: ControllerSpec,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+) -> Result:
+    """Trains R replicas of a task under greedy control, from the controller's own start."""
+    env = VectorLREnv(task, spec, seeds, reward=log_progress, device=device)
+    observation = env.reset()
+    scales = []
+    while not env.finished:
+        observation = env.step(act(observation)).observation
+        scales.append(env.controller.history.log_scale)
+    return Result(
+        env.final_losses(),
+        env.replicas.evaluate(task.validation_data),
+        torch.stack(scales),
+        env.controller.history.trips.mean().item(),
+    )
+
+
+def evaluate(
+    act: Act,
+    spec: ControllerSpec,
+    tasks: Sequence[Task],
+    rivals: Rivals,
+    seeds: Sequence[int],
+    device: torch.device | str = "cpu",
+) -> Scores:
+    """Regrets of `act` (observations -> actions) on each task and seed."""
+    train, validation, trips = [], [], 0.0
+    for task in tasks:
+        result, rival = run_policy(task, act, spec, seeds, device), rivals[task]
+        train.append(regret(result.train_loss, rival.train_loss, rival.initial_loss))
+        held_out = (result.validation_loss, rival.validation_loss, rival.initial_loss)
+        validation.append(regret(*held_out))
+        trips += result.trips / len(tasks)
+    names = tuple(task.name for task in tasks)
+    return Scores(names, torch.stack(train).cpu(), torch.stack(validation).cpu(), trips)

@@ -1,0 +1,180 @@
+"""`LRPolicy`: a Q-network, the controller specification it was trained with, and its record.
+
+On disk a policy is a folder with two files: `policy.safetensors` (the weights) and `policy.json`
+(everything else, for people too: feature specification, actions, decision times, versions, scores,
+how it was trained). The JSON holds the weights' SHA-256, so a truncated or swapped file is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
+from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.policy.network import QNetwork
+
+FORMAT = "lightning-dqnlr-policy"
+FORMAT_VERSION = 1
+WEIGHTS, RECORD = "policy.safetensors", "policy.json"
+_BUNDLED = Path(__file__).parent
+
+
+@dataclass
+class LRPolicy:
+    """Chooses learning-rate multipliers from observations.
+
+    Args:
+        network: the Q-network.
+        spec: what a controller must share with it.
+        record: plain JSON data on how it was made and how well it does.
+
+    Raises:
+        ConfigurationError: if network and specification disagree in size.
+    """
+
+    network: QNetwork
+    spec: ControllerSpec
+    record: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        wanted = (len(self.spec.features), len(self.spec.actions))
+        got = (self.network.observation_size, self.network.num_actions)
+        if wanted != got:
+            raise ConfigurationError(
+                f"network has (observation size, actions) {got}, but spec has {wanted}; build the "
+                "network from the same ControllerSpec."
+            )
+
+    @torch.no_grad()
+    def q_values(self, observation: Tensor) -> Tensor:
+        """Q-values (*lead, actions) of observations (*lead, features)."""
+        values: Tensor = self.network(observation)
+        return values
+
+    def act(
+        self,
+        observation: Tensor,
+        epsilon: float | Tensor = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Epsilon-greedy actions, int64 of shape `lead`.
+
+        Args:
+            observation: (*lead, features).
+            epsilon: probability of a uniformly random action, broadcastable to `lead`.
+            generator: CPU generator of the exploration; unused when epsilon is the number 0.
+        """
+        greedy = self.q_values(observation).argmax(dim=-1)
+        if isinstance(epsilon, float | int) and epsilon == 0:
+            return greedy
+        explore = torch.rand(greedy.shape, generator=generator).to(greedy.device) < epsilon
+        other = torch.randint(len(self.spec.actions), greedy.shape, generator=generator)
+        return torch.where(explore, other.to(greedy.device), greedy)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes the two files into `folder`, each atomically; returns the folder.
+
+        Raises:
+            ConfigurationError: if the folder cannot be written.
+        """
+        folder = Path(folder)
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
+        weights = save_tensors(tensors)
+        record = {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "weights_sha256": hashlib.sha256(weights).hexdigest(),
+            "network": self.network.config,
+            "controller": self.spec.to_dict(),
+            "record": self.record,
+        }
+        write_atomically(folder / WEIGHTS, weights)
+        write_atomically(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+        return folder
+
+    @classmethod
+    def load(cls, name: str | Path = "default") -> LRPolicy:
+        """Reads a policy.
+
+        Args:
+            name: "default" for the bundled policy, else the folder that `save` wrote (or one of
+                the two files in it).
+
+        Raises:
+            PolicyFileError: if a file is missing, truncated, not one of ours, or made for a
+                feature specification that this code does not compute.
+        """
+        folder = _BUNDLED / "default" if str(name) == "default" else Path(name)
+        if folder.name in (WEIGHTS, RECORD):
+            folder = folder.parent
+        record = _read_record(folder)
+        weights = _read_weights(folder, record)
+        try:
+            spec = ControllerSpec.from_dict(record["controller"])
+            network = QNetwork(**record["network"])
+            network.load_state_dict(load_tensors(weights))
+            policy = cls(network.eval(), spec, record.get("record", {}))
+        except PolicyFileError as error:
+            raise PolicyFileError(f"policy={str(folder)!r}: {error}") from error
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            raise PolicyFileError(
+                f"policy={str(folder)!r} does not fit this version of lightning-dqnlr "
+                f"({type(error).__name__}: {error}); train it again with `dqnlr-train`, or install "
+                f"the version named in {RECORD}."
+            ) from error
+        policy.network.requires_grad_(False)
+        return policy
+
+
+def _read_record(folder: Path) -> dict[str, Any]:
+    path = folder / RECORD
+    try:
+        record = json.loads(path.read_bytes())
+    except OSError as error:
+        raise PolicyFileError(
+            f"policy={str(folder)!r}: {path} cannot be read ({error.strerror}); pass the folder "
+            "that LRPolicy.save or dqnlr-train wrote, or 'default' for the bundled policy."
+        ) from error
+    except ValueError as error:
+        raise PolicyFileError(
+            f"policy={str(folder)!r}: {path} is damaged or not JSON; copy the folder again."
+        ) from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise PolicyFileError(
+            f"policy={str(folder)!r}: {path} is not a lightning-dqnlr policy; pass the folder that "
+            "LRPolicy.save or dqnlr-train wrote."
+        )
+    if record.get("format_version") != FORMAT_VERSION:
+        raise PolicyFileError(
+            f"policy={str(folder)!r} has format version {record.get('format_version')!r}; this "
+            f"lightning-dqnlr reads version {FORMAT_VERSION}. Upgrade, or train it again."
+        )
+    return record
+
+
+def _read_weights(folder: Path, record: dict[str, Any]) -> bytes:
+    path = folder / WEIGHTS
+    try:
+        weights = path.read_bytes()
+    except OSError as error:
+        raise PolicyFileError(
+            f"policy={str(folder)!r}: {path} cannot be read ({error.strerror}); a policy is the "
+            f"two files {WEIGHTS} and {RECORD}, copy both."
+        ) from error
+    if hashlib.sha256(weights).hexdigest() != record.get("weights_sha256"):
+        raise PolicyFileError(
+            f"policy={str(folder)!r}: {path} is truncated or was not saved together with "
+            f"{RECORD}; copy both files again."
+        )
+    return weights
