@@ -1,1 +1,1 @@
-"""Deep Q-learning: replay, TD targets, rewards (torch only)."""
+"""Deep Q-learning: rewards, targets, replay, the learner, and the tabular baseline. Torch only."""

@@ -1,0 +1,95 @@
+"""The Q-network: an observation's value for each action."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dqnlr.errors import ConfigurationError
+
+_INITIAL_OUTPUT_SCALE = 0.01
+
+
+class QNetwork(nn.Module):
+    """A multilayer perceptron from observations to Q-values, by default with dueling streams.
+
+    Dueling (Wang et al. 2016, arXiv:1511.06581, eq. 9): all but the last hidden layer are shared;
+    a value and an advantage stream each have the last one to themselves, and
+    `Q(s,a) = V(s) + A(s,a) - mean_a' A(s,a')`. Most observations call for no particular action;
+    V learns what they are worth from every action at once.
+
+    The output layers start small, so an untrained network is nearly indifferent between actions
+    and its first targets are the rewards themselves.
+
+    Args:
+        observation_size: F.
+        num_actions: A.
+        hidden: widths of the hidden layers (SiLU between them); empty for a linear Q.
+        dueling: False for one plain head.
+
+    Raises:
+        ConfigurationError: a size below 1; the message names the argument.
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        num_actions: int,
+        hidden: Sequence[int] = (128, 128),
+        dueling: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_sizes(observation_size, num_actions, hidden)
+        self.observation_size = observation_size
+        self.num_actions = num_actions
+        self.hidden = tuple(int(width) for width in hidden)
+        self.dueling = dueling
+        shared = self.hidden[:-1] if dueling else self.hidden
+        own = self.hidden[-1:] if dueling else ()
+        self.trunk = _layers(observation_size, shared)
+        width = (observation_size, *shared)[-1]
+        self.advantage = _head(width, own, num_actions)
+        self.value = _head(width, own, 1) if dueling else None
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Q-values (..., A) of observations (..., F)."""
+        features = self.trunk(observation)
+        advantage: Tensor = self.advantage(features)
+        if self.value is None:
+            return advantage
+        value: Tensor = self.value(features)
+        return value + advantage - advantage.mean(dim=-1, keepdim=True)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain data: `QNetwork(**network.config)` rebuilds it."""
+        return {
+            "observation_size": self.observation_size,
+            "num_actions": self.num_actions,
+            "hidden": list(self.hidden),
+            "dueling": self.dueling,
+        }
+
+
+def _layers(inputs: int, widths: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in widths:
+        layers += [nn.Linear(inputs, width), nn.SiLU()]
+        inputs = width
+    return nn.Sequential(*layers)
+
+
+def _head(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential:
+    output = nn.Linear((inputs, *widths)[-1], outputs)
+    with torch.no_grad():
+        output.weight.mul_(_INITIAL_OUTPUT_SCALE)
+        output.bias.mul_(_INITIAL_OUTPUT_SCALE)
+    return _layers(inputs, widths).append(output)
+
+
+def _check_sizes(observation_size: int, num_actions: int, hidden: Sequence[int]) -> None:
+    sizes = {"observation_size": [observation_size], "num_actions": [num_actions], "hidden": hidden}
+    for name, values in sizes.items():
+        if any(value < 1 for value in values):
+            raise ConfigurationError(f"{name} must be at least 1; got {list(values)}.")

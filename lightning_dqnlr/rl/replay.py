@@ -1,0 +1,224 @@
+"""Transitions: n-step returns from recorded rollouts, and the replay buffer that holds them."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.errors import ConfigurationError
+
+
+class Transitions(NamedTuple):
+    """A batch of B transitions.
+
+    Attributes:
+        observation: (B, F) float32.
+        action: (B,) int64.
+        reward: (B,) float32, the n-step return `sum_i gamma^i r_{t+i}`.
+        next_observation: (B, F) float32, where the return ends.
+        discount: (B,) float32, gamma^n, and 0 if the episode ended inside the window.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    next_observation: Tensor
+    discount: Tensor
+
+
+def n_step_transitions(
+    observations: Tensor,
+    actions: Tensor,
+    rewards: Tensor,
+    continues: Tensor,
+    n: int,
+    gamma: float,
+    valid: Tensor | None = None,
+) -> Transitions:
+    """Cut the rollouts of R replicas into n-step transitions (Sutton & Barto 2018, eq. 7.1).
+
+    From step t the return takes m = min(n, steps to the replica's end) rewards and ends at
+    observations[t + m]. A terminal inside the window ends the sum with discount 0; a window cut by
+    the end of the record, or by padding that no terminal precedes, bootstraps with gamma^m.
+
+    Args:
+        observations: (T + 1, R, F); row t is what the action at t saw.
+        actions: (T, R) int64.
+        rewards: (T, R), of the step that the action at t began.
+        continues: (T, R) in {0, 1}; 0 where that step ended the replica's episode.
+        n: longest window, in steps.
+        gamma: discount per step, in [0, 1].
+        valid: (T, R) bool, False on padding, which is neither read nor returned. By default
+            everything after a replica's first terminal is padding.
+
+    Returns:
+        One transition per valid step, ordered by t and then by replica.
+
+    Raises:
+        ConfigurationError: shapes disagree, n < 1, or gamma outside [0, 1].
+    """
+    _check_rollout(observations, {"actions": actions, "rewards": rewards, "continues": continues})
+    _check_window(n, gamma)
+    going_on = continues.bool()
+    kept = _before_the_end(going_on) if valid is None else valid.bool()
+    if kept.shape != rewards.shape:
+        raise ConfigurationError(f"valid must be (T, R) like rewards; got {tuple(kept.shape)}.")
+    returns, discount, length = _windows(rewards.float(), going_on, kept, n, gamma)
+    step, replica = kept.nonzero(as_tuple=True)
+    return Transitions(
+        observation=observations[step, replica].float(),
+        action=actions[step, replica].long(),
+        reward=returns[step, replica],
+        next_observation=observations[step + length[step, replica], replica].float(),
+        discount=discount[step, replica],
+    )
+
+
+def _before_the_end(going_on: Tensor) -> Tensor:
+    """(T, R): True up to and including each replica's first terminal."""
+    ended = (~going_on).long().cumsum(dim=0)
+    return (ended == 0) | ((ended == 1) & ~going_on)
+
+
+def _windows(
+    rewards: Tensor, going_on: Tensor, valid: Tensor, n: int, gamma: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return, discount and length of the window that starts at each (t, replica); all (T, R)."""
+    steps = rewards.shape[0]
+    returns, length = torch.zeros_like(rewards), torch.zeros_like(rewards, dtype=torch.long)
+    open_, ended = torch.ones_like(valid), torch.zeros_like(valid)
+    for i in range(min(n, steps)):
+        taken = open_[: steps - i] & valid[i:]
+        returns[: steps - i] += torch.where(taken, gamma**i * rewards[i:], 0.0)
+        length[: steps - i] += taken
+        ended[: steps - i] |= taken & ~going_on[i:]
+        open_[: steps - i] = taken & going_on[i:]
+    discount = torch.where(ended, 0.0, torch.pow(gamma, length.to(rewards.dtype)))
+    return returns, discount, length
+
+
+def _check_rollout(observations: Tensor, per_step: dict[str, Tensor]) -> None:
+    if observations.dim() != 3 or observations.shape[0] < 2:
+        raise ConfigurationError(
+            "observations must be (T + 1, R, F) with at least one step; "
+            f"got shape {tuple(observations.shape)}."
+        )
+    wanted = (observations.shape[0] - 1, observations.shape[1])
+    for name, tensor in per_step.items():
+        if tuple(tensor.shape) != wanted:
+            raise ConfigurationError(
+                f"{name} must be (T, R) = {wanted}, one row fewer than observations; "
+                f"got shape {tuple(tensor.shape)}."
+            )
+
+
+def _check_window(n: int, gamma: float) -> None:
+    if n < 1:
+        raise ConfigurationError(f"n must be at least 1 step; got {n}.")
+    if not 0.0 <= gamma <= 1.0:
+        raise ConfigurationError(f"gamma must lie in [0, 1]; got {gamma}.")
+
+
+class ReplayBuffer:
+    """The latest `capacity` transitions in a ring of tensors, sampled evenly (Lin 1992).
+
+    Args:
+        capacity: how many transitions are kept; memory is taken at once.
+        observation_size: F.
+        device: where the ring lives and batches are returned.
+
+    Raises:
+        ConfigurationError: capacity or observation_size below 1.
+    """
+
+    def __init__(
+        self, capacity: int, observation_size: int, device: torch.device | str = "cpu"
+    ) -> None:
+        if capacity < 1:
+            raise ConfigurationError(f"capacity must be at least 1; got {capacity}.")
+        if observation_size < 1:
+            raise ConfigurationError(
+                f"observation_size must be at least 1; got {observation_size}."
+            )
+        self.capacity = capacity
+        self.observation_size = observation_size
+        self.device = torch.device(device)
+        self._next = 0
+        self._size = 0
+        self._ring = Transitions(
+            observation=torch.zeros(capacity, observation_size, device=self.device),
+            action=torch.zeros(capacity, dtype=torch.long, device=self.device),
+            reward=torch.zeros(capacity, device=self.device),
+            next_observation=torch.zeros(capacity, observation_size, device=self.device),
+            discount=torch.zeros(capacity, device=self.device),
+        )
+
+    def __len__(self) -> int:
+        return self._size
+
+    def extend(self, transitions: Transitions) -> None:
+        """Append a batch; the oldest make room. Of a batch above capacity its end remains.
+
+        Raises:
+            ConfigurationError: the observations are not (B, observation_size), or the fields
+                disagree on B.
+        """
+        rows = self._check(transitions)
+        kept = min(rows, self.capacity)
+        offsets = torch.arange(rows - kept, rows, device=self.device)
+        places = (self._next + offsets) % self.capacity
+        for ring, new in zip(self._ring, transitions, strict=True):
+            ring[places] = new[rows - kept :].detach().to(self.device, ring.dtype)
+        self._next = (self._next + rows) % self.capacity
+        self._size = min(self._size + rows, self.capacity)
+
+    def _check(self, transitions: Transitions) -> int:
+        rows = transitions.action.shape[0]
+        for name, ring, new in zip(Transitions._fields, self._ring, transitions, strict=True):
+            if new.shape != (rows, *ring.shape[1:]):
+                raise ConfigurationError(
+                    f"transitions.{name} must be of shape {(rows, *ring.shape[1:])}; "
+                    f"got {tuple(new.shape)}."
+                )
+        return rows
+
+    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Transitions:
+        """Draw transitions evenly, with replacement.
+
+        Args:
+            batch_size: B, which may exceed the number held.
+            generator: source of the randomness; drawn on its own device.
+
+        Raises:
+            ConfigurationError: the buffer is empty.
+        """
+        if self._size == 0:
+            raise ConfigurationError("The replay buffer is empty: extend() it before sample().")
+        source = self.device if generator is None else generator.device
+        drawn = torch.randint(self._size, (batch_size,), generator=generator, device=source)
+        rows = drawn.to(self.device)
+        return Transitions(*(ring[rows] for ring in self._ring))
+
+    def state_dict(self) -> dict[str, Any]:
+        """A snapshot of the rows in use (copies: a saved view would drag the whole ring along)."""
+        rows = {
+            name: ring[: self._size].clone()
+            for name, ring in zip(Transitions._fields, self._ring, strict=True)
+        }
+        return {"capacity": self.capacity, "next": self._next, "size": self._size, **rows}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Hold the snapshot's transitions in the same places, so that samples continue alike.
+
+        Raises:
+            ConfigurationError: the snapshot is of another capacity or observation size.
+        """
+        if state["capacity"] != self.capacity:
+            raise ConfigurationError(
+                f"capacity is {self.capacity} but the state was saved with {state['capacity']}; "
+                "build the buffer with the saved capacity."
+            )
+        self._check(Transitions(*(state[name] for name in Transitions._fields)))
+        for name, ring in zip(Transitions._fields, self._ring, strict=True):
+            ring[: state["size"]] = state[name].to(self.device)
+        self._next, self._size = int(state["next"]), int(state["size"])
