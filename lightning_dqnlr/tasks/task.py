@@ -54,6 +54,11 @@ class OptimizerSpec:
         if self.name == "nesterov" and self.momentum == 0.0:
             raise ConfigurationError("nesterov needs momentum > 0; use name='sgd' without it.")
 
+    @property
+    def follows_gradient(self) -> bool:
+        """Whether the first update is lr times the gradient (SGD with or without momentum)."""
+        return self.name in ("sgd", "momentum", "nesterov")
+
     def build(self, params: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """Returns the `torch.optim` optimizer over `params`; its update is linear in `lr`."""
         decay, betas = self.weight_decay, (self.momentum, self.beta2)
