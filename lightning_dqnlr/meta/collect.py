@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from lightning_dqnlr.envs.vector import Reward, Start, VectorLREnv
+from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.replay import Transitions, n_step_transitions
 from lightning_dqnlr.rl.rewards import group_relative
 from lightning_dqnlr.tasks.task import Task
+
+StartKind = Literal["safe", "user"]
+USER_LR_EXPONENTS = (-6.0, 1.0)
 
 
 @dataclass(frozen=True)
@@ -21,31 +26,52 @@ class CollectConfig:
 
     Args:
         replicas: R, runs of one task side by side.
-        epsilon: the most exploring replica's; replica i uses epsilon^(1 + 7 i / (R - 1))
+        epsilon: the most exploring replica's; replica i uses epsilon^(1 + alpha i / (R - 1))
             (Horgan et al. 2018, arXiv:1803.00933, eq. in section 4).
+        epsilon_alpha: alpha above; 0 gives every replica the same epsilon.
         n_step: length of the returns, in decisions.
         discount: gamma; 1 because only the end of the run counts.
         off_start_share: share of the replicas that start away from the safe start, so that bad
             learning rates are states the policy knows.
         off_start_decades: how far away: log-uniform over +- so many decades.
-        start: "safe", or "user" for learning rates log-uniform over 1e-6..10.
+        start: "safe", or "user" for learning rates log-uniform over 1e-6..10, whatever a user
+            may have set.
         group_relative: subtract the replicas' mean reward and divide by the spread of totals.
         final_evaluation: end the return on the loss of the whole training set in eval mode.
         circuit_breaker: whether blown-up intervals are undone.
         trip_penalty: of an undone interval, in units of log loss.
+
+    Raises:
+        ConfigurationError: a value out of range; the message names the field.
     """
 
     replicas: int = 64
     epsilon: float = 0.3
+    epsilon_alpha: float = 7.0
     n_step: int = 8
     discount: float = 1.0
     off_start_share: float = 0.25
     off_start_decades: float = 2.0
-    start: str = "safe"
+    start: StartKind = "safe"
     group_relative: bool = True
     final_evaluation: bool = True
     circuit_breaker: bool = True
     trip_penalty: float = 0.2
+
+    def __post_init__(self) -> None:
+        self._check("replicas", isinstance(self.replicas, int) and self.replicas >= 1, "at least 1")
+        self._check("n_step", isinstance(self.n_step, int) and self.n_step >= 1, "at least 1")
+        for name in ("epsilon", "discount", "off_start_share"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+        for name in ("epsilon_alpha", "off_start_decades", "trip_penalty"):
+            self._check(name, 0 <= getattr(self, name) < math.inf, "finite and not negative")
+        self._check("start", self.start in get_args(StartKind), f"one of {get_args(StartKind)}")
+
+    def _check(self, name: str, holds: bool, wanted: str) -> None:
+        if not holds:
+            raise ConfigurationError(
+                f"CollectConfig.{name} must be {wanted}; got {getattr(self, name)!r}."
+            )
 
 
 class Episode(NamedTuple):
@@ -136,7 +162,8 @@ class _Rollout:
 def _start(config: CollectConfig, generator: torch.Generator, device: torch.device | str) -> Start:
     uniform = torch.rand(config.replicas, generator=generator)
     if config.start == "user":
-        return Start(lr=(10.0 ** (7 * uniform - 6)).to(device))
+        low, high = USER_LR_EXPONENTS
+        return Start(lr=(10.0 ** (low + (high - low) * uniform)).to(device))
     off = torch.rand(config.replicas, generator=generator) < config.off_start_share
     decades = (2 * uniform - 1) * config.off_start_decades * off
     return Start(multiplier=(10.0**decades).to(device))
@@ -144,5 +171,5 @@ def _start(config: CollectConfig, generator: torch.Generator, device: torch.devi
 
 def _epsilons(config: CollectConfig) -> Tensor:
     position = torch.linspace(0, 1, config.replicas)
-    epsilons: Tensor = config.epsilon ** (1 + 7 * position)
+    epsilons: Tensor = config.epsilon ** (1 + config.epsilon_alpha * position)
     return epsilons

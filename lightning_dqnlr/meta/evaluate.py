@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +15,9 @@ from torch import Tensor
 
 from lightning_dqnlr.bench.cosine import TunedCosine, regret, tune_cosine
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.vector import VectorLREnv
+from lightning_dqnlr.envs.vector import Start, VectorLREnv
 from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.meta.collect import USER_LR_EXPONENTS, StartKind
 from lightning_dqnlr.rl.rewards import log_progress
 from lightning_dqnlr.tasks.task import Task
 
@@ -49,7 +51,8 @@ class Rivals:
         return TunedCosine(**{**values, "train_losses": tuple(values["train_losses"])})
 
     def _tune(self, task: Task, key: str) -> TunedCosine:
-        tuned = tune_cosine(task, device=self._device)
+        with fixed_randomness(0, self._device):
+            tuned = tune_cosine(task, device=self._device)
         if self._folder is not None:
             content = json.dumps(tuned._asdict()).encode()
             write_atomically(self._folder / f"{key}.json", content)
@@ -75,6 +78,7 @@ class Scores:
         names: of the tasks.
         train: (tasks, seeds) regret on the final training loss.
         validation: the same on the validation loss.
+        trips: of the circuit breaker, mean per run.
     """
 
     names: tuple[str, ...]
@@ -84,8 +88,16 @@ class Scores:
 
     @property
     def score(self) -> float:
-        """What selects a policy: the mean over tasks of regret clipped to [-0.5, 2]."""
-        return self.train.clamp(-0.5, 2.0).mean().item()
+        """What selects a policy: the mean over tasks of regret clipped to [-0.5, 2].
+
+        Finite whatever happened: a regret that is not a number counts as 2.
+        """
+        return self.train.nan_to_num(2.0).clamp(-0.5, 2.0).mean().item()
+
+    def by_task(self) -> dict[str, dict[str, float]]:
+        """Mean regrets over the seeds of each task, on training and validation loss."""
+        rows = zip(self.names, self.train.mean(-1), self.validation.mean(-1), strict=True)
+        return {name: {"train": t.item(), "validation": v.item()} for name, t, v in rows}
 
     def summary(self) -> dict[str, float]:
         """Plain numbers for logs and model cards."""
@@ -126,9 +138,31 @@ def run_policy(
     spec: ControllerSpec,
     seeds: Sequence[int],
     device: torch.device | str = "cpu",
+    *,
+    start: StartKind = "safe",
+    circuit_breaker: bool = True,
 ) -> Result:
-    """Trains R replicas of a task under greedy control, from the controller's own start."""
-    env = VectorLREnv(task, spec, seeds, reward=log_progress, device=device)
+    """Trains R replicas of a task under greedy control.
+
+    Args:
+        task: what to train.
+        act: the policy.
+        spec: of the controller the policy was trained with.
+        seeds: one per replica.
+        device: where to train.
+        start: "safe" for the controller's own start; "user" spreads the replicas' learning rates
+            evenly over the logarithm of 1e-6..10, as users might have set them.
+        circuit_breaker: whether blown-up intervals are undone.
+    """
+    env = VectorLREnv(
+        task,
+        spec,
+        seeds,
+        reward=log_progress,
+        start=_start(start, len(seeds), device),
+        circuit_breaker=circuit_breaker,
+        device=device,
+    )
     observation = env.reset()
     scales = []
     while not env.finished:
@@ -142,6 +176,12 @@ def run_policy(
     )
 
 
+def _start(kind: StartKind, replicas: int, device: torch.device | str) -> Start:
+    if kind == "safe":
+        return Start()
+    return Start(lr=torch.logspace(*USER_LR_EXPONENTS, replicas, device=device))
+
+
 def evaluate(
     act: Act,
     spec: ControllerSpec,
@@ -149,14 +189,34 @@ def evaluate(
     rivals: Rivals,
     seeds: Sequence[int],
     device: torch.device | str = "cpu",
+    *,
+    start: StartKind = "safe",
+    circuit_breaker: bool = True,
 ) -> Scores:
-    """Regrets of `act` (observations -> actions) on each task and seed."""
+    """Regrets of `act` (observations -> actions) on each task and seed.
+
+    The same whenever it is called, and without effect on the global random state: a run that was
+    resumed evaluates to the same numbers. The arguments are those of `run_policy`.
+    """
     train, validation, trips = [], [], 0.0
     for task in tasks:
-        result, rival = run_policy(task, act, spec, seeds, device), rivals[task]
+        with fixed_randomness(0, device):
+            result = run_policy(
+                task, act, spec, seeds, device, start=start, circuit_breaker=circuit_breaker
+            )
+        rival = rivals[task]
         train.append(regret(result.train_loss, rival.train_loss, rival.initial_loss))
         held_out = (result.validation_loss, rival.validation_loss, rival.initial_loss)
         validation.append(regret(*held_out))
         trips += result.trips / len(tasks)
     names = tuple(task.name for task in tasks)
     return Scores(names, torch.stack(train).cpu(), torch.stack(validation).cpu(), trips)
+
+
+@contextmanager
+def fixed_randomness(seed: int, device: torch.device | str) -> Iterator[None]:
+    """Seeds torch's global generators (dropout draws from them) and puts them back at the end."""
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with torch.random.fork_rng(devices):
+        torch.manual_seed(seed)
+        yield

@@ -6,7 +6,7 @@ random state, task cursor), so a run that was killed goes on as if it had not be
 
 from __future__ import annotations
 
-import io
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -18,14 +18,34 @@ import torch
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.vector import Reward
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.files import write_atomically
-from lightning_dqnlr.meta.collect import CollectConfig, Episode, collect_episode
-from lightning_dqnlr.meta.evaluate import Rivals, Scores, evaluate
+from lightning_dqnlr.meta.checkpoint import (
+    check_same_settings,
+    read_checkpoint,
+    write_checkpoint,
+)
+from lightning_dqnlr.meta.collect import CollectConfig, collect_episode
+from lightning_dqnlr.meta.evaluate import Rivals, Scores, evaluate, fixed_randomness
+from lightning_dqnlr.meta.provenance import provenance
+from lightning_dqnlr.meta.report import Progress
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.dqn import DQNConfig, DQNLearner
 from lightning_dqnlr.rl.replay import ReplayBuffer
 from lightning_dqnlr.tasks.task import Task, TaskFamily
+
+# Tasks are code and data of others and may fail now and then; if this many fail in a row, the
+# fault is not theirs.
+MOST_FAILURES_IN_A_ROW = 10
+_COUNTS = (
+    "episodes",
+    "capacity",
+    "evaluate_every",
+    "evaluation_tasks",
+    "evaluation_seeds",
+    "checkpoint_every",
+)
+_SETTINGS = ("tasks", "reward", "spec", "dqn", "collect")
+_FIXED = ("updates", "warm_up_episodes", "capacity", "hidden", "dueling", "seed")
 
 
 @dataclass(frozen=True)
@@ -48,7 +68,7 @@ class TrainConfig:
         device: where inner and outer loop run.
 
     Raises:
-        ConfigurationError: for counts below 1.
+        ConfigurationError: for a count or a time limit out of range.
     """
 
     episodes: int = 1000
@@ -66,21 +86,21 @@ class TrainConfig:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("episodes", "evaluate_every", "checkpoint_every", "evaluation_tasks"):
-            if getattr(self, name) < 1:
-                raise ConfigurationError(f"{name}={getattr(self, name)} must be at least 1.")
-
-
-@dataclass
-class Progress:
-    """What a log line is made of after each episode."""
-
-    episode: int
-    inner_steps: int
-    loss: float
-    result: Episode
-    task: Task
-    scores: Scores | None = None
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigurationError(f"TrainConfig.{name}={value!r} must be at least 1.")
+        for name in ("updates", "warm_up_episodes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 0:
+                raise ConfigurationError(f"TrainConfig.{name}={value!r} must not be negative.")
+        if not isinstance(self.seed, int):
+            raise ConfigurationError(f"TrainConfig.seed={self.seed!r} must be an integer.")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ConfigurationError(
+                f"TrainConfig.max_minutes={self.max_minutes!r} must be positive, or null for none."
+            )
 
 
 @dataclass
@@ -94,7 +114,8 @@ class MetaTrainer:
         dqn: the learner.
         collect: the rollouts.
         config: the outer loop.
-        folder: checkpoints, the best policy and the rivals' cache go here.
+        folder: checkpoints, the policies and the rivals' cache go here.
+        record: plain JSON data put into the record of every policy saved (the command, say).
     """
 
     tasks: TaskFamily
@@ -104,6 +125,7 @@ class MetaTrainer:
     collect: CollectConfig
     config: TrainConfig
     folder: Path
+    record: dict[str, Any] = field(default_factory=dict)
     episode: int = 0
     inner_steps: int = 0
     seconds: float = 0.0
@@ -111,6 +133,8 @@ class MetaTrainer:
     failures: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._failures_in_a_row = 0
+        self._last_validation: dict[str, Any] = {}
         torch.manual_seed(self.config.seed)
         self.generator = torch.Generator().manual_seed(self.config.seed)
         size, actions = len(self.spec.features), len(self.spec.actions)
@@ -137,36 +161,61 @@ class MetaTrainer:
         """Runs to the last episode (or the time limit); returns the best validation score."""
         validation = self.validation_tasks()
         started = time.monotonic() - self.seconds
-        while self.episode < self.config.episodes and not self._out_of_time():
+        while not self.finished:
             progress = self._outer_step()
-            self.seconds = time.monotonic() - started
-            last = self.episode >= self.config.episodes or self._out_of_time()
-            if progress is not None:
-                if self.episode % self.config.evaluate_every == 0 or last:
-                    progress.scores = self._select(validation)
-                report(progress)
-            if self.episode % self.config.checkpoint_every == 0 or last:
+            self.seconds = progress.seconds = time.monotonic() - started
+            if self.episode % self.config.evaluate_every == 0 or self.finished:
+                progress.scores = self._select(validation)
+            progress.best_score = self.best_score
+            report(progress)
+            if self.episode % self.config.checkpoint_every == 0 or self.finished:
                 self.save_checkpoint()
         return self.best_score
 
-    def _outer_step(self) -> Progress | None:
-        """One episode and its updates; None if the task itself failed (recorded, skipped)."""
+    @property
+    def finished(self) -> bool:
+        """Whether the last episode or the time limit is reached."""
+        limit = self.config.max_minutes
+        out_of_time = limit is not None and self.seconds > 60 * limit
+        return out_of_time or self.episode >= self.config.episodes
+
+    def _outer_step(self) -> Progress:
+        """One episode and its updates. A task that fails is recorded and skipped."""
         seed = self.config.seed * 1_000_003 + self.episode
         self.episode += 1
+        progress = Progress(self.episode, self.inner_steps, float("nan"), None, None)
         try:
-            task = self.tasks.sample(seed, "train")
-            episode = collect_episode(
-                task, self.behaviour, self.collect, self.reward, self.generator, self.config.device
-            )
-        except (RuntimeError, ValueError) as error:
-            self.failures.append(f"task seed {seed}: {type(error).__name__}: {error}")
-            return None
-        self.inner_steps += episode.steps
-        self.replay.extend(episode.transitions)
-        loss = float("nan")
+            progress.task = task = self.tasks.sample(seed, "train")
+            # Dropout draws from the global generators: seeded here, they need no checkpoint.
+            with fixed_randomness(seed, self.config.device):
+                progress.result = result = collect_episode(
+                    task,
+                    self.behaviour,
+                    self.collect,
+                    self.reward,
+                    self.generator,
+                    self.config.device,
+                )
+        except Exception as error:
+            progress.failure = self._record_failure(seed, error)
+            return progress
+        self._failures_in_a_row = 0
+        self.inner_steps = progress.inner_steps = self.inner_steps + result.steps
+        self.replay.extend(result.transitions)
         if self.episode > self.config.warm_up_episodes:
-            loss = self._learn()
-        return Progress(self.episode, self.inner_steps, loss, episode, task)
+            progress.loss = self._learn()
+        return progress
+
+    def _record_failure(self, seed: int, error: Exception) -> str:
+        failure = f"task seed {seed}: {type(error).__name__}: {error}"
+        self.failures.append(failure)
+        self._failures_in_a_row += 1
+        if self._failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
+            raise ConfigurationError(
+                f"tasks: {self._failures_in_a_row} failed in a row, the last with {failure}. "
+                "Mend or drop that family of tasks."
+            ) from error
+        return failure
 
     def _learn(self) -> float:
         total = torch.zeros((), device=self.config.device)
@@ -177,41 +226,60 @@ class MetaTrainer:
 
     def _select(self, validation: Sequence[Task]) -> Scores:
         policy, seeds = self.policy, range(self.config.evaluation_seeds)
-        scores = evaluate(policy.act, self.spec, validation, self.rivals, seeds, self.config.device)
+        scores = evaluate(
+            policy.act,
+            self.spec,
+            validation,
+            self.rivals,
+            seeds,
+            self.config.device,
+            start=self.collect.start,
+            circuit_breaker=self.collect.circuit_breaker,
+        )
+        self._last_validation = {**scores.summary(), "tasks": scores.by_task()}
         if scores.score < self.best_score:
             self.best_score = scores.score
-            policy.record = {"validation": scores.summary(), **self._provenance()}
-            policy.save(self.folder / "best")
+            self._save_policy("best")
         return scores
 
-    def _provenance(self) -> dict[str, Any]:
+    def _save_policy(self, name: str) -> None:
+        policy = self.policy
+        policy.record = self._policy_record()
+        policy.save(self.folder / name)
+
+    def _policy_record(self) -> dict[str, Any]:
+        """What a user of the policy should know, and the defaults that the callback takes."""
         return {
+            "start": "auto" if self.collect.start == "safe" else "optimizer",
+            "circuit_breaker": self.collect.circuit_breaker,
+            "validation": self._last_validation,
             "episodes": self.episode,
+            "failed_tasks": len(self.failures),
             "inner_steps": self.inner_steps,
             "updates": self.learner.updates,
-            "minutes": round(self.seconds / 60, 1),
+            "minutes": round(self.seconds / 60, 2),
             "seed": self.config.seed,
+            **{name: _text(getattr(self, name)) for name in _SETTINGS},
+            **self.record,
+            **provenance(),
         }
 
     def save_checkpoint(self) -> Path:
-        """Writes `checkpoint.pt` atomically; plain data that loads with `weights_only=True`."""
-        content = io.BytesIO()
-        torch.save(self.state_dict(), content)
-        return write_atomically(self.folder / "checkpoint.pt", content.getvalue())
+        """Writes `checkpoint.pt` atomically; plain data that loads with `weights_only=True`.
+
+        The policy of that moment is saved as `last` beside it.
+        """
+        self._save_policy("last")
+        return write_checkpoint(self.folder, self.state_dict())
 
     def load_checkpoint(self) -> None:
         """Continues from `checkpoint.pt`.
 
         Raises:
-            ConfigurationError: if there is none.
+            ConfigurationError: if there is none, if it is damaged, or if it was made with other
+                settings.
         """
-        path = self.folder / "checkpoint.pt"
-        if not path.is_file():
-            raise ConfigurationError(
-                f"resume=true, but {path} does not exist; start with resume=false or give the "
-                "folder of the run to continue."
-            )
-        self.load_state_dict(torch.load(path, weights_only=True))
+        self.load_state_dict(read_checkpoint(self.folder))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next outer step depends on."""
@@ -219,27 +287,36 @@ class MetaTrainer:
             "learner": self.learner.state_dict(),
             "replay": self.replay.state_dict(),
             "generator": self.generator.get_state(),
-            "torch_rng": torch.get_rng_state(),
             "episode": self.episode,
             "inner_steps": self.inner_steps,
             "seconds": self.seconds,
             "best_score": self.best_score,
             "failures": list(self.failures),
+            "failures_in_a_row": self._failures_in_a_row,
+            "validation": self._last_validation,
+            "settings": self._settings(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
+        """Restores what `state_dict` returned.
+
+        Raises:
+            ConfigurationError: if it was made with other settings.
+        """
+        check_same_settings(state["settings"], self._settings())
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
         self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["torch_rng"])
         self.episode, self.inner_steps = state["episode"], state["inner_steps"]
         self.seconds, self.best_score = state["seconds"], state["best_score"]
         self.failures = list(state["failures"])
+        self._failures_in_a_row = state["failures_in_a_row"]
+        self._last_validation = state["validation"]
 
-    def _out_of_time(self) -> bool:
-        limit = self.config.max_minutes
-        return limit is not None and self.seconds > 60 * limit
+    def _settings(self) -> dict[str, str]:
+        """What may not change within a run; its length and its limits may."""
+        config = {name: _text(getattr(self.config, name)) for name in _FIXED}
+        return {**config, **{name: _text(getattr(self, name)) for name in _SETTINGS}}
 
     def _network(self, module: torch.nn.Module) -> QNetwork:
         network = QNetwork(
@@ -247,3 +324,8 @@ class MetaTrainer:
         )
         network.load_state_dict(module.state_dict())
         return network.to(self.config.device).requires_grad_(False)
+
+
+def _text(settings: object) -> str:
+    """Settings in words; without memory addresses, which differ from process to process."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(settings))

@@ -5,6 +5,8 @@ same for each halving of the loss whatever the task's units; `group_relative` th
 every behaviour would have earned on the task at hand, so that only the choice of actions is paid.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -46,6 +48,44 @@ def log_progress(previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> T
         The reward in nats, same shape; positive where the loss fell.
     """
     return compressed_loss(previous_loss, initial_loss) - compressed_loss(loss, initial_loss)
+
+
+@dataclass(frozen=True)
+class LogProgress:
+    """`log_progress` as the reward of an environment."""
+
+    def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
+        """The reward in nats, of the shape of `loss`."""
+        return log_progress(previous_loss, loss, initial_loss)
+
+
+@dataclass(frozen=True)
+class LossChange:
+    """`loss_change` as the reward of an environment; the initial loss plays no part in it.
+
+    Attributes:
+        alpha_1: weight of the sign.
+        alpha_2: weight of the decrease.
+        limit: the reward is clipped to +- this (Mnih et al. 2015 clip to +-1). A raw loss that
+            diverges reaches 1e30, whose squared temporal-difference error is infinite in float32
+            and would turn every weight of the Q-network into NaN. `math.inf` never clips.
+
+    Raises:
+        ConfigurationError: limit is not positive.
+    """
+
+    alpha_1: float = 1.0
+    alpha_2: float = 1.0
+    limit: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not self.limit > 0:
+            raise ConfigurationError(f"limit must be positive; got {self.limit}.")
+
+    def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
+        """The reward, of the shape of `loss`."""
+        reward = loss_change(previous_loss, loss, self.alpha_1, self.alpha_2)
+        return reward.clamp(-self.limit, self.limit)
 
 
 def group_relative(

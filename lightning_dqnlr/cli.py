@@ -1,0 +1,191 @@
+"""`dqnlr-train`: the only module that knows Hydra. It turns configuration into plain objects."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
+
+if TYPE_CHECKING:
+    from lightning_dqnlr.meta.report import Progress, Reporter
+    from lightning_dqnlr.meta.train import MetaTrainer
+
+EXIT_CONFIGURATION = 2
+EXIT_INTERRUPTED = 130
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+_TRACEBACKS_WANTED = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
+_OURS = (ConfigurationError, PolicyFileError)
+
+
+def train() -> None:
+    """The console script `dqnlr-train`."""
+    os.environ[_FULL_ERROR] = "1"  # makes Hydra let errors through instead of printing its own way
+    with _errors_in_one_line():
+        _app()
+
+
+@hydra.main(version_base="1.3", config_path="pkg://lightning_dqnlr.conf", config_name="train")
+def _app(config: DictConfig) -> float:
+    with _errors_in_one_line():  # here too: Hydra announces errors that leave a job
+        overrides = list(HydraConfig.get().overrides.task)
+        return run(config, Path(HydraConfig.get().runtime.output_dir), overrides)
+
+
+def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> float:
+    """Trains as configured; returns the best validation score, a finite number (lower is better).
+
+    Args:
+        config: the composed `conf/train.yaml`.
+        folder: of the run.
+        overrides: what the command line changed, for the policy's record.
+
+    Raises:
+        ConfigurationError: a value cannot work, or the folder does not fit `resume`.
+    """
+    from lightning_dqnlr.meta.report import summary
+
+    torch.set_num_threads(_positive(config, "threads"))
+    trainer = build_trainer(config, folder)
+    trainer.record |= {"command": _command(), "overrides": list(overrides)}
+    _begin(trainer, config)
+    print(f"Meta-training into {folder.resolve()}", flush=True)
+    reporters = open_reporters(trainer, tensorboard=bool(config.tensorboard))
+
+    def report(progress: Progress) -> None:
+        for reporter in reporters:
+            reporter(progress)
+
+    try:
+        score = trainer.fit(report)
+    finally:
+        for reporter in reporters:
+            reporter.close()
+    print(summary(folder), flush=True)
+    return score
+
+
+def build_trainer(config: DictConfig, folder: Path) -> MetaTrainer:
+    """The trainer that a composed `conf/train.yaml` describes.
+
+    Args:
+        config: the composed configuration.
+        folder: of the run.
+
+    Raises:
+        ConfigurationError: the device is unknown or absent.
+        InstantiationException: a group's value is refused; its cause says why.
+    """
+    from lightning_dqnlr.meta.train import MetaTrainer
+
+    def plain(node: Any) -> Any:
+        return instantiate(node, _convert_="all")
+
+    return MetaTrainer(
+        tasks=plain(config.tasks),
+        reward=plain(config.reward),
+        spec=plain(config.env.spec),
+        dqn=plain(config.agent.dqn),
+        collect=plain(config.env.collect),
+        config=instantiate(config.train, _convert_="all", device=find_device(config.device)),
+        folder=folder,
+    )
+
+
+def open_reporters(trainer: MetaTrainer, *, tensorboard: bool) -> list[Reporter]:
+    """CSV always, TensorBoard if wanted and installed, and the progress bar."""
+    from lightning_dqnlr.meta.report import CSVLog, ProgressBar, TensorBoardLog
+
+    config, folder, episode = trainer.config, trainer.folder, trainer.episode
+    reporters: list[Reporter] = [CSVLog(folder, episode)]
+    if tensorboard:
+        try:
+            reporters.append(TensorBoardLog(folder, episode))
+        except ImportError:
+            print("No TensorBoard log (pip install tensorboard); episodes.csv has it all.")
+    return [*reporters, ProgressBar(config.episodes, episode, config.max_minutes)]
+
+
+def find_device(name: str) -> str:
+    """Checks a device's name; "auto" becomes "cuda" where there is a GPU and "cpu" elsewhere.
+
+    Raises:
+        ConfigurationError: the device is unknown, or not on this machine.
+    """
+    present = torch.cuda.is_available()
+    if name == "auto":
+        return "cuda" if present else "cpu"
+    try:
+        kind = torch.device(name).type
+    except (RuntimeError, TypeError) as error:
+        raise ConfigurationError(f"device={name!r} must be cpu, cuda or auto.") from error
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not present):
+        raise ConfigurationError(f"device={name!r} is not available here; use device=cpu or auto.")
+    return name
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks; our own one if Hydra wrapped it."""
+    key = next((line for line in str(error).splitlines() if line.startswith("full_key: ")), "")
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, _OURS):
+        cause = cause.__cause__
+    if isinstance(error, OSError):
+        return f"{error.filename or error}: {error.strerror}; choose another folder."
+    if cause is None or cause is error:
+        return " ".join(str(error).split())
+    return " ".join(f"{key.removeprefix('full_key: ')}: {cause}".split()).lstrip(": ")
+
+
+def _begin(trainer: MetaTrainer, config: DictConfig) -> None:
+    from lightning_dqnlr.meta.checkpoint import CHECKPOINT
+
+    if config.resume:
+        trainer.load_checkpoint()
+    elif (trainer.folder / CHECKPOINT).exists():
+        raise ConfigurationError(
+            f"folder={str(trainer.folder)!r} holds a run already; add resume=true to go on with "
+            "it, or choose another folder."
+        )
+
+
+def _positive(config: DictConfig, name: str) -> int:
+    value = config[name]
+    if not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{name}={value!r} must be an integer of at least 1.")
+    return value
+
+
+def _command() -> str:
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    """Shows what a user can mend as one line, with its own exit code; leaves the rest alone."""
+    if _TRACEBACKS_WANTED:
+        yield
+        return
+    try:
+        yield
+    except (*_OURS, HydraException, OmegaConfBaseException, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:
+            raise  # a closed pipe, say: nothing that a path in the configuration could mend
+        print(f"dqnlr-train: error: {one_line(error)}", file=sys.stderr)
+        sys.exit(EXIT_CONFIGURATION)
+    except KeyboardInterrupt:
+        print("\ndqnlr-train: interrupted; resume=true folder=... goes on.", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
