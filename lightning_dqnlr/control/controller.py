@@ -123,6 +123,11 @@ class LRController:
         )
         return self._set_lr()
 
+    @property
+    def update_ratio(self) -> Tensor:
+        """||dtheta|| / ||theta|| in the last interval, shape `lead`."""
+        return self._ratio
+
     def observe(self, stats: IntervalStats) -> Decision:
         """Takes in the interval that just ended and returns the observation.
 
@@ -216,6 +221,8 @@ class LRController:
         lr = self.history.log_scale.exp() * self._decay()
         if self.min_lr is not None or self.max_lr is not None:
             lr = lr.clamp(self.min_lr, self.max_lr)
+            # The scale stays where the bound put it; else it would run on, out of reach.
+            self.history = replace(self.history, log_scale=(lr / self._decay()).log())
         self.lr = lr
         return lr
 
@@ -248,8 +255,11 @@ def _remember(h: History, s: IntervalStats, tripped: Tensor, healthy: Tensor) ->
     gradient = s.gradient_norm.clamp_min(_TINY).log()
     noise = h.noise
     if s.losses.shape[-1] >= 3:
-        measured = step_noise(s.losses, h.initial_loss, s.steps)
-        noise = torch.where(ok, 0.5 * h.noise + 0.5 * measured, h.noise)
+        # Variances average without bias; few bins tell little, so they move the average little.
+        rate = s.losses.shape[-1] / 32
+        measured = step_noise(s.losses, h.initial_loss, s.steps).square()
+        variance = (1 - rate) * h.noise.square() + rate * measured
+        noise = torch.where(ok, variance.sqrt(), h.noise)
     return replace(
         h,
         loss=loss,

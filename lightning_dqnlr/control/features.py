@@ -218,7 +218,7 @@ def all_features(
 def _feature_names() -> tuple[str, ...]:
     h = History.zeros((), "cpu")
     zero = torch.zeros(())
-    stats = IntervalStats(torch.zeros(1), *[zero] * 11, zero > -1, 1)  # type: ignore[arg-type, call-arg, misc]
+    stats = IntervalStats(torch.zeros(1), *[zero] * 11, zero > -1, 1)  # type: ignore[arg-type, call-arg]
     return tuple(all_features(stats, h, h, Clock(1, 1, None, 0)))
 
 

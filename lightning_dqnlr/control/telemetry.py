@@ -14,7 +14,7 @@ Everything has leading dimensions `lead`: `()` for one run, `(R,)` for R replica
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -51,19 +51,21 @@ class Probe:
         self.total = sum(sizes)
         kept = sorted(range(len(sizes)), key=lambda i: -sizes[i])[:MAX_TENSORS]
         covered = sum(sizes[i] for i in kept)
-        self.pieces: list[tuple[int, int, int]] = []
+        self._cuts: list[tuple[int, int, list[int]]] = []
+        pieces: list[tuple[int, int, int]] = []
         weights: list[Tensor] = []
         for index in sorted(kept):
             share = max(8, round(max_coordinates * sizes[index] / max(covered, 1)))
             spans = _spans(sizes[index], min(share, sizes[index]))
             sampled = sum(stop - start for start, stop in spans)
-            self.pieces += [(index, start, stop) for start, stop in spans]
+            pieces += [(index, start, stop) for start, stop in spans]
             scale = math.sqrt(sizes[index] / max(sampled, 1) * self.total / max(covered, 1))
             weights.append(torch.full((sampled,), scale))
+            self._cuts.append((index, sampled, _alternating(spans, sizes[index])))
         offsets = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
         self.weight = torch.cat(weights)
         self.columns = torch.cat(
-            [torch.arange(offsets[i] + a, offsets[i] + b) for i, a, b in self.pieces]
+            [torch.arange(offsets[i] + a, offsets[i] + b) for i, a, b in pieces]
         )
 
     def __len__(self) -> int:
@@ -78,16 +80,19 @@ class Probe:
         device = next((t.device for t in tensors if t is not None), torch.device("cpu"))
         if self.weight.device != device:
             self.weight = self.weight.to(device)
-        flat: dict[int, Tensor] = {}
-        parts = []
-        for index, start, stop in self.pieces:
+        parts: list[Tensor] = []
+        for index, sampled, lengths in self._cuts:
             tensor = tensors[index]
             if tensor is None:
-                parts.append(torch.zeros(stop - start, device=device))
+                parts.append(torch.zeros(sampled, device=device))
                 continue
-            if index not in flat:
-                flat[index] = tensor.detach().reshape(-1)
-            parts.append(flat[index][start:stop])
+            if tensor.layout != torch.strided:
+                tensor = tensor.to_dense()
+            flat = tensor.detach().reshape(-1)
+            if lengths:
+                parts.extend(flat.split_with_sizes(lengths)[::2])
+            else:
+                parts.append(flat)
         return torch.cat(parts).float().mul_(self.weight)
 
     def read_flat(self, flat: Tensor) -> Tensor:
@@ -105,6 +110,15 @@ def _spans(size: int, share: int) -> list[tuple[int, int]]:
     width = max(1, share // _SLICES)
     gap = size / _SLICES
     return [(int(i * gap), int(i * gap) + width) for i in range(_SLICES)]
+
+
+def _alternating(spans: list[tuple[int, int]], size: int) -> list[int]:
+    """Lengths of span, gap, span, ... for one cheap split; empty if one span holds everything."""
+    if spans == [(0, size)]:
+        return []
+    edges = [edge for span in spans for edge in span]
+    lengths = [stop - start for start, stop in pairwise([*edges, size])]
+    return lengths if lengths[-1] else lengths[:-1]
 
 
 class IntervalStats(NamedTuple):
@@ -151,6 +165,10 @@ class Telemetry:
         self._anchors = torch.zeros((*lead, 2, num_coordinates), device=device)
         self._grams = torch.zeros((*lead, MAX_OBSERVATIONS, 5, 5), device=device)
         self._losses = torch.zeros((*lead, MAX_BINS), device=device)
+        # Views of the rows: indexing anew at every step would cost more than the arithmetic.
+        self._rows = self._vectors.unbind(-2)
+        self._bins = self._losses.unbind(-1)
+        self._gram = self._grams.unbind(-3)
         self._paired: list[bool] = []  # per observation: was the step before it observed too?
         self._last_observed = -1
         self.total_steps = 0
@@ -180,39 +198,51 @@ class Telemetry:
             self._anchors[..., 0, :] = weights
         if self.step == 0:
             self._anchors[..., 1, :] = weights
-        self._vectors[..., _G_PREV, :] = self._vectors[..., _G, :]
-        self._vectors[..., _D_PREV, :] = self._vectors[..., _D, :]
-        self._vectors[..., _G, :] = gradient
-        self._vectors[..., _W, :] = weights
+        rows = self._rows
+        # A NaN of the step before belongs to its own interval: it must not condemn this one too.
+        torch.nan_to_num(rows[_G], 0.0, 0.0, 0.0, out=rows[_G_PREV])
+        torch.nan_to_num(rows[_D], 0.0, 0.0, 0.0, out=rows[_D_PREV])
+        rows[_G].copy_(gradient)
+        rows[_W].copy_(weights)
 
     def after(self, weights: Tensor) -> None:
         """Takes the probe's weights, (*lead, n), just after the step."""
-        v = self._vectors
-        v[..., _D, :] = weights - v[..., _W, :]
-        self._grams[..., len(self._paired), :, :] = v @ v.transpose(-1, -2)
+        torch.sub(weights, self._rows[_W], out=self._rows[_D])
+        gram = self._vectors @ self._vectors.transpose(-1, -2)
+        self._gram[len(self._paired)].copy_(gram)
         self._paired.append(0 < self.total_steps == self._last_observed + 1)
         self._last_observed = self.total_steps
 
     def add_loss(self, loss: Tensor) -> None:
         """Adds the step's training loss, shape `lead`, and ends the step."""
         bins = min(self.steps, MAX_BINS)
-        self._losses[..., self.step * bins // self.steps] += loss
+        self._bins[self.step * bins // self.steps].add_(loss)
         self.step += 1
         self.total_steps += 1
 
-    def read(self, weights: Tensor, device: torch.device | str | None = None) -> IntervalStats:
+    def read(
+        self,
+        weights: Tensor,
+        device: torch.device | str | None = None,
+        reduce: Callable[[Tensor], Tensor] | None = None,
+    ) -> IntervalStats:
         """The finished interval's statistics.
 
         Args:
             weights: the probe's weights now, (*lead, n).
             device: where to put the result; another device than the telemetry's costs the
                 interval's one transfer.
+            reduce: the mean over the processes of a data-parallel run; called once per interval.
         """
         packed = torch.cat([self._mean_losses(), self._summaries(weights)], dim=-1)
+        if reduce is not None:
+            packed = reduce(packed)
         if device is not None:
             packed = packed.to(device)
         losses, rest = packed[..., :-_PACKED], packed[..., -_PACKED:].unbind(-1)
-        return IntervalStats(losses, *rest[:-1], rest[-1] > 0, self.steps)  # type: ignore[arg-type]
+        # The mean over processes is 1 only where all of them were finite.
+        finite = rest[-1] > 0.999
+        return IntervalStats(losses, *rest[:-1], finite, self.steps)  # type: ignore[arg-type, call-arg]
 
     def _mean_losses(self) -> Tensor:
         bins = min(self.steps, MAX_BINS)

@@ -1,0 +1,274 @@
+import math
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_dqnlr.control.breaker import judge
+from lightning_dqnlr.control.controller import LRController
+from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.errors import ConfigurationError
+
+from .test_features import stats
+
+KEEP, DOUBLE, QUADRUPLE, QUARTER = 3, 5, 6, 0
+
+
+def started(lr=0.1, horizon=None, lead=(), **arguments):
+    controller = LRController(ControllerSpec(), horizon=horizon, lead=lead, **arguments)
+    controller.start(torch.full(lead, lr))
+    return controller
+
+
+def intervals(horizon, until=None):
+    spec, step, lengths = ControllerSpec(), 0, []
+    while step < (horizon or until):
+        lengths.append(spec.interval(step, horizon))
+        step += lengths[-1]
+    return lengths
+
+
+class TestDecisionTimes:
+    @settings(deadline=None)
+    @given(st.integers(1, 2_000_000))
+    def test_a_run_of_any_length_ends_on_a_decision_and_takes_about_64(self, horizon):
+        lengths = intervals(horizon)
+        assert sum(lengths) == horizon
+        assert len(lengths) <= 110
+        assert max(lengths) <= max(1, 2.5 * horizon / 64)
+        if horizon >= 64:
+            assert len(lengths) >= 40
+
+    def test_short_first_then_a_64th(self):
+        lengths = intervals(6400)
+        assert lengths[:5] == [1, 1, 1, 2, 3]
+        assert lengths[30] == 100
+
+    def test_unknown_horizon_needs_only_logarithmically_many_decisions(self):
+        assert len(intervals(None, until=1_000_000)) < 130
+
+    def test_going_on_past_the_horizon_does_not_decide_at_every_step_for_ever(self):
+        assert ControllerSpec().interval(1000, 1000) == 125
+
+
+class TestDecay:
+    def test_half_way_is_half(self):
+        assert ControllerSpec().decay_at(499, 2, 1000) == pytest.approx(0.5, abs=1e-3)
+
+    def test_never_zero_even_past_the_end(self):
+        assert 0 < ControllerSpec().decay_at(5000, 10, 1000) < 1e-4
+
+    def test_unknown_horizon_and_decay_none_leave_the_scale_alone(self):
+        assert ControllerSpec().decay_at(10, 1, None) == 1.0
+        assert ControllerSpec(decay="none").decay_at(999, 1, 1000) == 1.0
+
+
+class TestStart:
+    def test_first_update_of_sgd_is_a_ten_thousandth_of_the_weights(self):
+        controller = LRController(ControllerSpec(), horizon=None)
+        lr = controller.safe_start(torch.tensor(5.0), torch.tensor(20.0), 100, True)
+        assert lr.item() * 5.0 == pytest.approx(1e-4 * 20.0)
+
+    def test_an_adaptive_optimizer_is_assumed_to_move_each_coordinate_by_lr(self):
+        controller = LRController(ControllerSpec(), horizon=None)
+        lr = controller.safe_start(torch.tensor(1e-6), torch.tensor(20.0), 10_000, False)
+        assert lr.item() * 100.0 == pytest.approx(1e-4 * 20.0)
+
+    def test_a_start_that_moved_too_little_is_corrected_by_the_first_measured_update(self):
+        controller = LRController(ControllerSpec(), horizon=None)
+        lr = controller.safe_start(torch.tensor(1.0), torch.tensor(10.0), 10_000, False).clone()
+        controller.observe(stats([1.0], update_norm=1e-6, weight_norm=10.0))
+        assert controller.apply(torch.tensor(KEEP)).item() == pytest.approx(lr.item() * 1e3)
+
+    def test_zero_weights_and_zero_gradients_start_finite(self):
+        controller = LRController(ControllerSpec(), horizon=100)
+        lr = controller.safe_start(torch.tensor(0.0), torch.tensor(0.0), 100, True)
+        assert 0 < lr.item() < math.inf
+
+    def test_a_nan_gradient_at_the_start_still_gives_a_finite_rate(self):
+        controller = LRController(ControllerSpec(), horizon=100)
+        lr = controller.safe_start(torch.tensor(math.nan), torch.tensor(1.0), 100, True)
+        assert 0 < lr.item() < math.inf
+
+
+class TestApply:
+    def test_the_multiplier_multiplies(self):
+        controller = started()
+        controller.observe(stats([1.0]))
+        assert controller.apply(torch.tensor(QUADRUPLE)).item() == pytest.approx(0.4)
+
+    def test_the_decay_is_not_compounded(self):
+        controller = started(horizon=100)
+        for _ in range(60):
+            controller.observe(stats([1.0] * controller.interval))
+            lr = controller.apply(torch.tensor(KEEP)).item()
+        expected = controller.spec.decay_at(controller.step, controller.interval, 100)
+        assert lr == pytest.approx(0.1 * expected, rel=1e-4)
+
+    def test_the_update_cap_holds_a_raise_back_and_says_so(self):
+        controller = started()
+        controller.observe(stats([1.0], update_norm=1.0, weight_norm=10.0))
+        lr = controller.apply(torch.tensor(QUADRUPLE)).item()
+        assert lr == pytest.approx(0.1 * 0.2 / 0.1)
+        assert controller.history.capped.item() == 1
+
+    def test_the_scale_never_sinks_below_a_share_of_the_healthy_peak(self):
+        controller = started()
+        for _ in range(30):
+            controller.observe(stats([1.0] * controller.interval))
+            lr = controller.apply(torch.tensor(QUARTER)).item()
+        assert lr == pytest.approx(0.1 / 256, rel=1e-4)
+
+    def test_bounds_hold_whatever_the_actions(self):
+        controller = started(min_lr=0.05, max_lr=0.2)
+        seen = [controller.lr.item()]
+        for action in [QUADRUPLE] * 3 + [QUARTER] * 6:
+            controller.observe(stats([1.0] * controller.interval))
+            seen.append(controller.apply(torch.tensor(action)).item())
+        assert min(seen) == pytest.approx(0.05)
+        assert max(seen) == pytest.approx(0.2)
+
+    @pytest.mark.parametrize("horizon", [0, -5])
+    def test_non_positive_horizon_is_refused(self, horizon):
+        with pytest.raises(ConfigurationError, match="horizon"):
+            LRController(ControllerSpec(), horizon=horizon)
+
+    def test_crossed_bounds_are_refused(self):
+        with pytest.raises(ConfigurationError, match=r"min_lr=1.0 > max_lr=0.1"):
+            LRController(ControllerSpec(), horizon=10, min_lr=1.0, max_lr=0.1)
+
+
+def settled(lead=(), **arguments):
+    """A controller some healthy intervals into a run of loss about 1."""
+    controller = started(lead=lead, **arguments)
+    ones = torch.ones(*lead, 1)
+    for i in range(40):
+        losses = (1.0 + 0.01 * (-1) ** i) * ones.expand(*lead, 4)
+        controller.observe(stats(losses, lead=lead))
+        controller.apply(torch.full(lead, KEEP))
+    return controller
+
+
+class TestBreaker:
+    def test_a_blow_up_trips_and_cuts_the_rate_to_a_quarter(self):
+        controller = settled()
+        before = controller.lr.item()
+        assert controller.observe(stats([1.0, 2.0, 8.0, 30.0])).tripped.item()
+        assert controller.apply(torch.tensor(KEEP)).item() == pytest.approx(before / 4)
+
+    def test_a_raise_right_after_a_restore_does_not_undo_the_cut(self):
+        controller = settled()
+        before = controller.lr.item()
+        controller.observe(stats([30.0] * 4))
+        assert controller.apply(torch.tensor(QUADRUPLE)).item() == pytest.approx(before / 4)
+
+    def test_nan_trips_only_its_own_replica(self):
+        controller = settled((2,))
+        losses = torch.tensor([[1.0, 1.0, 1.0, math.nan], [1.0, 1.0, 1.0, 1.0]])
+        interval = stats(losses, lead=(2,))._replace(finite=torch.tensor([False, True]))
+        decision = controller.observe(interval)
+        assert decision.tripped.tolist() == [True, False]
+        assert decision.healthy.tolist() == [False, True]
+        assert decision.observation.isfinite().all()
+        assert controller.history.level.isfinite().all()
+
+    def test_a_small_rise_is_suspicious_not_stored_and_not_undone(self):
+        decision = settled().observe(stats([1.5] * 4))
+        assert not decision.tripped.item()
+        assert not decision.healthy.item()
+
+    def test_noise_alone_does_not_trip_a_run_of_tiny_batches(self):
+        torch.manual_seed(0)
+        controller = started(lead=(500,))
+        trips = torch.zeros(500)
+        for _ in range(60):
+            losses = torch.exp(0.4 * torch.randn(500, 4))
+            trips += controller.observe(stats(losses, lead=(500,))).tripped
+            controller.apply(torch.full((500,), KEEP))
+        assert (trips > 0).float().mean() < 0.02
+
+    def test_a_restored_state_above_the_threshold_does_not_trip_again_at_once(self):
+        controller = settled()
+        controller.observe(stats([30.0] * 4))
+        controller.apply(torch.tensor(KEEP))
+        decision = controller.observe(stats([6.0] * 4))  # the restored state's own loss is 6
+        assert not decision.tripped.item()
+
+    def test_repeated_trips_always_lower_the_rate_and_never_below_the_floor_forever(self):
+        controller = settled()
+        rates = []
+        for _ in range(6):
+            interval = stats([math.nan] * 4)._replace(finite=torch.tensor(False))
+            assert controller.observe(interval).tripped.item()
+            rates.append(controller.apply(torch.tensor(KEEP)).item())
+        ratios = [b / a for a, b in pairwise(rates)]
+        assert ratios == pytest.approx([0.25] * 5)
+
+    def test_switched_off_it_never_asks_for_a_restore(self):
+        controller = settled(circuit_breaker=False)
+        assert not controller.observe(stats([1e9] * 4)).tripped.item()
+
+    def test_rising_above_the_initial_loss_trips_even_in_small_steps(self):
+        controller = settled()
+        tripped, loss = False, 1.0
+        for _ in range(12):
+            loss *= 1.2
+            tripped = tripped or controller.observe(stats([loss] * 4)).tripped.item()
+            controller.apply(torch.tensor(KEEP))
+        assert tripped
+
+    def test_margin_by_hand(self):
+        # noise 0, reference and best at the compressed loss of 1.0 with initial loss 4.
+        controller = started()
+        controller.observe(stats([4.0]))
+        level = math.log1p(1.0 / 0.04)
+        h = controller.history
+        h = replace(h, **{k: torch.tensor(level) for k in ("level", "reference", "best")})
+        h = replace(h, noise=torch.tensor(0.0))
+        just_below, just_above = (0.04 * math.expm1(level + math.log(2) + d) for d in (-0.01, 0.01))
+        assert not judge(stats([just_below] * 4), h).tripped.item()
+        assert judge(stats([just_above] * 4), h).tripped.item()
+
+
+class TestElementwise:
+    @settings(max_examples=20, deadline=None)
+    @given(st.integers(0, 10_000))
+    def test_replicas_together_equal_each_replica_alone(self, seed):
+        torch.manual_seed(seed)
+        together = started(lead=(3,), horizon=300)
+        alone = [started(horizon=300) for _ in range(3)]
+        for _ in range(25):
+            bins = min(16, together.interval)
+            losses = torch.exp(0.5 * torch.randn(3, bins))
+            ratio = 10 ** (-4 + 4 * torch.rand(3))
+            actions = torch.randint(7, (3,))
+            observed = together.observe(
+                stats(losses, lead=(3,), steps=together.interval)._replace(update_norm=ratio)
+            )
+            rates = together.apply(actions)
+            for r, controller in enumerate(alone):
+                single = stats(losses[r], steps=controller.interval)._replace(update_norm=ratio[r])
+                decision = controller.observe(single)
+                torch.testing.assert_close(decision.observation, observed.observation[r])
+                assert decision.tripped == observed.tripped[r]
+                torch.testing.assert_close(controller.apply(actions[r]), rates[r])
+
+    def test_saved_and_loaded_through_a_file_it_goes_on_exactly(self, tmp_path):
+        a, b = settled(horizon=500), started(lr=3.0, horizon=7)
+        torch.save(a.state_dict(), tmp_path / "state.pt")
+        b.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        for loss in (0.9, 5.0, 0.8, 0.7):
+            left, right = (c.observe(stats([loss] * c.interval)) for c in (a, b))
+            assert torch.equal(left.observation, right.observation)
+            action = torch.tensor(DOUBLE)
+            assert torch.equal(a.apply(action), b.apply(action))
+
+
+def test_spec_survives_json():
+    import json
+
+    spec = ControllerSpec(decisions=32, decay="none")
+    assert ControllerSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec

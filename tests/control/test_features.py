@@ -1,0 +1,136 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_dqnlr.control.actions import ActionSpec
+from lightning_dqnlr.control.controller import LRController
+from lightning_dqnlr.control.features import (
+    CLASSIC,
+    FEATURES,
+    SCALE_FREE,
+    FeatureSpec,
+    compressed_loss,
+    step_noise,
+    trend,
+)
+from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.control.telemetry import IntervalStats
+from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
+
+
+def stats(losses, lead=(), steps=None, **values):
+    losses = torch.as_tensor(losses, dtype=torch.float32)
+    defaults = {
+        "gradient_norm": 1.0, "gradient_spread": 0.1, "cos_gradients": 0.5,
+        "cos_gradient_last_update": -0.3, "cos_gradient_update": -0.9, "cos_updates": 0.4,
+        "update_norm": 1e-3, "max_update_ratio": 2e-4, "weight_norm": 10.0,
+        "displacement": 2e-3, "distance": 3e-3,
+    }  # fmt: skip
+    tensors = {k: torch.full(lead, float(v)) for k, v in {**defaults, **values}.items()}
+    finite = torch.ones(lead, dtype=torch.bool)
+    return IntervalStats(losses, **tensors, finite=finite, steps=steps or losses.shape[-1])
+
+
+class TestCompressedLoss:
+    def test_equals_the_benchmarks_log_ratio_for_positive_losses(self):
+        # e = 0.01 * 2 = 0.02: log((0.5 + 0.02) / (0.1 + 0.02))
+        y = compressed_loss(torch.tensor([0.5, 0.1]), torch.tensor(2.0))
+        assert (y[0] - y[1]).item() == pytest.approx(math.log(0.52 / 0.12), rel=1e-5)
+
+    def test_zero_and_negative_losses_are_finite_and_ordered(self):
+        y = compressed_loss(torch.tensor([-3.0, -0.1, 0.0, 0.1, 3.0]), torch.tensor(1.0))
+        assert y[2] == 0
+        assert (y.diff() > 0).all()
+        assert y[0] == -y[4]
+
+    def test_a_zero_initial_loss_does_not_divide_by_zero(self):
+        assert compressed_loss(torch.tensor(1.0), torch.tensor(0.0)).isfinite()
+
+
+class TestTrend:
+    def test_t_statistic_by_hand(self):
+        # y = 0, 1, 3: slope 1.5, residuals (1/6, -1/3, 1/6), s^2 = 1/6, se = sqrt(1/12).
+        assert trend(torch.tensor([0.0, 1.0, 3.0])).item() == pytest.approx(1.5 * math.sqrt(12))
+
+    def test_a_noiseless_fall_is_bounded_and_negative(self):
+        assert trend(-torch.arange(5.0)).item() == -20.0
+
+    def test_two_points_have_no_trend(self):
+        assert trend(torch.tensor([1.0, 0.0])).item() == 0.0
+
+    def test_noise_ignores_a_linear_trend_and_counts_steps_per_bin(self):
+        falling = torch.expm1(torch.linspace(4.0, 1.0, 16)) * 0.01  # linear once compressed
+        assert step_noise(falling, torch.tensor(1.0), 16).item() < 1e-3
+        torch.manual_seed(0)
+        noisy = torch.expm1(3.0 + 0.1 * torch.randn(4000, 16)) * 0.01
+        measured = step_noise(noisy, torch.ones(4000), 64).square().mean().sqrt().item()
+        assert measured == pytest.approx(0.1 * 2, rel=0.05)  # each bin averages 4 steps
+
+
+class TestFeatureSpec:
+    def test_unknown_feature_is_refused_by_name(self):
+        with pytest.raises(PolicyFileError, match="phase_of_the_moon"):
+            FeatureSpec(("progress", "phase_of_the_moon"))
+
+    def test_other_version_is_refused(self):
+        with pytest.raises(PolicyFileError, match="version 99"):
+            FeatureSpec(version=99)
+
+    def test_classic_and_scale_free_do_not_overlap_and_cover_all(self):
+        assert set(CLASSIC).isdisjoint(SCALE_FREE)
+        assert set(CLASSIC) | set(SCALE_FREE) == set(FEATURES)
+        assert {"raw_loss", "raw_gradient_norm", "raw_step"} <= set(CLASSIC)
+
+    def test_order_of_names_is_the_order_of_columns(self):
+        spec = FeatureSpec(("trips", "progress"))
+        values = {name: torch.tensor(float(i)) / 100 for i, name in enumerate(FEATURES)}
+        expected = [FEATURES.index("trips") / 100, FEATURES.index("progress") / 100]
+        assert spec.select(values).tolist() == pytest.approx(expected)
+
+    def test_non_finite_features_never_reach_the_network(self):
+        values = {name: torch.tensor(float("nan")) for name in FEATURES}
+        values["progress"] = torch.tensor(float("inf"))
+        assert FeatureSpec(FEATURES).select(values).isfinite().all()
+
+
+def observe_run(scale_loss, scale_weights, seed=0):
+    """Observations of three intervals of a run whose loss and weights are rescaled."""
+    torch.manual_seed(seed)
+    controller = LRController(ControllerSpec(), horizon=200)
+    controller.start(torch.tensor(0.1))
+    rows = []
+    for losses in ([2.0], [1.9, 1.7, 1.8, 1.5], [1.4, 1.5, 1.1, 1.2]):
+        norms = {
+            name: value * scale_weights
+            for name, value in (
+                ("update_norm", 1e-3), ("weight_norm", 10.0), ("displacement", 2e-3),
+                ("distance", 3e-3),
+            )
+        }  # fmt: skip
+        gradient = scale_loss / scale_weights * (1 + 0.1 * len(rows))
+        scaled = [scale_loss * loss for loss in losses]
+        rows.append(controller.observe(stats(scaled, gradient_norm=gradient, **norms)).observation)
+        controller.apply(torch.tensor(5))
+    return torch.stack(rows)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(-4, 4), st.floats(-2, 2))
+def test_the_observation_does_not_change_with_the_units_of_loss_and_weights(loss, weights):
+    torch.testing.assert_close(
+        observe_run(10.0**loss, 10.0**weights), observe_run(1.0, 1.0), atol=2e-3, rtol=2e-3
+    )
+
+
+class TestActionSpec:
+    def test_multipliers_by_hand(self):
+        logs = ActionSpec((0.5, 1.0, 4.0)).log_multiplier(torch.tensor([2, 0, 1]))
+        assert logs.tolist() == pytest.approx([math.log(4), math.log(0.5), 0.0])
+
+    @pytest.mark.parametrize("table", [(), (0.5, 2.0), (1.0, 0.5), (0.0, 1.0), (1.0, 1.0)])
+    def test_a_table_that_cannot_keep_or_is_out_of_order_is_refused(self, table):
+        with pytest.raises(ConfigurationError, match="multipliers"):
+            ActionSpec(table)

@@ -1,0 +1,139 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightning_dqnlr.control.telemetry import MAX_OBSERVATIONS, Probe, Telemetry
+
+
+def drive(telemetry, weights, gradients, updates, losses, steps=None):
+    """Feeds whole steps; returns the weights at the end."""
+    if steps is not None:
+        telemetry.begin(steps)
+    for gradient, update, loss in zip(gradients, updates, losses, strict=True):
+        if telemetry.observing:
+            telemetry.before(gradient, weights)
+        observed = telemetry.observing
+        weights = weights + update
+        if observed:
+            telemetry.after(weights)
+        telemetry.add_loss(torch.as_tensor(loss))
+    return weights
+
+
+class TestProbe:
+    def test_a_small_model_is_read_whole_and_unweighted(self):
+        probe = Probe([3, 2], max_coordinates=100)
+        read = probe.read([torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0])])
+        assert read.tolist() == [1, 2, 3, 4, 5]
+
+    def test_squared_norm_of_a_constant_vector_is_exact_for_a_large_model(self):
+        probe = Probe([10_000, 300, 7], max_coordinates=500)
+        tensors = [torch.full((n,), 2.0) for n in (10_000, 300, 7)]
+        assert len(probe) < 700
+        assert probe.read(tensors).square().sum().item() == pytest.approx(4.0 * 10_307, rel=1e-4)
+
+    def test_missing_gradient_reads_as_zero_not_as_an_error(self):
+        probe = Probe([2, 2])
+        assert probe.read([None, torch.ones(2)]).tolist() == [0, 0, 1, 1]
+
+    def test_a_model_with_many_tensors_costs_no_more_pieces(self):
+        probe = Probe([50] * 1000)
+        assert len((probe.columns // 50).unique()) == 64
+        assert probe.read([torch.ones(50)] * 1000).square().sum().item() == pytest.approx(50_000)
+
+    @settings(max_examples=30, deadline=None)
+    @given(st.lists(st.integers(1, 5000), min_size=1, max_size=80), st.integers(8, 400))
+    def test_slices_and_flat_columns_read_the_same_coordinates(self, sizes, coordinates):
+        probe = Probe(sizes, coordinates)
+        tensors = [torch.randn(n) for n in sizes]
+        stacked = torch.cat(tensors).expand(3, -1)
+        expected = probe.read(tensors)
+        assert torch.equal(probe.read_flat(stacked)[1], expected)
+
+
+class TestTelemetry:
+    def test_norms_and_cosines_by_hand(self):
+        # g: (3,4) then (4,-3): orthogonal. d: -(0.3,0.4), then (0,-1).
+        telemetry = Telemetry(2)
+        start = torch.tensor([6.0, 8.0])
+        gradients = [torch.tensor([3.0, 4.0]), torch.tensor([4.0, -3.0])]
+        updates = [torch.tensor([-0.3, -0.4]), torch.tensor([0.0, -1.0])]
+        end = drive(telemetry, start, gradients, updates, [2.0, 1.0], steps=2)
+        stats = telemetry.read(end)
+        assert stats.losses.tolist() == [2.0, 1.0]
+        assert stats.gradient_norm.item() == pytest.approx(5.0)
+        assert stats.cos_gradients.item() == pytest.approx(0.0, abs=1e-6)
+        assert stats.cos_gradient_last_update.item() == pytest.approx(0.0, abs=1e-6)
+        # cos(g, d): -1 at the first step, (-3)(-1)/5 = 0.6 at the second.
+        assert stats.cos_gradient_update.item() == pytest.approx(-0.2, abs=1e-6)
+        # cos(d_2, d_1) = 0.4 / 0.5
+        assert stats.cos_updates.item() == pytest.approx(0.8, abs=1e-6)
+        assert stats.update_norm.item() == pytest.approx(math.sqrt((0.25 + 1.0) / 2))
+        assert stats.displacement.item() == pytest.approx(math.hypot(0.3, 1.4), rel=1e-5)
+        assert stats.finite.item()
+
+    def test_first_step_has_no_predecessor_so_zeros_do_not_enter_the_cosines(self):
+        telemetry = Telemetry(1)
+        ones, down = torch.ones(1), -0.1 * torch.ones(1)
+        end = drive(telemetry, ones, [ones] * 3, [down] * 3, [1.0] * 3, steps=3)
+        assert telemetry.read(end).cos_gradients.item() == pytest.approx(1.0)
+        assert telemetry.read(end).cos_gradient_last_update.item() == pytest.approx(-1.0)
+
+    def test_a_one_step_interval_is_compared_with_the_step_before_it(self):
+        telemetry = Telemetry(1)
+        one = torch.ones(1)
+        weights = drive(telemetry, one, [one], [-0.1 * one], [1.0], steps=1)
+        weights = drive(telemetry, weights, [-one], [0.1 * one], [1.0], steps=1)
+        assert telemetry.read(weights).cos_gradients.item() == pytest.approx(-1.0)
+
+    def test_long_intervals_look_at_sixteen_steps_but_average_every_loss(self):
+        telemetry = Telemetry(1)
+        telemetry.begin(1000)
+        looked = 0
+        for step in range(1000):
+            if telemetry.observing:
+                telemetry.before(torch.ones(1), torch.ones(1))
+                telemetry.after(torch.ones(1))
+                looked += 1
+            telemetry.add_loss(torch.tensor(float(step)))
+        stats = telemetry.read(torch.ones(1))
+        assert looked <= MAX_OBSERVATIONS
+        assert stats.losses.shape == (16,)
+        # Bin b holds steps ceil(62.5 b) .. ceil(62.5 (b + 1)) - 1.
+        assert stats.losses[0].item() == pytest.approx(31.0)
+        assert stats.losses[-1].item() == pytest.approx((938 + 999) / 2)
+
+    def test_one_nan_loss_or_gradient_marks_the_interval(self):
+        for gradient, loss in ((1.0, float("nan")), (float("inf"), 1.0), (1.0, float("inf"))):
+            telemetry = Telemetry(1)
+            one = torch.ones(1)
+            end = drive(telemetry, one, [gradient * one], [one * 0], [loss], steps=1)
+            assert not telemetry.read(end).finite.item()
+
+    def test_replicas_do_not_leak_into_each_other(self):
+        torch.manual_seed(0)
+        gradients, updates = torch.randn(7, 3, 20), 0.01 * torch.randn(7, 3, 20)
+        losses, start = torch.rand(7, 3), torch.randn(3, 20)
+        together = Telemetry(20, (3,))
+        end = drive(together, start, gradients, updates, losses, steps=7)
+        stats = together.read(end)
+        for r in range(3):
+            alone = Telemetry(20)
+            end_r = drive(alone, start[r], gradients[:, r], updates[:, r], losses[:, r], steps=7)
+            for whole, single in zip(stats[:-1], alone.read(end_r)[:-1], strict=True):
+                torch.testing.assert_close(whole[r], single)
+
+    def test_saved_in_the_middle_of_an_interval_it_goes_on_exactly(self):
+        torch.manual_seed(1)
+        gradients, updates = torch.randn(6, 5), torch.randn(6, 5)
+        whole, first, second = Telemetry(5), Telemetry(5), Telemetry(5)
+        start = torch.randn(5)
+        end = drive(whole, start, gradients, updates, torch.ones(6), steps=6)
+        half = drive(first, start, gradients[:3], updates[:3], torch.ones(3), steps=6)
+        second.load_state_dict(first.state_dict())
+        drive(second, half, gradients[3:], updates[3:], torch.ones(3))
+        for a, b in zip(whole.read(end)[:-1], second.read(end)[:-1], strict=True):
+            assert torch.equal(a, b)

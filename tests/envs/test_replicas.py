@@ -1,0 +1,145 @@
+import pytest
+import torch
+from lightning import LightningModule
+from torch import nn
+
+from lightning_dqnlr.envs.replicas import BatchOrder, Replicas
+from lightning_dqnlr.errors import UnsupportedTrainingError
+from lightning_dqnlr.tasks.task import OptimizerSpec, Task
+
+SEEDS = (3, 11, 4)
+RATES = (0.003, 0.01, 0.03)
+OPTIMIZERS = [
+    OptimizerSpec("sgd"),
+    OptimizerSpec("sgd", weight_decay=0.1),
+    OptimizerSpec("momentum", weight_decay=0.01),
+    OptimizerSpec("nesterov"),
+    OptimizerSpec("adam"),
+    OptimizerSpec("adam", weight_decay=0.1),
+    OptimizerSpec("adamw", weight_decay=0.1),
+    OptimizerSpec("rmsprop"),
+]
+
+
+class Net(LightningModule):
+    def __init__(self, norm=False):
+        super().__init__()
+        middle = nn.BatchNorm1d(12) if norm else nn.LayerNorm(12)
+        # A bias before BatchNorm has no gradient but rounding noise, which Adam would amplify.
+        first = nn.Linear(6, 12, bias=not norm)
+        self.net = nn.Sequential(first, middle, nn.Tanh(), nn.Linear(12, 3))
+
+    def training_step(self, batch, batch_idx):
+        inputs, labels = batch
+        return nn.functional.cross_entropy(self.net(inputs), labels)
+
+
+class Branching(Net):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss if loss > 0 else -loss
+
+
+def make_task(optimizer, module=Net, clip=None, horizon=60, **arguments):
+    def build(seed):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return module(**arguments)
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(50, 6, generator=generator)
+    data = (inputs, torch.randint(3, (50,), generator=generator))
+    return Task("test", "test", 0, build, data, data, 8, optimizer, horizon, True, clip)
+
+
+def plain_loop(task, seed, rates):
+    """The same run with torch.optim alone; returns losses and the final module."""
+    module = task.build(seed)
+    optimizer = task.optimizer.build(module.parameters(), lr=1.0)
+    order, losses = BatchOrder(50, 8, [seed]), []
+    for rate in rates:
+        index = order.next()[0]
+        loss = module.training_step(tuple(t[index] for t in task.train_data), 0)
+        optimizer.zero_grad()
+        loss.backward()
+        if task.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), task.gradient_clip)
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses), module
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["layernorm", "batchnorm"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda o: f"{o.name}-{o.weight_decay}")
+@pytest.mark.parametrize("clip", [None, 0.3])
+def test_every_replica_equals_a_plain_loop_with_its_own_changing_rate(optimizer, norm, clip):
+    task = make_task(optimizer, clip=clip, norm=norm)
+    replicas, rows = Replicas(task, SEEDS), []
+    factors = [1.0] * 20 + [2.0] * 20 + [0.1] * 20
+    for factor in factors:
+        rows.append(replicas.backward())
+        replicas.update(factor * torch.tensor(RATES))
+    losses = torch.stack(rows)
+    for r, (seed, rate) in enumerate(zip(SEEDS, RATES, strict=True)):
+        expected, module = plain_loop(task, seed, [factor * rate for factor in factors])
+        torch.testing.assert_close(losses[:, r], expected, rtol=2e-3, atol=2e-4)
+        weights = nn.utils.parameters_to_vector(module.parameters())
+        torch.testing.assert_close(replicas.weights[r], weights, rtol=5e-3, atol=1e-3)
+        module.eval()
+        with torch.no_grad():
+            final = module.training_step(task.train_data, 0)
+        evaluated = replicas.evaluate(task.train_data)[r]
+        torch.testing.assert_close(evaluated, final, rtol=5e-3, atol=1e-3)
+
+
+def test_tiny_rates_are_not_lost_in_rounding():
+    task = make_task(OptimizerSpec("adam"))
+    replicas = Replicas(task, SEEDS)
+    before = replicas.weights.clone()
+    replicas.backward()
+    replicas.update(torch.full((3,), 1e-6))
+    moved = (replicas.weights - before).abs()
+    # Adam's first update is lr in every coordinate with a gradient.
+    assert moved.median().item() == pytest.approx(1e-6, rel=0.05)
+
+
+def test_restore_brings_back_weights_moments_and_buffers_of_the_masked_replicas_only():
+    task = make_task(OptimizerSpec("momentum"), norm=True)
+    replicas, rate = Replicas(task, SEEDS), torch.full((3,), 0.05)
+
+    def advance(steps):
+        for _ in range(steps):
+            replicas.backward()
+            replicas.update(rate)
+
+    advance(3)
+    replicas.snapshot(torch.tensor([True, True, True]))
+    saved = {name: value.clone() for name, value in replicas._state().items()}
+    assert any("momentum_buffer" in name for name in saved)
+    assert any("running_mean" in name for name in saved)
+    advance(3)
+    later = {name: value.clone() for name, value in replicas._state().items()}
+    replicas.restore(torch.tensor([False, True, False]))
+    for name, value in replicas._state().items():
+        assert torch.equal(value[1], saved[name][1]), name
+        assert torch.equal(value[0], later[name][0]), name
+        assert torch.equal(value[2], later[name][2]), name
+
+
+def test_data_order_depends_on_the_seed_alone():
+    together, alone = BatchOrder(20, 6, [1, 2, 3]), BatchOrder(20, 6, [2])
+    for _ in range(7):
+        assert torch.equal(together.next()[1], alone.next()[0])
+
+
+def test_an_epoch_repeats_no_example_and_drops_the_rest():
+    order = BatchOrder(20, 6, [5])
+    epoch = torch.cat([order.next()[0] for _ in range(3)])
+    assert len(epoch.unique()) == 18
+
+
+def test_a_python_branch_on_a_tensor_is_refused_with_the_modules_name():
+    task = make_task(OptimizerSpec("sgd"), module=Branching)
+    with pytest.raises(UnsupportedTrainingError, match="Branching"):
+        Replicas(task, SEEDS).backward()
