@@ -1,0 +1,170 @@
+"""What `DQNLRCallback` costs, as ratios within one run.
+
+    python benchmarks/overhead.py
+
+Prints (1) the callback's share of the step time of a model of a million parameters, (2) its host
+time per batch on a tiny model, (3) inner steps per second of the vectorised environment, a plain
+torch loop and a `Trainer` on one task. Runs with and without the callback alternate; the figure is
+the median of the paired ratios, because the machine's speed drifts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import platform
+import statistics
+import time
+import warnings
+from collections.abc import Iterator
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_dqnlr import DQNLRCallback
+from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.envs.replicas import BatchOrder
+from lightning_dqnlr.envs.vector import VectorLREnv
+from lightning_dqnlr.rl.rewards import log_progress
+from lightning_dqnlr.tasks.families import DigitsMLPs
+from lightning_dqnlr.tasks.task import Task
+
+
+class Regression(LightningModule):
+    """A multilayer perceptron of a chosen width."""
+
+    def __init__(self, width: int, inputs: int = 64) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(),
+            nn.Linear(width, 10),
+        )  # fmt: skip
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-3)
+
+
+class Batches(torch.utils.data.IterableDataset):
+    """The same batch for ever: the data loader's cost would only dilute the ratio."""
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self.tensors = list(tensors)
+
+    def __iter__(self) -> Iterator[list[torch.Tensor]]:
+        while True:
+            yield self.tensors
+
+
+def seconds_per_step(width: int, batch: int, steps: int, callback: bool) -> float:
+    """Wall-clock time of a Trainer's step."""
+    torch.manual_seed(0)
+    data = Batches(torch.randn(batch, 64), torch.randn(batch, 10))
+    trainer = quiet_trainer(steps, [DQNLRCallback()] if callback else [])
+    began = time.perf_counter()
+    trainer.fit(Regression(width), DataLoader(data, batch_size=None))
+    return (time.perf_counter() - began) / steps
+
+
+def quiet_trainer(steps: int, callbacks: list) -> Trainer:
+    """A Trainer with nothing else to pay for."""
+    return Trainer(
+        max_steps=steps,
+        max_epochs=-1,
+        callbacks=callbacks,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def paired(width: int, batch: int, steps: int, repeats: int) -> tuple[float, float, float]:
+    """Median step time without, median of the paired ratios, median of the paired differences."""
+    seconds_per_step(width, batch, max(20, steps // 20), callback=True)  # warm-up
+    pairs = []
+    for repeat in range(repeats):
+        order = (False, True) if repeat % 2 == 0 else (True, False)
+        times = {with_it: seconds_per_step(width, batch, steps, with_it) for with_it in order}
+        pairs.append((times[False], times[True]))
+    return (
+        statistics.median(a for a, _ in pairs),
+        statistics.median(b / a for a, b in pairs),
+        statistics.median(b - a for a, b in pairs),
+    )
+
+
+def vector_rate(task: Task, replicas: int, seconds: float) -> float:
+    """Inner steps per second over all replicas, telemetry and control included."""
+    env = VectorLREnv(task, ControllerSpec(), range(replicas), reward=log_progress)
+    keep = torch.full((replicas,), env.controller.spec.actions.keep)
+    env.reset()
+    steps, began = env.controller.step, time.perf_counter()
+    while not env.finished and time.perf_counter() - began < seconds:
+        env.step(keep)
+    return (env.controller.step - steps) * replicas / (time.perf_counter() - began)
+
+
+def plain_rate(task: Task, seconds: float) -> float:
+    """Steps per second of a plain torch loop."""
+    module = task.build(0)
+    optimizer = task.optimizer.build(module.parameters(), lr=1e-3)
+    order, steps = BatchOrder(len(task.train_data[0]), task.batch_size, [0]), 0
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        index = order.next()[0]
+        optimizer.zero_grad()
+        module.training_step(tuple(t[index] for t in task.train_data), 0).backward()
+        optimizer.step()
+        steps += 1
+    return steps / (time.perf_counter() - began)
+
+
+def trainer_rate(task: Task, steps: int) -> float:
+    """Steps per second of a Trainer with the callback."""
+    loader = DataLoader(TensorDataset(*task.train_data), task.batch_size, shuffle=True)
+    trainer = quiet_trainer(steps, [DQNLRCallback()])
+    began = time.perf_counter()
+    trainer.fit(task.build(0), loader)
+    return steps / (time.perf_counter() - began)
+
+
+def main() -> None:
+    """Prints the three tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2000)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+
+    width = 956  # 64 w + w^2 + 12 w + 10 = 986,602 parameters
+    base, ratio, _ = paired(width, 128, arguments.steps // 2, arguments.repeats)
+    size = sum(p.numel() for p in Regression(width).parameters())
+    print(f"model of {size:,} parameters: {1e3 * base:.2f} ms per step, x{ratio:.4f} with callback")
+    base, ratio, extra = paired(16, 16, arguments.steps, arguments.repeats)
+    print(
+        f"tiny model: {1e6 * base:.0f} us per batch, x{ratio:.3f} with callback, "
+        f"{1e6 * extra:+.0f} us per batch"
+    )
+    family = DigitsMLPs(min_horizon=5000, max_horizon=5000, batch_sizes=(32,))
+    task = family.sample(0, "test")
+    plain, trainer = plain_rate(task, 5.0), trainer_rate(task, 2000)
+    print(f"inner steps per second on {task.name}: Trainer {trainer:,.0f}, plain loop {plain:,.0f}")
+    for replicas in (16, 64, 256):
+        rate = vector_rate(task, replicas, 10.0)
+        print(
+            f"  vectorised, R = {replicas:3d}: {rate:9,.0f}   "
+            f"x{rate / plain:.1f} plain, x{rate / trainer:.1f} Trainer"
+        )
+
+
+if __name__ == "__main__":
+    main()
