@@ -11,3 +11,11 @@ class PolicyFileError(ValueError):
 
 class UnsupportedTrainingError(ConfigurationError):
     """The training loop does something the controller cannot handle yet (two optimizers, say)."""
+
+
+class NonFiniteLossError(RuntimeError):
+    """The very first training loss is NaN or infinite, so that no learning rate could help."""
+
+
+class CallOrderError(RuntimeError):
+    """A method was called before what it depends on had happened."""

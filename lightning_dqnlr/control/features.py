@@ -257,10 +257,7 @@ class FeatureSpec:
 
     def select(self, features: dict[str, Tensor]) -> Tensor:
         """Stacks the selected features, clipped to +-3 if scale-free: (*lead, len(self))."""
-        columns = [
-            torch.nan_to_num(features[name], 0.0, 1e4, -1e4).clamp(-1e4, 1e4)
-            if name.startswith("raw_")
-            else torch.nan_to_num(features[name], 0.0, CLIP, -CLIP).clamp(-CLIP, CLIP)
-            for name in self.names
-        ]
-        return torch.stack(columns, dim=-1)
+        columns = torch.stack([features[name] for name in self.names], dim=-1)
+        limits = [1e4 if name.startswith("raw_") else CLIP for name in self.names]
+        limit = torch.tensor(limits, device=columns.device)
+        return torch.minimum(torch.maximum(columns.nan_to_num(0.0), -limit), limit)

@@ -85,7 +85,8 @@ class ControllerSpec:
 
 def check_horizon(horizon: int | None) -> None:
     """Raises ConfigurationError unless `horizon` is None or a positive number of steps."""
-    if horizon is not None and not horizon > 0:
+    whole = isinstance(horizon, int) and not isinstance(horizon, bool)
+    if horizon is not None and not (whole and horizon > 0):
         raise ConfigurationError(
             f"horizon={horizon!r} must be a positive number of optimizer steps, or None if unknown."
         )

@@ -32,7 +32,7 @@ _G, _G_PREV, _D, _D_PREV, _W = range(5)
 
 
 class Probe:
-    """A fixed sample of a model's coordinates: contiguous slices of its tensors.
+    """A fixed sample of a model's coordinates: evenly spaced slices of its tensors.
 
     Each coordinate is weighted by the root of how many it stands for, so that squared norms of
     probe vectors estimate the squared norms of the whole vectors.
@@ -51,21 +51,31 @@ class Probe:
         self.total = sum(sizes)
         kept = sorted(range(len(sizes)), key=lambda i: -sizes[i])[:MAX_TENSORS]
         covered = sum(sizes[i] for i in kept)
-        self._cuts: list[tuple[int, int, list[int]]] = []
-        pieces: list[tuple[int, int, int]] = []
-        weights: list[Tensor] = []
+        self._whole: list[tuple[int, int]] = []  # tensor, its size
+        self._sliced: list[tuple[int, int, int]] = []  # tensor, width of a slice, distance
         for index in sorted(kept):
             share = max(8, round(max_coordinates * sizes[index] / max(covered, 1)))
-            spans = _spans(sizes[index], min(share, sizes[index]))
-            sampled = sum(stop - start for start, stop in spans)
-            pieces += [(index, start, stop) for start, stop in spans]
-            scale = math.sqrt(sizes[index] / max(sampled, 1) * self.total / max(covered, 1))
-            weights.append(torch.full((sampled,), scale))
-            self._cuts.append((index, sampled, _alternating(spans, sizes[index])))
+            if sizes[index] <= 2 * share:
+                self._whole.append((index, sizes[index]))
+            else:
+                width = max(1, share // _SLICES)
+                self._sliced.append((index, width, sizes[index] // _SLICES))
+        self._views: list[Tensor] = []
+        self._addresses: list[int] = []
         offsets = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
-        self.weight = torch.cat(weights)
-        self.columns = torch.cat(
-            [torch.arange(offsets[i] + a, offsets[i] + b) for i, a, b in pieces]
+        # In the order of `read`: the first slice of every tensor, the second of every tensor, ...
+        spans = [
+            (index, row * gap, row * gap + width)
+            for row in range(_SLICES)
+            for index, width, gap in self._sliced
+        ] + [(index, 0, size) for index, size in self._whole]
+        sampled = dict.fromkeys(kept, 0)
+        for index, start, stop in spans:
+            sampled[index] += stop - start
+        lost = self.total / max(covered, 1)  # what the tensors not looked at weigh
+        self.columns = torch.cat([torch.arange(a, b) + offsets[i] for i, a, b in spans])
+        self.weight = torch.cat(
+            [torch.full((b - a,), math.sqrt(sizes[i] / sampled[i] * lost)) for i, a, b in spans]
         )
 
     def __len__(self) -> int:
@@ -77,23 +87,43 @@ class Probe:
         Args:
             tensors: the parameters or their gradients; None (no gradient) reads as zero.
         """
-        device = next((t.device for t in tensors if t is not None), torch.device("cpu"))
-        if self.weight.device != device:
-            self.weight = self.weight.to(device)
-        parts: list[Tensor] = []
-        for index, sampled, lengths in self._cuts:
+        return self._join(self._cut(tensors))
+
+    def read_parameters(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The same for tensors that stay where they are; cheaper, their slices are kept."""
+        addresses = [p.data_ptr() for p in parameters]
+        if addresses != self._addresses:
+            self._views = self._cut(parameters)
+            # The slices of a tensor that is not contiguous are copies, good for once only.
+            lasting = all(p.layout == torch.strided and p.is_contiguous() for p in parameters)
+            self._addresses = addresses if lasting else []
+        return self._join(self._views)
+
+    def _cut(self, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+        device = next((t.device for t in tensors if t is not None), self.weight.device)
+        views: list[Tensor] = []
+        for index, width, gap in self._sliced:
             tensor = tensors[index]
             if tensor is None:
-                parts.append(torch.zeros(sampled, device=device))
-                continue
-            if tensor.layout != torch.strided:
-                tensor = tensor.to_dense()
-            flat = tensor.detach().reshape(-1)
-            if lengths:
-                parts.extend(flat.split_with_sizes(lengths)[::2])
+                views.append(torch.zeros(_SLICES, width, device=device))
             else:
-                parts.append(flat)
-        return torch.cat(parts).float().mul_(self.weight)
+                views.append(_flat(tensor).as_strided((_SLICES, width), (gap, 1)))
+        for index, size in self._whole:
+            tensor = tensors[index]
+            if tensor is None:
+                views.append(torch.zeros(size, device=device))
+            else:
+                views.append(_flat(tensor))
+        return views
+
+    def _join(self, views: list[Tensor]) -> Tensor:
+        sliced = len(self._sliced)
+        if sliced:
+            views = [torch.cat(views[:sliced], dim=1).view(-1), *views[sliced:]]
+        joined = torch.cat(views).float()
+        if self.weight.device != joined.device:
+            self.weight = self.weight.to(joined.device)
+        return joined.mul_(self.weight)
 
     def read_flat(self, flat: Tensor) -> Tensor:
         """The same sample from concatenated tensors: (*lead, total) -> (*lead, n)."""
@@ -103,22 +133,9 @@ class Probe:
         return flat.index_select(-1, self.columns).mul_(self.weight)
 
 
-def _spans(size: int, share: int) -> list[tuple[int, int]]:
-    """Evenly spaced slices of [0, size) that hold `share` elements in all."""
-    if size <= 2 * share:
-        return [(0, size)]
-    width = max(1, share // _SLICES)
-    gap = size / _SLICES
-    return [(int(i * gap), int(i * gap) + width) for i in range(_SLICES)]
-
-
-def _alternating(spans: list[tuple[int, int]], size: int) -> list[int]:
-    """Lengths of span, gap, span, ... for one cheap split; empty if one span holds everything."""
-    if spans == [(0, size)]:
-        return []
-    edges = [edge for span in spans for edge in span]
-    lengths = [stop - start for start, stop in pairwise([*edges, size])]
-    return lengths if lengths[-1] else lengths[:-1]
+def _flat(tensor: Tensor) -> Tensor:
+    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
+    return dense.detach().reshape(-1)
 
 
 class IntervalStats(NamedTuple):

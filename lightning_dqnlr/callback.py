@@ -1,0 +1,313 @@
+"""`DQNLRCallback`: the learned learning-rate control in a Lightning Trainer.
+
+Glue only: it tells the driver of gradients, optimizer steps and losses at the right moments of
+Lightning's loop. The gradients are read in `on_before_optimizer_step`, unscaled and not yet
+clipped; Lightning runs the whole forward and backward pass inside `optimizer.step`, so torch's own
+pre-hook would be too early. Real steps are counted by torch's post-hook, because `global_step`
+counts those that mixed precision skips as well. A learning rate set at a batch's end acts on the
+next step.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, Timer
+from lightning.pytorch.callbacks import StochasticWeightAveraging as SWA
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from lightning_dqnlr.driver import OptimizerDriver, check_arguments
+from lightning_dqnlr.errors import ConfigurationError, UnsupportedTrainingError
+from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.trace import Record, plot_trace, save_trace
+
+_LOGGER = logging.getLogger("lightning_dqnlr")
+
+
+class DQNLRCallback(Callback):
+    """Sets the learning rate of a Trainer's optimizer: `Trainer(callbacks=[DQNLRCallback()])`.
+
+    Whatever learning rate `configure_optimizers` names, training starts at a safe one and a
+    Q-network raises or lowers it from there. With several parameter groups the ratios between
+    their learning rates are kept. Resuming from a checkpoint continues exactly.
+
+    Args:
+        policy: "default" for the bundled policy, the folder of a saved one, or an `LRPolicy`.
+        start: "auto" for a safe start independent of the optimizer's learning rate, "optimizer" to
+            start at that.
+        horizon: optimizer steps of the whole run; None to take them from the Trainer (max_steps,
+            or max_epochs times the loader's length). Without either the run has no known end and
+            the learning rate no built-in decay.
+        min_lr: lower bound of the learning rate (of the parameter group with the largest one).
+        max_lr: upper bound.
+        monitor: name of a metric that `training_step` logs at every step, to be followed instead
+            of the loss it returns. It must be a training loss, to be minimised.
+        circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
+            weights, buffers and optimizer state, of which one copy is then kept.
+        epsilon: probability of a random action, for exploration.
+        seed: of these random actions.
+        log: whether to log the learning rate used as "dqnlr/lr", and its decimal logarithm to the
+            progress bar, every `log_every_n_steps` steps.
+
+    Raises:
+        ConfigurationError: for an argument out of range.
+        PolicyFileError: if the policy cannot be read.
+        UnsupportedTrainingError: when training starts, if there is not exactly one optimizer, or
+            anything else sets the learning rate, or under FSDP and DeepSpeed.
+    """
+
+    def __init__(
+        self,
+        policy: str | Path | LRPolicy = "default",
+        *,
+        start: Literal["auto", "optimizer"] = "auto",
+        horizon: int | None = None,
+        min_lr: float | None = None,
+        max_lr: float | None = None,
+        monitor: str | None = None,
+        circuit_breaker: bool = True,
+        epsilon: float = 0.0,
+        seed: int = 0,
+        log: bool = True,
+    ) -> None:
+        super().__init__()
+        check_arguments(start=start, horizon=horizon, min_lr=min_lr, max_lr=max_lr, epsilon=epsilon)
+        self.policy = policy if isinstance(policy, LRPolicy) else LRPolicy.load(policy)
+        self.start, self.horizon, self.monitor = start, horizon, monitor
+        self.min_lr, self.max_lr = min_lr, max_lr
+        self.circuit_breaker, self.epsilon, self.seed = circuit_breaker, epsilon, seed
+        self._logs = log  # Lightning puts its own `log` on callbacks
+        self._driver: OptimizerDriver | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._trace: list[Record] = []
+        self._resume: dict[str, Any] = {}
+        self._first_step = 0  # the Trainer's global_step when control began
+        self._loss: Tensor | None = None  # sum over the batches of one optimizer step
+        self._batches = 0
+        self._attempted = False
+
+    @property
+    def trace(self) -> list[Record]:
+        """One plain record per decision.
+
+        Keys: `step`, `loss` (mean of the interval that ended), `lr` (used in it), `next_lr`,
+        `multiplier`, `action` (its index), `q_values`, `tripped` (the interval was undone),
+        `reason` (in words). Learning rates are those of the group with the largest one.
+        """
+        return self._trace
+
+    def plot(self, path: str | Path) -> Path:
+        """Draws training loss and learning rate over the steps; returns the path.
+
+        Args:
+            path: the picture; its suffix chooses the format (png, svg, pdf).
+
+        Raises:
+            CallOrderError: before the first decision.
+            ConfigurationError: without matplotlib, or if the file cannot be written.
+        """
+        return plot_trace(self.trace, path)
+
+    def save_trace(self, path: str | Path) -> Path:
+        """Writes the trace as CSV, one line per decision; returns the path.
+
+        Raises:
+            CallOrderError: before the first decision.
+            ConfigurationError: if the file cannot be written.
+        """
+        return save_trace(self.trace, path)
+
+    # Lightning restores the optimizer after `on_fit_start`, so everything begins here.
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _check_training(trainer, pl_module)
+        self._remove_hooks()
+        self._first_step = self._resume.get("first_step", trainer.global_step)
+        horizon = self.horizon or _horizon(trainer, self._first_step)
+        driver = OptimizerDriver(
+            trainer.optimizers[0],
+            self.policy,
+            start=self.start,
+            horizon=horizon,
+            min_lr=self.min_lr,
+            max_lr=self.max_lr,
+            circuit_breaker=self.circuit_breaker,
+            epsilon=self.epsilon,
+            seed=self.seed,
+            module=pl_module,
+            across_ranks=trainer.world_size > 1,
+        )
+        if self._resume:
+            driver.load_state_dict(self._resume["driver"])
+            _change_horizon(driver, horizon)
+        self._resume = {}
+        self._driver, self._trace = driver, driver.trace
+        self._forget_batches()
+        self._hooks = [driver.optimizer.register_step_post_hook(lambda *_: driver.after_step())]
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self._driver is not None:
+            self._attempted = True
+            observing = self._driver.observing
+            self._driver.before_step(_gradient_scale(trainer, optimizer) if observing else None)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if self._driver is None:
+            return
+        if self.monitor is None:
+            self._add_loss(outputs, trainer.accumulate_grad_batches)
+        if self._driver.stepped:
+            self._finish_step(trainer, pl_module)
+        elif self._attempted:  # mixed precision skipped the step
+            self._driver.forget_step()
+            self._forget_batches()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove_hooks()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._remove_hooks()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._remove_hooks()
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._driver is None:
+            return self._resume
+        return {"first_step": self._first_step, "driver": self._driver.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume = state_dict
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what belongs to the run: the driver, and Lightning's bound `log` functions."""
+        run = {"log", "log_dict", "_driver", "_hooks", "_loss"}
+        kept = {k: v for k, v in self.__dict__.items() if k not in run}
+        return {**kept, "_driver": None, "_hooks": [], "_loss": None}
+
+    def _add_loss(self, outputs: Any, accumulated: int) -> None:
+        """Adds up the losses of an accumulation window; Lightning has divided each of them."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if loss is None:
+            return
+        loss = loss.detach() if accumulated == 1 else loss.detach().float() * accumulated
+        self._loss = loss if self._loss is None else self._loss + loss
+        self._batches += 1
+
+    def _finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._driver is not None
+        loss, batches = self._loss, self._batches
+        self._forget_batches()
+        if self.monitor is not None:
+            loss, batches = self._monitored(trainer), 1
+        if loss is None:  # training_step returned None: nothing was learnt
+            self._driver.forget_step()
+            return
+        used = self._driver.lr
+        self._driver.finish_step(loss if batches == 1 else loss / batches)
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if self._logs and every > 0 and trainer.global_step % every == 0:
+            pl_module.log("dqnlr/lr", used, on_step=True, on_epoch=False)
+            power = math.log10(max(used, 1e-30))
+            pl_module.log(
+                "dqnlr/log10_lr", power, on_step=True, on_epoch=False, prog_bar=True, logger=False
+            )
+
+    def _monitored(self, trainer: Trainer) -> Tensor:
+        metrics = trainer.callback_metrics
+        if self.monitor not in metrics:
+            raise ConfigurationError(
+                f"monitor={self.monitor!r} is not logged by training_step; the metrics there are: "
+                f"{sorted(metrics) or 'none'}. Log it at every step with "
+                f"self.log({self.monitor!r}, loss), or leave monitor out to follow the loss itself."
+            )
+        return metrics[self.monitor].detach().reshape(())
+
+    def _forget_batches(self) -> None:
+        self._loss, self._batches, self._attempted = None, 0, False
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+
+
+def _check_training(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Raises UnsupportedTrainingError, with the remedy, for what cannot be controlled."""
+    name = type(pl_module).__name__
+    if not pl_module.automatic_optimization:
+        raise UnsupportedTrainingError(
+            f"{name}.automatic_optimization is False; DQNLRCallback needs automatic optimisation. "
+            "In a manual loop use DQNLRScheduler and its step(loss)."
+        )
+    optimizers = [o for o in trainer.optimizers if o.param_groups]
+    if len(optimizers) != 1:
+        raise UnsupportedTrainingError(
+            f"{name}.configure_optimizers gives {len(optimizers) or 'no'} optimizer"
+            f"{'s' if optimizers else ''}; DQNLRCallback needs exactly one. Return a single "
+            "optimizer, or remove the callback."
+        )
+    schedulers = [type(c.scheduler).__name__ for c in trainer.lr_scheduler_configs]
+    schedulers += [type(c).__name__ for c in trainer.callbacks if isinstance(c, SWA)]  # type: ignore[attr-defined]
+    if schedulers:
+        raise UnsupportedTrainingError(
+            f"{', '.join(schedulers)} sets the learning rate too, and DQNLRCallback would overrule "
+            "it; remove it from configure_optimizers (or from the Trainer's callbacks), or remove "
+            "DQNLRCallback."
+        )
+    sharded = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+    if isinstance(trainer.strategy, sharded):
+        raise UnsupportedTrainingError(
+            f"strategy {type(trainer.strategy).__name__} splits weights or owns the optimizer; "
+            "DQNLRCallback supports one device and DDP so far."
+        )
+
+
+def _horizon(trainer: Trainer, first_step: int) -> int | None:
+    """Optimizer steps from `first_step` to the run's end, None if that cannot be known."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        timed = isinstance(callback, Timer) and callback.time_remaining() is not None
+        if timed or isinstance(callback, GradientAccumulationScheduler):
+            return None
+    steps = trainer.estimated_stepping_batches
+    if math.isinf(steps) or steps <= first_step:
+        return None
+    return int(steps) - first_step
+
+
+def _change_horizon(driver: OptimizerDriver, horizon: int | None) -> None:
+    saved = driver.controller.horizon
+    if horizon != saved:
+        _LOGGER.warning(
+            "the run's horizon was %s steps when its checkpoint was saved and is %s steps now; the "
+            "learning rate follows the new one.",
+            saved,
+            horizon,
+        )
+        driver.controller.horizon = horizon
+
+
+def _gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float | None:
+    """What the gradients are multiplied by: Lightning leaves fused optimizers to unscale."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return None
+    return float(scaler.get_scale())

@@ -1,0 +1,140 @@
+"""One copy of a training state, to go back to when an interval has to be undone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Snapshot:
+    """The weights an optimizer trains, its whole state, and the module's buffers.
+
+    The copy is taken and put back in place and without a host sync. Tensors are known by position,
+    not by name, so that `torch.compile`, which renames modules, makes no difference. Weights that
+    are frozen when the copy is taken are left out: they cost memory and cannot change.
+
+    Args:
+        optimizer: whose parameters, state and group settings (all but the learning rate) to keep.
+        module: whose buffers to keep, BatchNorm's running statistics for example; None for none.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, module: nn.Module | None = None) -> None:
+        self._optimizer = optimizer
+        self._module = module
+        self._saved: dict[str, Any] = {}
+        self.step = 0
+
+    @torch.no_grad()
+    def take(self, step: int) -> None:
+        """Copies the state, which is that after `step` optimizer steps."""
+        live = self._weights_and_buffers() | self._settings()
+        for index, parameter in enumerate(self._parameters()):
+            for name, value in self._optimizer.state.get(parameter, {}).items():
+                live[f"state/{index}/{name}"] = value
+        self._saved = _copied(live, self._saved)
+        self.step = step
+
+    @torch.no_grad()
+    def restore(self) -> int:
+        """Puts the state back; returns the number of the step it was taken after."""
+        saved: dict[str, dict[str, Any]] = defaultdict(dict)
+        for key, value in self._saved.items():
+            kind, _, rest = key.partition("/")
+            saved[kind][rest] = value
+        live = self._weights_and_buffers()
+        kept = {key: value for key, value in self._saved.items() if key in live}
+        _copy_into({key: live[key] for key in kept}, kept)
+        self._restore_settings(saved["group"])
+        self._restore_optimizer(saved["state"])
+        return self.step
+
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self._optimizer.param_groups for p in group["params"]]
+
+    def _weights_and_buffers(self) -> dict[str, Any]:
+        weights = enumerate(self._parameters())
+        live: dict[str, Any] = {f"weight/{i}": p for i, p in weights if p.requires_grad}
+        if self._module is not None:
+            live |= {f"buffer/{i}": b for i, b in enumerate(self._module.buffers())}
+        return live
+
+    def _settings(self) -> dict[str, Any]:
+        """Numbers in the parameter groups: some optimizers count their steps there."""
+        return {
+            f"group/{i}/{name}": value
+            for i, group in enumerate(self._optimizer.param_groups)
+            for name, value in group.items()
+            if name not in ("params", "lr") and isinstance(value, int | float | Tensor)
+        }
+
+    def _restore_settings(self, saved: dict[str, Any]) -> None:
+        for key, value in saved.items():
+            index, _, name = key.partition("/")
+            self._optimizer.param_groups[int(index)][name] = _copy(value)
+
+    def _restore_optimizer(self, saved: dict[str, Any]) -> None:
+        states: dict[int, dict[str, Any]] = defaultdict(dict)
+        for key, value in saved.items():
+            index, _, name = key.partition("/")
+            states[int(index)][name] = value
+        for position, parameter in enumerate(self._parameters()):
+            live = self._optimizer.state.get(parameter, {})
+            wanted = states.get(position, {})
+            # An empty state makes torch's optimizers initialise it again, as at the first step.
+            for name in set(live) - set(wanted):
+                del live[name]
+            if wanted:
+                self._optimizer.state[parameter].update(_copied(wanted, live))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and builtins."""
+        return {"step": self.step, "saved": {k: _copy(v) for k, v in self._saved.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned, onto the devices of the live tensors."""
+        self.step = state["step"]
+        parameters, live = self._parameters(), self._weights_and_buffers()
+        self._saved = {}
+        for key, value in state["saved"].items():
+            kind, _, rest = key.partition("/")
+            home = parameters[int(rest.partition("/")[0])] if kind == "state" else live.get(key)
+            self._saved[key] = _copy(value)
+            # Step counters of optimizers are scalars and stay where they were saved: on the host.
+            stays = kind == "state" and isinstance(value, Tensor) and value.dim() == 0
+            if isinstance(value, Tensor) and home is not None and not stays:
+                self._saved[key] = value.to(home.device, copy=True)
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
+
+
+def _fits(a: Any, b: Any) -> bool:
+    both = isinstance(a, Tensor) and isinstance(b, Tensor)
+    return both and a.shape == b.shape and a.dtype == b.dtype
+
+
+def _copied(source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of `source` that uses the tensors of `target` again where they fit."""
+    again = {k: v for k, v in source.items() if _fits(target.get(k), v)}
+    _copy_into({k: target[k] for k in again}, again)
+    return {k: target[k] if k in again else _copy(v) for k, v in source.items()}
+
+
+def _copy_into(target: Mapping[str, Any], source: Mapping[str, Any]) -> None:
+    """Copies tensors in place, in one launch per kind of tensor."""
+    kinds: dict[tuple[Any, ...], list[str]] = defaultdict(list)
+    for key, value in source.items():
+        if not isinstance(value, Tensor):
+            continue
+        if target[key].shape == value.shape:
+            kinds[value.device, target[key].device, value.dtype, target[key].dtype].append(key)
+        else:  # a buffer that has changed its shape
+            target[key].data = value.clone()
+    for keys in kinds.values():
+        torch._foreach_copy_([target[k] for k in keys], [source[k] for k in keys])
