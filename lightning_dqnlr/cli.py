@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import hydra
 import torch
@@ -143,8 +143,6 @@ def one_line(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, _OURS):
         cause = cause.__cause__
-    if isinstance(error, OSError):
-        return f"{error.filename or error}: {error.strerror}; choose another folder."
     if cause is None or cause is error:
         return " ".join(str(error).split())
     return " ".join(f"{key.removeprefix('full_key: ')}: {cause}".split()).lstrip(": ")
@@ -181,11 +179,17 @@ def _errors_in_one_line() -> Iterator[None]:
         return
     try:
         yield
-    except (*_OURS, HydraException, OmegaConfBaseException, OSError) as error:
-        if isinstance(error, OSError) and error.filename is None:
-            raise  # a closed pipe, say: nothing that a path in the configuration could mend
-        print(f"dqnlr-train: error: {one_line(error)}", file=sys.stderr)
-        sys.exit(EXIT_CONFIGURATION)
+    except (*_OURS, HydraException, OmegaConfBaseException) as error:
+        _stop(one_line(error))
+    except OSError as error:
+        if error.filename is None:
+            raise  # a closed pipe, say: nothing that another path could mend
+        _stop(f"{error.filename}: {error.strerror}; choose another folder.")
     except KeyboardInterrupt:
         print("\ndqnlr-train: interrupted; resume=true folder=... goes on.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _stop(message: str) -> NoReturn:
+    print(f"dqnlr-train: error: {message}", file=sys.stderr)
+    sys.exit(EXIT_CONFIGURATION)

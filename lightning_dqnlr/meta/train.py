@@ -259,7 +259,7 @@ class MetaTrainer:
             "updates": self.learner.updates,
             "minutes": round(self.seconds / 60, 2),
             "seed": self.config.seed,
-            **{name: _text(getattr(self, name)) for name in _SETTINGS},
+            **{name: _text(getattr(self, name)) for name in _SETTINGS if name != "spec"},
             **self.record,
             **provenance(),
         }

@@ -1,0 +1,122 @@
+import math
+
+import pytest
+import torch
+
+from lightning_dqnlr.control.actions import CLASSIC_MULTIPLIERS, ActionSpec
+from lightning_dqnlr.control.features import CLASSIC, FeatureSpec
+from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.envs.vector import VectorLREnv
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.meta.collect import CollectConfig, collect_episode
+from lightning_dqnlr.policy.network import QNetwork
+from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.rl.rewards import LogProgress, LossChange, log_progress
+from tests.meta.tiny_tasks import TinyTasks
+
+CLASSIC_SPEC = ControllerSpec(
+    features=FeatureSpec(CLASSIC), actions=ActionSpec(CLASSIC_MULTIPLIERS), decay="none"
+)
+
+
+def constant_policy(action, spec=CLASSIC_SPEC):
+    """Always the same greedy action, whatever it observes."""
+    network = QNetwork(len(spec.features), len(spec.actions), hidden=(), dueling=False)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.advantage[-1].bias[action] = 1.0
+    return LRPolicy(network, spec)
+
+
+def collect(**settings):
+    config = CollectConfig(group_relative=False, circuit_breaker=False, **settings)
+    return collect_episode(
+        TinyTasks().sample(0),
+        constant_policy(0),
+        config,
+        LossChange(),
+        torch.Generator().manual_seed(0),
+    )
+
+
+def test_replicas_explore_less_and_less():
+    """0.9^(1 + 7 i / 199) falls from 0.9 to 0.43; of random actions a third are greedy anyway."""
+    other = (collect(replicas=200, epsilon=0.9).transitions.action != 0).float().view(-1, 200)
+    share = other.mean(0)
+    assert share[:40].mean() == pytest.approx(2 / 3 * 0.84, abs=0.06)
+    assert share[-40:].mean() == pytest.approx(2 / 3 * 0.46, abs=0.06)
+
+
+def test_alpha_zero_lets_every_replica_explore_alike():
+    episode = collect(replicas=200, epsilon=0.9, epsilon_alpha=0.0)
+    share = (episode.transitions.action != 0).float().view(-1, 200).mean(0)
+    assert share[:40].mean() == pytest.approx(0.6, abs=0.06)
+    assert share[-40:].mean() == pytest.approx(0.6, abs=0.06)
+
+
+def test_users_learning_rates_span_seven_decades():
+    """The raw learning rate of the first observation is the start's; action 0 is 0.8 of it."""
+    transitions = collect(replicas=400, epsilon=0.0, start="user").transitions
+    column = CLASSIC.index("raw_learning_rate")
+    exponents = transitions.observation[:400, column].log10()
+    assert exponents.min() == pytest.approx(-6, abs=0.1)
+    assert exponents.max() == pytest.approx(1, abs=0.1)
+    assert exponents.mean() == pytest.approx(-2.5, abs=0.3)
+    assert exponents.std() == pytest.approx(7 / math.sqrt(12), abs=0.2)
+
+
+def test_the_last_transition_of_every_replica_is_terminal():
+    transitions = collect(replicas=3, epsilon=0.5, n_step=1, discount=0.99).transitions
+    discount = transitions.discount.view(-1, 3)
+    assert (discount[-1] == 0).all()
+    torch.testing.assert_close(discount[:-1], torch.full_like(discount[:-1], 0.99))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("replicas", 0),
+        ("n_step", 0),
+        ("epsilon", 1.5),
+        ("discount", -0.1),
+        ("start", "optimizer"),
+        ("epsilon_alpha", -1.0),
+    ],
+)
+def test_a_setting_out_of_range_is_named(name, value):
+    with pytest.raises(ConfigurationError, match=f"CollectConfig.{name} must be"):
+        CollectConfig(**{name: value})
+
+
+def test_loss_change_as_an_environments_reward():
+    """2 * sign + 3 * decrease; the initial loss, a decoy, plays no part."""
+    reward = LossChange(alpha_1=2.0, alpha_2=3.0)
+    previous, loss = torch.tensor([1.0, 1.0, 1.0]), torch.tensor([0.5, 1.0, 2.0])
+    got = reward(previous, loss, torch.tensor([7.0, 0.0, math.nan]))
+    torch.testing.assert_close(got, torch.tensor([3.5, 0.0, -5.0]))
+
+
+def test_a_diverging_loss_cannot_overflow_the_reward():
+    previous = torch.tensor([1.0, 1e30, 1.0])
+    loss = torch.tensor([1e30, 1.0, math.inf])
+    got = LossChange(limit=10.0)(previous, loss, previous)
+    torch.testing.assert_close(got, torch.tensor([-10.0, 10.0, -10.0]))
+
+
+def test_log_progress_as_an_environments_reward():
+    """1.0 -> 0.5 with e = 0.01 is log(1.01 / 0.51), whatever the unit."""
+    unit = torch.tensor([1.0, 1000.0])
+    got = LogProgress()(unit, 0.5 * unit, unit)
+    torch.testing.assert_close(got, torch.full((2,), math.log(1.01 / 0.51)))
+
+
+def test_the_environment_pays_what_the_reward_says():
+    env = VectorLREnv(TinyTasks().sample(0), CLASSIC_SPEC, [0, 1], reward=log_progress)
+    env.reset()
+    before = env.controller.history.loss
+    result = env.step(torch.tensor([1, 1]))
+    history = env.controller.history
+    torch.testing.assert_close(
+        result.reward, log_progress(before, history.loss, history.initial_loss)
+    )

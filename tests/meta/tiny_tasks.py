@@ -1,0 +1,41 @@
+"""A task family small enough to meta-train on in a test."""
+
+from dataclasses import dataclass, field
+
+import torch
+
+from lightning_dqnlr.tasks.modules import MLPSpec, SupervisedBuilder
+from lightning_dqnlr.tasks.task import OptimizerSpec, Task
+
+
+@dataclass
+class TinyTasks:
+    """Networks of 19 weights for 12 steps, with dropout: every inner step draws random numbers.
+
+    Training tasks of the seeds in `failing` raise when they are built; `asked` notes each call.
+    """
+
+    failing: tuple[int, ...] = ()
+    asked: list[tuple[int, str]] = field(default_factory=list, repr=False)
+
+    def sample(self, seed, split="train"):
+        self.asked.append((seed, split))
+        name = f"tiny/{split}/{seed}"
+        if split == "train" and seed in self.failing:
+            raise LookupError("no such data")
+        generator = torch.Generator().manual_seed(2 * seed + (split == "train"))
+        inputs = torch.randn(24, 3, generator=generator)
+        targets = inputs.sum(1, keepdim=True).expand(-1, 2)
+        optimizer = OptimizerSpec("sgd")
+        network = MLPSpec(3, 2, 4, depth=1, dropout=0.1)
+        return Task(
+            name=name,
+            family="tiny",
+            seed=seed,
+            build=SupervisedBuilder(name, network, "mse", optimizer),
+            train_data=(inputs[:16], targets[:16]),
+            validation_data=(inputs[16:], targets[16:]),
+            batch_size=8,
+            optimizer=optimizer,
+            horizon=12,
+        )
