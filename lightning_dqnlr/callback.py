@@ -186,9 +186,6 @@ class DQNLRCallback(Callback):
     ) -> None:
         self._remove_hooks()
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._remove_hooks()
-
     def state_dict(self) -> dict[str, Any]:
         if self._driver is None:
             return self._resume

@@ -103,7 +103,7 @@ class TripLog:
         self.streak += 1
         if record["tripped"] or self.streak == 1:
             _LOGGER.warning("step %d: %s", record["step"], record["reason"])
-        if self.streak == _LONG_STREAK:
+        if record["tripped"] and self.streak == _LONG_STREAK:
             _LOGGER.warning(
                 "%d intervals in a row blew up although the learning rate is down to %.3g; the "
                 "cause is probably not the learning rate but the data or the loss.",
@@ -143,13 +143,19 @@ def plot_trace(trace: Sequence[Record], path: str | Path) -> Path:
     _check(trace)
     try:
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
     except ImportError as error:
         raise ConfigurationError(
             "plot needs matplotlib, which is not installed; "
             'run `pip install "lightning-dqnlr[plot]"`.'
         ) from error
     figure = Figure(figsize=(8.0, 5.2), layout="constrained")
-    _draw(figure, trace)
+    losses = _draw(figure, trace)
+    if losses.get_yscale() == "log":  # 0.2 and 0.5 rather than powers of ten
+        low, high = losses.get_ylim()
+        losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+        losses.yaxis.set_major_formatter("{x:g}")
+        losses.yaxis.set_minor_formatter(NullFormatter())
     suffix, image = Path(path).suffix.lstrip(".") or "png", io.BytesIO()
     try:
         figure.savefig(image, format=suffix, dpi=150)
@@ -160,7 +166,7 @@ def plot_trace(trace: Sequence[Record], path: str | Path) -> Path:
     return write_atomically(path, image.getvalue())
 
 
-def _draw(figure: Any, trace: Sequence[Record]) -> None:
+def _draw(figure: Any, trace: Sequence[Record]) -> Any:
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
     steps = [record["step"] for record in trace]
     losses, rates = [r["loss"] for r in trace], [r["lr"] for r in trace]
@@ -175,9 +181,11 @@ def _draw(figure: Any, trace: Sequence[Record]) -> None:
     lower.set_xlabel("optimizer step")
     lower.set_xlim(0, steps[-1])
     for axes in (upper, lower):
+        axes.set_axisbelow(True)
         axes.grid(True, which="major", color="0.9", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     _mark_trips(upper, lower, [record["step"] for record in trace if record["tripped"]])
+    return upper
 
 
 def _mark_trips(upper: Any, lower: Any, steps: Sequence[int]) -> None:

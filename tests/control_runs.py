@@ -1,0 +1,106 @@
+"""What the tests of the callback, the scheduler and the three hosts share: a policy and tasks."""
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.policy.network import QNetwork
+from lightning_dqnlr.policy.policy import LRPolicy
+
+
+def random_policy(seed=0, spec=None):
+    """A Q-network of random weights whose actions vary and whose Q-values never tie."""
+    spec = spec or ControllerSpec()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = QNetwork(len(spec.features), len(spec.actions))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.startswith("advantage"):
+                parameter.mul_(30.0)
+    return LRPolicy(network, spec)
+
+
+def constant_policy(action, spec=None):
+    """A policy that always takes one action."""
+    spec = spec or ControllerSpec()
+    network = QNetwork(len(spec.features), len(spec.actions), hidden=(), dueling=False)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.zero_()
+        network.advantage[0].bias[action] = 1.0
+    return LRPolicy(network, spec)
+
+
+class Stateful:
+    """A data loader that a resumed run finds where the checkpoint left it."""
+
+    def __init__(self, batches):
+        self.batches, self.position = batches, 0
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __iter__(self):
+        while self.position < len(self.batches):
+            self.position += 1
+            yield self.batches[self.position - 1]
+        self.position = 0
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+def examples(count=96, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(count, 6, generator=generator)
+    return inputs, (inputs[:, :3].sum(1) > 0).long()
+
+
+def loader(batch_size=8, **arguments):
+    return DataLoader(TensorDataset(*examples()), batch_size=batch_size, **arguments)
+
+
+class Net(LightningModule):
+    """A small classifier; records the learning rates and the raw losses of its steps."""
+
+    def __init__(self, optimizer=torch.optim.Adam, lr=10.0, **options):
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(1)
+            self.net = nn.Sequential(
+                nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Tanh(), nn.Linear(12, 2)
+            )
+        self.build, self.lr, self.options = optimizer, lr, options
+        self.rates, self.losses = [], []
+
+    def training_step(self, batch, batch_idx):
+        inputs, labels = batch
+        loss = nn.functional.cross_entropy(self.net(inputs), labels)
+        self.losses.append(loss.item())
+        return loss
+
+    def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.rates.append([float(group["lr"]) for group in optimizer.param_groups])
+
+    def configure_optimizers(self):
+        return self.build(self.parameters(), lr=self.lr, **self.options)
+
+
+def trainer(callback, folder, **arguments):
+    defaults = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "accelerator": "cpu",
+        "default_root_dir": folder,
+    }
+    callbacks = [callback, *arguments.pop("more_callbacks", ())]
+    return Trainer(callbacks=callbacks, **{**defaults, **arguments})

@@ -1,0 +1,279 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from lightning.fabric import Fabric
+from torch import nn
+
+from lightning_dqnlr import DQNLRScheduler
+from lightning_dqnlr.errors import (
+    CallOrderError,
+    ConfigurationError,
+    NonFiniteLossError,
+    UnsupportedTrainingError,
+)
+from lightning_dqnlr.snapshot import Snapshot
+
+from .control_runs import constant_policy, examples, random_policy
+
+KEEP, QUADRUPLE = 3, 6
+
+
+class Loop:
+    """A plain training loop whose batches depend on the step's number only."""
+
+    def __init__(self, optimizer=torch.optim.Adam, policy=None, wrap=None, **arguments):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        self.optimizer = optimizer(self.net.parameters(), lr=5.0)
+        arguments = {"horizon": 200, "module": self.net, **arguments}
+        self.scheduler = DQNLRScheduler(self.optimizer, policy or random_policy(), **arguments)
+        self.inputs, self.labels = examples()
+        self.done, self.rates = 0, []
+
+    def loss(self):
+        index = torch.arange(self.done * 8, self.done * 8 + 8) % len(self.inputs)
+        return nn.functional.cross_entropy(self.net(self.inputs[index]), self.labels[index])
+
+    def run(self, steps, poison=()):
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            loss = self.loss() * (float("nan") if self.done in poison else 1.0)
+            loss.backward()
+            self.optimizer.step()
+            self.rates.append(self.scheduler.get_last_lr()[0])
+            self.scheduler.step(loss)
+            self.done += 1
+
+    def state(self):
+        parts = (self.net, self.optimizer, self.scheduler)
+        return [part.state_dict() for part in parts]
+
+
+def test_a_plain_loop_is_controlled_without_lightning_being_loaded(tmp_path):
+    folder = random_policy().save(tmp_path / "policy")
+    code = f"""
+import sys, torch
+from lightning_dqnlr import DQNLRScheduler
+net = torch.nn.Linear(4, 1)
+optimizer = torch.optim.SGD(net.parameters(), lr=10.0)
+scheduler = DQNLRScheduler(optimizer, {str(folder)!r}, horizon=50)
+for _ in range(50):
+    optimizer.zero_grad()
+    loss = (net(torch.randn(8, 4)) - 1).square().mean()
+    loss.backward()
+    optimizer.step()
+    scheduler.step(loss)
+assert scheduler.trace[-1]["step"] == 50
+print({{"lightning", "pytorch_lightning"}} & set(sys.modules))
+"""
+    root = Path(__file__).parents[1]
+    shown = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False
+    )
+    assert shown.stdout.strip() == "set()", shown.stderr
+
+
+def test_saved_in_the_middle_of_an_interval_it_goes_on_exactly(tmp_path):
+    whole = Loop(epsilon=0.3)
+    whole.run(70)
+    torch.save(whole.state(), tmp_path / "state.pt")
+    whole.run(50, poison=(80,))
+    resumed = Loop(epsilon=0.3)
+    states = torch.load(tmp_path / "state.pt", weights_only=True)
+    for part, state in zip(
+        (resumed.net, resumed.optimizer, resumed.scheduler), states, strict=True
+    ):
+        part.load_state_dict(state)
+    resumed.done = 70
+    resumed.run(50, poison=(80,))
+    assert resumed.rates == whole.rates[70:]
+    assert any(record["tripped"] for record in whole.scheduler.trace)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(
+            resumed.net.state_dict().values(), whole.net.state_dict().values(), strict=True
+        )
+    )
+
+
+def test_a_state_saved_before_the_first_step_loads():
+    fresh, other = Loop(), Loop()
+    other.scheduler.load_state_dict(fresh.scheduler.state_dict())
+    other.run(10)
+    fresh.run(10)
+    assert other.rates == fresh.rates
+
+
+def test_loading_a_state_sets_the_learning_rate_whatever_the_optimizer_had():
+    loop, other = Loop(), Loop()
+    loop.run(50)
+    other.scheduler.load_state_dict(loop.scheduler.state_dict())
+    assert other.scheduler.get_last_lr() == loop.scheduler.get_last_lr()
+
+
+def test_a_state_that_is_kept_in_memory_does_not_change_with_the_run():
+    loop = Loop()
+    loop.run(50)
+    state = loop.scheduler.state_dict()
+    saved = {k: v.clone() for k, v in state["snapshot"]["saved"].items() if k.startswith("weight")}
+    vectors = state["telemetry"]["vectors"].clone()
+    loop.run(50)
+    assert all(torch.equal(state["snapshot"]["saved"][k], v) for k, v in saved.items())
+    assert torch.equal(state["telemetry"]["vectors"], vectors)
+
+
+def test_step_without_an_optimizer_step_is_an_error():
+    loop = Loop()
+    with pytest.raises(CallOrderError, match=r"optimizer\.step\(\)"):
+        loop.scheduler.step(torch.tensor(1.0))
+    loop.run(2)
+    with pytest.raises(CallOrderError, match=r"once after each"):
+        loop.scheduler.step(1.0)
+
+
+def test_a_step_that_the_gradient_scaler_skips_does_not_count():
+    loop = Loop(policy=constant_policy(KEEP))
+    loop.run(3)
+    scaler = torch.amp.GradScaler("cpu")
+    factors = (1.0, float("inf"), 1.0)
+    for factor in factors:
+        loop.optimizer.zero_grad()
+        loss = loop.loss()
+        (scaler.scale(loss) * factor).backward()
+        scaler.step(loop.optimizer)
+        scaler.update()
+        loop.scheduler.step(loss)
+    assert loop.scheduler.state_dict()["telemetry"]["counters"][1] == 5
+
+
+def test_gradients_of_a_fused_optimizer_are_unscaled_and_its_skipped_steps_do_not_count():
+    def first_rate(scaled, fused):
+        loop = Loop(lambda p, lr: torch.optim.SGD(p, lr, fused=fused), constant_policy(KEEP))
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        for factor in (float("inf"), 1.0) if scaled else (1.0,):
+            loop.optimizer.zero_grad()
+            loss = loop.loss()
+            (scaler.scale(loss) * factor).backward()
+            scaler.step(loop.optimizer)
+            scaler.update()
+            loop.scheduler.step(loss)
+        assert loop.scheduler.state_dict()["telemetry"]["counters"][1] == 1
+        return loop.scheduler.trace[0]["lr"]
+
+    assert first_rate(True, True) == pytest.approx(first_rate(False, True), rel=1e-5)
+    assert first_rate(True, False) == pytest.approx(first_rate(False, False), rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [torch.ones(3), [1.0, 2.0]])
+def test_a_loss_that_is_not_a_scalar_is_an_error(loss):
+    loop = Loop()
+    loop.run(1)
+    with pytest.raises(ConfigurationError, match=r"loss must be a scalar.*mean"):
+        loop.scheduler.step(loss)
+
+
+def test_a_closure_is_refused_because_its_gradients_cannot_be_seen():
+    loop = Loop()
+    with pytest.raises(UnsupportedTrainingError, match="closure"):
+        loop.optimizer.step(lambda: loop.loss())
+
+
+def test_a_first_loss_that_is_not_finite_is_an_error():
+    with pytest.raises(NonFiniteLossError, match="first step is nan"):
+        Loop().run(1, poison=(0,))
+
+
+def test_lbfgs_and_other_objects_are_refused():
+    net = nn.Linear(2, 1)
+    with pytest.raises(UnsupportedTrainingError, match="LBFGS"):
+        DQNLRScheduler(torch.optim.LBFGS(net.parameters()), constant_policy(KEEP))
+    with pytest.raises(ConfigurationError, match="optimizer must be"):
+        DQNLRScheduler(net, constant_policy(KEEP))
+
+
+def test_closing_takes_both_hooks_off_and_leaves_the_rate():
+    loop = Loop()
+    loop.run(5)
+    rate = loop.scheduler.get_last_lr()
+    loop.scheduler.close()
+    loop.scheduler.close()
+    assert not loop.optimizer._optimizer_step_pre_hooks
+    assert not loop.optimizer._optimizer_step_post_hooks
+    assert loop.scheduler.get_last_lr() == rate
+
+
+def test_plain_floats_will_do_as_losses():
+    net = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    scheduler = DQNLRScheduler(optimizer, constant_policy(KEEP), horizon=10)
+    for _ in range(5):
+        loss = net(torch.ones(1, 2)).square().sum()
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss.item())
+    assert scheduler.trace[0]["loss"] > 0
+
+
+def test_parameters_without_a_gradient_and_frozen_ones_do_no_harm():
+    net = nn.ModuleList([nn.Linear(6, 2), nn.Linear(50, 50), nn.Embedding(30, 6, sparse=True)])
+    net[1].weight.requires_grad_(False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
+    scheduler = DQNLRScheduler(optimizer, constant_policy(QUADRUPLE), horizon=50)
+    for step in range(20):
+        optimizer.zero_grad()
+        loss = net[0](net[2](torch.tensor([step, step + 1]))).square().sum()
+        loss.backward()
+        optimizer.step()
+        scheduler.step(loss)
+    assert scheduler.trace[-1]["step"] >= 17
+    state = scheduler.state_dict()
+    assert state["sizes"] == [12, 2, 50, 180]  # the frozen 50 x 50 weights are not looked at
+    assert "weight/2" not in state["snapshot"]["saved"]
+
+
+def test_fabrics_wrapper_of_an_optimizer_is_controlled():
+    fabric = Fabric(accelerator="cpu", devices=1)
+    net = nn.Linear(6, 2)
+    net, optimizer = fabric.setup(net, torch.optim.AdamW(net.parameters(), lr=10.0))
+    scheduler = DQNLRScheduler(optimizer, constant_policy(KEEP), horizon=20)
+    inputs, labels = examples()
+    for _ in range(10):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(net(inputs), labels)
+        fabric.backward(loss)
+        optimizer.step()
+        scheduler.step(loss)
+    assert scheduler.trace[-1]["step"] >= 8
+    assert optimizer.param_groups[0]["lr"] == scheduler.trace[-1]["next_lr"] < 1e-2
+
+
+def state_of(optimizer, net):
+    flat = {f"{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
+    flat |= dict(net.state_dict())
+    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in flat.items()}
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam],
+)
+def test_a_snapshot_restores_the_state_of_any_optimizer(optimizer):
+    loop = Loop(optimizer, constant_policy(KEEP), circuit_breaker=False)
+    loop.run(4)
+    snapshot = Snapshot(loop.optimizer, loop.net)
+    snapshot.take(4)
+    loop.run(2)
+    snapshot.take(6)  # a second copy must overwrite the first
+    expected = state_of(loop.optimizer, loop.net)
+    loop.run(3)
+    assert snapshot.restore() == 6
+    now = state_of(loop.optimizer, loop.net)
+    assert expected.keys() == now.keys()
+    assert all(torch.equal(torch.as_tensor(expected[k]), torch.as_tensor(now[k])) for k in now)
+    loop.run(1)  # and is a copy: going on must not change it
+    snapshot.restore()
+    assert torch.equal(loop.net[0].weight, expected["0.weight"])
