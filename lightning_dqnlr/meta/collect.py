@@ -9,14 +9,18 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.control.features import compressed_loss
 from lightning_dqnlr.envs.vector import Reward, Start, VectorLREnv
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.meta.demonstrate import Demonstrators
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.replay import Transitions, n_step_transitions
-from lightning_dqnlr.rl.rewards import group_relative
+from lightning_dqnlr.rl.rewards import group_final_score, group_relative
 from lightning_dqnlr.tasks.task import Task
 
 StartKind = Literal["safe", "user"]
+Credit = Literal["interval", "group_relative", "final_score"]
+_SHARES = ("epsilon", "discount", "off_start_share", "demonstrators", "demonstrator_epsilon")
 USER_LR_EXPONENTS = (-6.0, 1.0)
 
 
@@ -36,35 +40,53 @@ class CollectConfig:
         off_start_decades: how far away: log-uniform over +- so many decades.
         start: "safe", or "user" for learning rates log-uniform over 1e-6..10, whatever a user
             may have set.
-        group_relative: subtract the replicas' mean reward and divide by the spread of totals.
+        credit: what the returns are made of. "interval" pays each interval's reward as it is;
+            "group_relative" subtracts the replicas' mean and divides by the spread of totals;
+            "final_score" pays once, at the end, by `group_final_score` of the loss of the whole
+            training set in eval mode.
+        temperature: of the final score.
+        shared_seed: all replicas begin with the same weights and see the same batches, so that
+            they differ in their learning rates alone.
         final_evaluation: end the return on the loss of the whole training set in eval mode.
         circuit_breaker: whether blown-up intervals are undone.
         trip_penalty: of an undone interval, in units of log loss.
+        demonstrators: share of the replicas that follow `demonstrate` instead of the policy.
+        demonstrated_ratios: each demonstrator's update ratio is log-uniform between these.
+        demonstrator_epsilon: probability that a demonstrator acts at random.
 
     Raises:
         ConfigurationError: a value out of range; the message names the field.
     """
 
     replicas: int = 64
-    epsilon: float = 0.3
+    epsilon: float = 0.1
     epsilon_alpha: float = 7.0
-    n_step: int = 8
+    n_step: int = 32
     discount: float = 1.0
     off_start_share: float = 0.25
     off_start_decades: float = 2.0
     start: StartKind = "safe"
-    group_relative: bool = True
+    credit: Credit = "final_score"
+    temperature: float = 0.2
+    shared_seed: bool = True
     final_evaluation: bool = True
     circuit_breaker: bool = True
-    trip_penalty: float = 0.2
+    trip_penalty: float = 0.02
+    demonstrators: float = 0.5
+    demonstrated_ratios: tuple[float, float] = (0.003, 0.3)
+    demonstrator_epsilon: float = 0.03
 
     def __post_init__(self) -> None:
         self._check("replicas", isinstance(self.replicas, int) and self.replicas >= 1, "at least 1")
         self._check("n_step", isinstance(self.n_step, int) and self.n_step >= 1, "at least 1")
-        for name in ("epsilon", "discount", "off_start_share"):
+        for name in _SHARES:
             self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
         for name in ("epsilon_alpha", "off_start_decades", "trip_penalty"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "finite and not negative")
+        low, high = self.demonstrated_ratios
+        self._check("demonstrated_ratios", 0 < low <= high < math.inf, "positive and ascending")
+        self._check("temperature", 0 < self.temperature < math.inf, "positive and finite")
+        self._check("credit", self.credit in get_args(Credit), f"one of {get_args(Credit)}")
         self._check("start", self.start in get_args(StartKind), f"one of {get_args(StartKind)}")
 
     def _check(self, name: str, holds: bool, wanted: str) -> None:
@@ -95,6 +117,8 @@ def collect_episode(
 ) -> Episode:
     """Runs one task to its horizon under epsilon-greedy control and cuts it into transitions."""
     seeds = torch.randint(2**31, (config.replicas,), generator=generator).tolist()
+    if config.shared_seed:
+        seeds = seeds[:1] * config.replicas
     env = VectorLREnv(
         task,
         policy.spec,
@@ -106,14 +130,19 @@ def collect_episode(
         device=device,
     )
     record = _Rollout([env.reset()], [], [], [])
-    epsilon = _epsilons(config).to(device)
+    epsilon, demonstrators = _epsilons(config).to(device), _demonstrators(config, generator, device)
     while not env.finished:
-        action = policy.act(record.observations[-1], epsilon, generator)
+        explored = policy.act(record.observations[-1], epsilon, generator)
+        action = torch.where(demonstrators.shows, demonstrators.act(env, generator), explored)
         result = env.step(action)
         record.add(action, result.observation, result.reward, result.alive)
     final = env.final_losses()
     history = env.controller.history
-    if config.final_evaluation:
+    if config.credit == "final_score":
+        level = compressed_loss(final, history.initial_loss) + config.trip_penalty * history.trips
+        record.rewards = [torch.zeros_like(level) for _ in record.rewards]
+        record.rewards[-1] = group_final_score(level, config.temperature)
+    elif config.final_evaluation:
         record.rewards[-1] += reward(history.loss, final, history.initial_loss).nan_to_num(-1.0)
     return Episode(
         record.transitions(config),
@@ -144,7 +173,7 @@ class _Rollout:
         alive = torch.stack(self.alive)
         before = torch.cat([torch.ones_like(alive[:1]), alive[:-1]])
         rewards = torch.where(before, torch.stack(self.rewards), 0.0)
-        if config.group_relative:
+        if config.credit == "group_relative":
             rewards = group_relative(rewards, before)
         continues = alive.clone()
         continues[-1] = False  # the run is over: nothing to bootstrap from
@@ -167,6 +196,15 @@ def _start(config: CollectConfig, generator: torch.Generator, device: torch.devi
     off = torch.rand(config.replicas, generator=generator) < config.off_start_share
     decades = (2 * uniform - 1) * config.off_start_decades * off
     return Start(multiplier=(10.0**decades).to(device))
+
+
+def _demonstrators(
+    config: CollectConfig, generator: torch.Generator, device: torch.device | str
+) -> Demonstrators:
+    low, high = (math.log(bound) for bound in config.demonstrated_ratios)
+    ratio = (low + (high - low) * torch.rand(config.replicas, generator=generator)).exp()
+    shows = torch.rand(config.replicas, generator=generator) < config.demonstrators
+    return Demonstrators(ratio.to(device), shows.to(device), config.demonstrator_epsilon)
 
 
 def _epsilons(config: CollectConfig) -> Tensor:

@@ -1,8 +1,9 @@
 """Rewards for learning-rate control: what one interval of training was worth.
 
 All functions are pure. `loss_change` is the reward of the classic recipe; `log_progress` pays the
-same for each halving of the loss whatever the task's units; `group_relative` then removes what
-every behaviour would have earned on the task at hand, so that only the choice of actions is paid.
+same for each halving of the loss whatever the task's units; `group_relative` and
+`group_final_score` remove what every behaviour would have earned on the task at hand, so that only
+the choice of actions is paid.
 """
 
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from lightning_dqnlr.control.features import compressed_loss
 from lightning_dqnlr.errors import ConfigurationError
+
+_FAILED = 20.0  # compressed loss of a run without a finite loss: 5 million times the initial
 
 
 def loss_change(
@@ -117,6 +120,35 @@ def group_relative(
     running = counted.sum(dim=1, keepdim=True).clamp(min=1)
     relative = torch.where(counted, kept - kept.sum(dim=1, keepdim=True) / running, 0.0)
     return relative / _spread(kept.sum(dim=0), counted.any(dim=0)).clamp(min=min_spread)
+
+
+def group_final_score(levels: Tensor, temperature: float, *, min_spread: float = 0.1) -> Tensor:
+    """Scores the ends of one task's runs against the best of them: -log(tau + y_i - min_j y_j).
+
+    The whole reward of an episode, paid at its end and standardised over the replicas. Progress
+    alone hardly tells a run that is 5% above the best from one that is 20% above it, next to the
+    many that are ten times above; the logarithm does. The score falls as the level rises, so the
+    ordering of the runs is that of their losses.
+
+    Args:
+        levels: (R,) final compressed losses y; those that are not finite count as 20.
+        temperature: tau > 0, the difference in level below which runs count as equally good.
+        min_spread: floor of the divisor.
+
+    Returns:
+        (R,) scores of mean 0.
+
+    Raises:
+        ConfigurationError: levels are not (R,), or temperature <= 0.
+    """
+    if levels.dim() != 1 or not temperature > 0:
+        raise ConfigurationError(
+            f"levels must be (R,) and temperature positive; got shape {tuple(levels.shape)} and "
+            f"{temperature}."
+        )
+    levels = levels.nan_to_num(_FAILED, _FAILED, _FAILED).clamp_max(_FAILED)
+    score = -(temperature + levels - levels.min()).log()
+    return (score - score.mean()) / score.std(correction=0).clamp_min(min_spread)
 
 
 def _spread(totals: Tensor, took_part: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from lightning_dqnlr.tasks.families import (
     DigitsMLPs,
     Mixture,
     NoisyQuadratics,
+    SplitTasks,
     TeacherMLPs,
 )
 from lightning_dqnlr.tasks.modules import QuadraticModule, SupervisedModule
@@ -17,6 +18,7 @@ __all__ = [
     "NoisyQuadratics",
     "OptimizerSpec",
     "QuadraticModule",
+    "SplitTasks",
     "SupervisedModule",
     "Task",
     "TaskFamily",

@@ -298,6 +298,23 @@ class Mixture:
         return draws.choice(self.families, self.weights).sample(seed, split)
 
 
+@dataclass(frozen=True)
+class SplitTasks:
+    """One distribution to train on, another to select and to report on (longer runs, say).
+
+    Attributes:
+        train: of the split "train".
+        held_out: of the splits "validation" and "test".
+    """
+
+    train: TaskFamily
+    held_out: TaskFamily
+
+    def sample(self, seed: int, split: Split = "train") -> Task:
+        """Returns the task of this seed from the split's own distribution."""
+        return (self.train if split == "train" else self.held_out).sample(seed, split)
+
+
 def draw_examples(draws: Draws) -> int:
     """Draws 256..2048 training examples, log-uniformly.
 
