@@ -137,7 +137,7 @@ def test_classic_is_the_specified_recipe(tmp_path):
     collect = trainer.collect
     assert (collect.n_step, collect.discount, collect.epsilon_alpha) == (1, 0.99, 0.0)
     assert (collect.start, collect.circuit_breaker) == ("user", False)
-    assert (collect.group_relative, collect.final_evaluation) == (False, False)
+    assert (collect.credit, collect.final_evaluation) == ("interval", False)
 
 
 def test_a_plain_installation_trains_to_the_end(finished):

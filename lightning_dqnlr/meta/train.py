@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from lightning_dqnlr.meta.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from lightning_dqnlr.meta.collect import CollectConfig, collect_episode
-from lightning_dqnlr.meta.evaluate import Rivals, Scores, evaluate, fixed_randomness
+from lightning_dqnlr.meta.collect import CollectConfig
+from lightning_dqnlr.meta.evaluate import Rivals, Scores, evaluate
 from lightning_dqnlr.meta.provenance import provenance
 from lightning_dqnlr.meta.report import Progress
+from lightning_dqnlr.meta.workers import Collector, Job, Outcome, open_collector
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.dqn import DQNConfig, DQNLearner
@@ -43,9 +44,11 @@ _COUNTS = (
     "evaluation_tasks",
     "evaluation_seeds",
     "checkpoint_every",
+    "round",
+    "workers",
 )
 _SETTINGS = ("tasks", "reward", "spec", "dqn", "collect")
-_FIXED = ("updates", "warm_up_episodes", "capacity", "hidden", "dueling", "seed")
+_FIXED = ("updates", "round", "warm_up_episodes", "capacity", "hidden", "dueling", "seed")
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ class TrainConfig:
         evaluation_tasks: number of validation tasks.
         evaluation_seeds: replicas of each.
         checkpoint_every: episodes between checkpoints.
+        round: episodes collected with one state of the network before learning from them.
+        workers: processes that share the episodes of a round; the result does not depend on it.
         max_minutes: stop after this wall-clock time; None for no limit.
         seed: of tasks, exploration and network.
         device: where inner and outer loop run.
@@ -81,6 +86,8 @@ class TrainConfig:
     evaluation_tasks: int = 12
     evaluation_seeds: int = 8
     checkpoint_every: int = 25
+    round: int = 1
+    workers: int = 1
     max_minutes: float | None = None
     seed: int = 0
     device: str = "cpu"
@@ -161,15 +168,18 @@ class MetaTrainer:
         """Runs to the last episode (or the time limit); returns the best validation score."""
         validation = self.validation_tasks()
         started = time.monotonic() - self.seconds
-        while not self.finished:
-            progress = self._outer_step()
-            self.seconds = progress.seconds = time.monotonic() - started
-            if self.episode % self.config.evaluate_every == 0 or self.finished:
-                progress.scores = self._select(validation)
-            progress.best_score = self.best_score
-            report(progress)
-            if self.episode % self.config.checkpoint_every == 0 or self.finished:
-                self.save_checkpoint()
+        with open_collector(self.config.workers) as collect:
+            while not self.finished:
+                before = self.episode
+                last = min(before + self.config.round, self.config.episodes)
+                for progress in self._round(collect, last - before):
+                    self.seconds = progress.seconds = time.monotonic() - started
+                    if self.episode == last and self._due(before, self.config.evaluate_every):
+                        progress.scores = self._select(validation)
+                    progress.best_score = self.best_score
+                    report(progress)
+                if self._due(before, self.config.checkpoint_every):
+                    self.save_checkpoint()
         return self.best_score
 
     @property
@@ -179,25 +189,28 @@ class MetaTrainer:
         out_of_time = limit is not None and self.seconds > 60 * limit
         return out_of_time or self.episode >= self.config.episodes
 
-    def _outer_step(self) -> Progress:
-        """One episode and its updates. A task that fails is recorded and skipped."""
-        seed = self.config.seed * 1_000_003 + self.episode
+    def _due(self, before: int, every: int) -> bool:
+        """Whether the round since `before` crossed a multiple of `every`, or is the last."""
+        return self.episode // every > before // every or self.finished
+
+    def _round(self, collect: Collector, size: int) -> Iterator[Progress]:
+        """Episodes collected with one state of the network, each followed by its updates."""
+        policy, first = self.behaviour, self.config.seed * 1_000_003 + self.episode
+        jobs = [
+            Job(self.tasks, seed, policy, self.collect, self.reward, self.config.device)
+            for seed in range(first, first + size)
+        ]
+        for job, outcome in zip(jobs, collect(jobs), strict=True):
+            yield self._learn_from(job.seed, outcome)
+
+    def _learn_from(self, seed: int, outcome: Outcome) -> Progress:
+        """Takes in one episode. A task that failed is recorded and skipped."""
         self.episode += 1
-        progress = Progress(self.episode, self.inner_steps, float("nan"), None, None)
-        try:
-            progress.task = task = self.tasks.sample(seed, "train")
-            # Dropout draws from the global generators: seeded here, they need no checkpoint.
-            with fixed_randomness(seed, self.config.device):
-                progress.result = result = collect_episode(
-                    task,
-                    self.behaviour,
-                    self.collect,
-                    self.reward,
-                    self.generator,
-                    self.config.device,
-                )
-        except Exception as error:
-            progress.failure = self._record_failure(seed, error)
+        result = outcome.episode
+        progress = Progress(self.episode, self.inner_steps, float("nan"), result, outcome.task)
+        if outcome.error is not None:
+            progress.failure = self._record_failure(seed, outcome.error)
+        if result is None:
             return progress
         self._failures_in_a_row = 0
         self.inner_steps = progress.inner_steps = self.inner_steps + result.steps

@@ -185,9 +185,9 @@ class DQNConfig:
     target_update: TargetUpdate = "soft"
     target_period: int = 200
     target_tau: float = 0.005
-    weight_decay: float = 0.0
+    weight_decay: float = 0.1
     max_grad_norm: float = 10.0
-    average_decay: float = 0.999
+    average_decay: float = 0.9995
 
     def __post_init__(self) -> None:
         _require(isinstance(self.double, bool), "double", self.double, "True or False")

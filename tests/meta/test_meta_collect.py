@@ -30,7 +30,8 @@ def constant_policy(action, spec=CLASSIC_SPEC):
 
 
 def collect(**settings):
-    config = CollectConfig(group_relative=False, circuit_breaker=False, **settings)
+    plain = {"credit": "interval", "shared_seed": False, "demonstrators": 0.0}
+    config = CollectConfig(**{**plain, "circuit_breaker": False, **settings})
     return collect_episode(
         TinyTasks().sample(0),
         constant_policy(0),

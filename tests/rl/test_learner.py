@@ -81,7 +81,9 @@ def test_the_configured_loss_is_used():
 
 
 def test_one_update_moves_only_the_taken_action_and_by_adams_first_step():
-    learner = DQNLearner(Tabular([[0.0, 0.0], [1.0, 0.0]]), DQNConfig(learning_rate=0.25))
+    learner = DQNLearner(
+        Tabular([[0.0, 0.0], [1.0, 0.0]]), DQNConfig(learning_rate=0.25, weight_decay=0.0)
+    )
     learner.update(one_transition())
     torch.testing.assert_close(learner.online.q.detach(), torch.tensor([[0.25, 0.0], [1.0, 0.0]]))
 

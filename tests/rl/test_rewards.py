@@ -6,7 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.rl.rewards import group_relative, log_progress, loss_change
+from lightning_dqnlr.rl.rewards import (
+    group_final_score,
+    group_relative,
+    log_progress,
+    loss_change,
+)
 
 
 def test_loss_change_weighs_sign_and_decrease_separately():
@@ -105,3 +110,29 @@ def test_group_relative_removes_what_all_replicas_share(steps, replicas, shift, 
 def test_group_relative_names_the_argument_at_fault(arguments, name):
     with pytest.raises(ConfigurationError, match=name):
         group_relative(**arguments)
+
+
+class TestGroupFinalScore:
+    def test_by_hand(self):
+        # Above the best by 0, 0.3 and 0.7 with tau 0.1: -log 0.1, -log 0.4, -log 0.8.
+        scores = group_final_score(torch.tensor([1.0, 1.3, 1.7]), 0.1)
+        raw = -torch.tensor([0.1, 0.4, 0.8]).log()
+        torch.testing.assert_close(scores, (raw - raw.mean()) / raw.std(correction=0))
+
+    def test_a_run_a_little_above_the_best_is_told_from_one_far_above_it(self):
+        # Standardised progress would put 0.05 and 0.2 a fiftieth of the spread apart.
+        scores = group_final_score(torch.tensor([0.0, 0.05, 0.2, 4.0, 5.0, 5.0]), 0.05)
+        assert scores[1] - scores[2] > 0.4
+
+    def test_a_failed_run_is_the_worst_and_does_not_spoil_the_others(self):
+        scores = group_final_score(torch.tensor([1.0, math.nan, 1.2, math.inf]), 0.2)
+        assert scores.isfinite().all()
+        assert scores[0] > scores[2] > scores[1] == scores[3]
+
+    def test_equal_runs_score_zero(self):
+        assert (group_final_score(torch.full((5,), 2.0), 0.2) == 0).all()
+
+    @pytest.mark.parametrize(("shape", "temperature"), [((2, 2), 0.1), ((3,), 0.0)])
+    def test_wrong_shape_or_temperature_is_refused(self, shape, temperature):
+        with pytest.raises(ConfigurationError, match="temperature"):
+            group_final_score(torch.zeros(shape), temperature)

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks import DigitsCNNs, DigitsMLPs, Mixture, NoisyQuadratics, TeacherMLPs
-from lightning_dqnlr.tasks.families import affordable_width, bounded_scale
+from lightning_dqnlr.tasks.families import SplitTasks, affordable_width, bounded_scale
 
 FAMILIES = (NoisyQuadratics, DigitsMLPs, TeacherMLPs, DigitsCNNs)
 SEEDS = range(6)
@@ -271,3 +271,12 @@ def test_mixture_chooses_anew_in_each_split():
 def test_mixture_refuses_weights_that_do_not_fit(families, weights):
     with pytest.raises(ConfigurationError, match=r"families must|weights must"):
         Mixture(families, weights)
+
+
+def test_split_tasks_keep_training_and_held_out_distributions_apart():
+    short = NoisyQuadratics(min_horizon=50, max_horizon=60)
+    long = NoisyQuadratics(min_horizon=500, max_horizon=600)
+    tasks = SplitTasks(short, long)
+    assert tasks.sample(3, "train").horizon <= 60
+    assert tasks.sample(3, "validation").horizon >= 500
+    assert tasks.sample(3, "test").name == long.sample(3, "test").name
