@@ -8,6 +8,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from lightning_dqnlr import DQNLRScheduler
+from lightning_dqnlr.control.telemetry import Probe
 from lightning_dqnlr.errors import (
     CallOrderError,
     ConfigurationError,
@@ -58,6 +59,7 @@ def test_a_plain_loop_is_controlled_without_lightning_being_loaded(tmp_path):
     code = f"""
 import sys, torch
 from lightning_dqnlr import DQNLRScheduler
+from lightning_dqnlr.control.telemetry import Probe
 net = torch.nn.Linear(4, 1)
 optimizer = torch.optim.SGD(net.parameters(), lr=10.0)
 scheduler = DQNLRScheduler(optimizer, {str(folder)!r}, horizon=50)
@@ -193,6 +195,21 @@ def test_lbfgs_and_other_objects_are_refused():
         DQNLRScheduler(torch.optim.LBFGS(net.parameters()), constant_policy(KEEP))
     with pytest.raises(ConfigurationError, match="optimizer must be"):
         DQNLRScheduler(net, constant_policy(KEEP))
+
+
+@pytest.mark.parametrize("columns_first", [False, True])
+def test_the_probe_sees_parameters_that_move_and_any_layout_of_memory(columns_first):
+    weights = [torch.randn(60, 50), torch.randn(9)]
+    if columns_first:
+        weights[0] = torch.randn(50, 60).t()
+    probe = Probe([3000, 9], max_coordinates=100)
+    for _ in range(2):
+        for change in (lambda w: w.mul_(-2.0), lambda w: w.set_(w.clone() + 1.0)):
+            flat = torch.cat([w.reshape(-1) for w in weights])
+            assert torch.equal(probe.read_parameters(weights), probe.read_flat(flat))
+            assert torch.equal(probe.read(weights), probe.read_flat(flat))
+            for weight in weights:
+                change(weight)
 
 
 def test_closing_takes_both_hooks_off_and_leaves_the_rate():

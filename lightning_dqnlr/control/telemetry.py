@@ -107,13 +107,13 @@ class Probe:
             if tensor is None:
                 views.append(torch.zeros(_SLICES, width, device=device))
             else:
-                views.append(_flat(tensor).as_strided((_SLICES, width), (gap, 1)))
+                views.append(_in_order(tensor).as_strided((_SLICES, width), (gap, 1)))
         for index, size in self._whole:
             tensor = tensors[index]
             if tensor is None:
                 views.append(torch.zeros(size, device=device))
             else:
-                views.append(_flat(tensor))
+                views.append(_in_order(tensor).view(-1))
         return views
 
     def _join(self, views: list[Tensor]) -> Tensor:
@@ -133,9 +133,10 @@ class Probe:
         return flat.index_select(-1, self.columns).mul_(self.weight)
 
 
-def _flat(tensor: Tensor) -> Tensor:
-    dense = tensor if tensor.layout == torch.strided else tensor.to_dense()
-    return dense.detach().reshape(-1)
+def _in_order(tensor: Tensor) -> Tensor:
+    """The tensor, or if its elements do not lie in order in memory, a copy whose do."""
+    tensor = tensor.detach()
+    return tensor.contiguous() if tensor.layout == torch.strided else tensor.to_dense()
 
 
 class IntervalStats(NamedTuple):
