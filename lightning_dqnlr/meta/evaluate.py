@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.bench.cosine import TunedCosine, regret, tune_cosine
+from lightning_dqnlr.bench.scores import interquartile_mean
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.vector import Start, VectorLREnv
 from lightning_dqnlr.files import write_atomically
@@ -114,13 +115,6 @@ class Scores:
             "trips": self.trips,
             "score": self.score,
         }
-
-
-def interquartile_mean(values: Tensor) -> float:
-    """Mean of the middle half of the values, (N,); a quarter is cut at each end, rounded down."""
-    ordered = values.flatten().sort().values
-    cut = len(ordered) // 4
-    return ordered[cut : len(ordered) - cut].mean().item()
 
 
 class Result(NamedTuple):

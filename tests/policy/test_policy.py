@@ -1,0 +1,155 @@
+import json
+
+import pytest
+import torch
+
+from lightning_dqnlr.control.actions import ActionSpec
+from lightning_dqnlr.control.features import SCALE_FREE, FeatureSpec
+from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
+from lightning_dqnlr.policy.network import QNetwork
+from lightning_dqnlr.policy.policy import RECORD, WEIGHTS, LRPolicy
+
+
+def make_policy(spec=None, seed=0):
+    spec = spec or ControllerSpec()
+    torch.manual_seed(seed)
+    network = QNetwork(len(spec.features), len(spec.actions), hidden=(16, 16))
+    return LRPolicy(network, spec, {"note": "for a test"})
+
+
+def edit(folder, **changes):
+    record = json.loads((folder / RECORD).read_text())
+    (folder / RECORD).write_text(json.dumps({**record, **changes}))
+
+
+class TestSaveAndLoad:
+    def test_a_loaded_policy_acts_exactly_like_the_saved_one(self, tmp_path):
+        policy = make_policy()
+        loaded = LRPolicy.load(policy.save(tmp_path / "mine"))
+        observation = torch.randn(100, len(policy.spec.features))
+        assert torch.equal(loaded.q_values(observation), policy.q_values(observation))
+        assert (loaded.spec, loaded.record) == (policy.spec, policy.record)
+
+    def test_a_controller_with_other_decision_times_survives(self, tmp_path):
+        spec = ControllerSpec(
+            features=FeatureSpec(("progress", "loss_change")),
+            actions=ActionSpec((0.5, 1.0, 2.0)),
+            decisions=24,
+            decay="none",
+        )
+        assert LRPolicy.load(make_policy(spec).save(tmp_path)).spec == spec
+
+    def test_either_file_names_the_policy(self, tmp_path):
+        make_policy().save(tmp_path)
+        for name in (WEIGHTS, RECORD):
+            assert LRPolicy.load(tmp_path / name).record == {"note": "for a test"}
+
+    def test_saving_over_a_policy_leaves_no_stray_files(self, tmp_path):
+        make_policy(seed=0).save(tmp_path)
+        make_policy(seed=1).save(tmp_path)
+        assert sorted(p.name for p in tmp_path.iterdir()) == [RECORD, WEIGHTS]
+
+    def test_a_folder_that_cannot_be_made_is_a_clear_error(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(ConfigurationError, match="choose another folder"):
+            make_policy().save(tmp_path / "file" / "policy")
+
+
+class TestRefusals:
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(PolicyFileError, match=r"nowhere.*'default' for the bundled"):
+            LRPolicy.load(tmp_path / "nowhere")
+
+    def test_weights_left_behind(self, tmp_path):
+        make_policy().save(tmp_path)
+        (tmp_path / WEIGHTS).unlink()
+        with pytest.raises(PolicyFileError, match="copy both"):
+            LRPolicy.load(tmp_path)
+
+    @pytest.mark.parametrize("name", [WEIGHTS, RECORD])
+    def test_truncated_file(self, tmp_path, name):
+        make_policy().save(tmp_path)
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(PolicyFileError, match=r"truncated|damaged"):
+            LRPolicy.load(tmp_path)
+
+    def test_weights_of_another_save(self, tmp_path):
+        make_policy(seed=0).save(tmp_path / "a")
+        make_policy(seed=1).save(tmp_path / "b")
+        (tmp_path / "a" / WEIGHTS).write_bytes((tmp_path / "b" / WEIGHTS).read_bytes())
+        with pytest.raises(PolicyFileError, match="not saved together"):
+            LRPolicy.load(tmp_path / "a")
+
+    @pytest.mark.parametrize("content", ["[]", "{}", '{"format": "something-else"}', "\x00"])
+    def test_foreign_json(self, tmp_path, content):
+        make_policy().save(tmp_path)
+        (tmp_path / RECORD).write_text(content)
+        with pytest.raises(PolicyFileError, match=r"not a lightning-dqnlr policy|not JSON"):
+            LRPolicy.load(tmp_path)
+
+    def test_newer_format(self, tmp_path):
+        make_policy().save(tmp_path)
+        edit(tmp_path, format_version=2)
+        with pytest.raises(PolicyFileError, match="format version 2"):
+            LRPolicy.load(tmp_path)
+
+    def test_another_feature_specification_is_refused_by_name(self, tmp_path):
+        policy = make_policy()
+        policy.save(tmp_path)
+        controller = policy.spec.to_dict()
+        controller["features"]["names"] = [*SCALE_FREE[:-1], "entropy_of_the_batch"]
+        edit(tmp_path, controller=controller)
+        with pytest.raises(PolicyFileError, match="entropy_of_the_batch"):
+            LRPolicy.load(tmp_path)
+
+    def test_a_network_of_another_shape(self, tmp_path):
+        policy = make_policy()
+        policy.save(tmp_path)
+        edit(tmp_path, network={**policy.network.config, "hidden": [8]})
+        with pytest.raises(PolicyFileError, match="does not fit this version"):
+            LRPolicy.load(tmp_path)
+
+    def test_network_and_specification_must_agree(self):
+        with pytest.raises(ConfigurationError, match="observation size, actions"):
+            LRPolicy(QNetwork(5, 7), ControllerSpec())
+
+
+class TestAct:
+    def test_greedy_takes_the_largest_q_value(self):
+        policy = make_policy()
+        observation = torch.randn(50, len(policy.spec.features))
+        assert torch.equal(policy.act(observation), policy.q_values(observation).argmax(-1))
+
+    def test_one_run_and_many_replicas_act_alike(self):
+        policy = make_policy()
+        observation = torch.randn(5, len(policy.spec.features))
+        many = policy.act(observation)
+        assert [policy.act(row).item() for row in observation] == many.tolist()
+
+    def test_each_replica_explores_with_its_own_epsilon(self):
+        policy = make_policy()
+        observation = torch.randn(1, len(policy.spec.features)).expand(4000, -1)
+        epsilon = torch.tensor([0.0, 1.0]).repeat(2000)
+        generator = torch.Generator().manual_seed(0)
+        greedy = policy.act(observation)
+        other = policy.act(observation, epsilon, generator) != greedy
+        assert not other[0::2].any()
+        assert other[1::2].float().mean().item() == pytest.approx(6 / 7, abs=0.03)
+
+
+class TestBundledPolicy:
+    def test_its_features_and_actions_are_the_code_s(self):
+        policy = LRPolicy.load()
+        assert policy.spec == ControllerSpec()
+
+    def test_it_says_where_it_comes_from(self):
+        record = LRPolicy.load("default").record
+        assert record["command"].startswith("dqnlr-train")
+        assert record["commit"]
+        assert record["inner_steps"] > 1_000_000
+        assert record["validation"]["score"] < 0.5
+
+    def test_its_network_needs_no_gradient(self):
+        assert not any(p.requires_grad for p in LRPolicy.load().network.parameters())
