@@ -3,11 +3,10 @@
 from lightning_dqnlr.tasks.families import (
     DigitsCNNs,
     DigitsMLPs,
-    Mixture,
     NoisyQuadratics,
-    SplitTasks,
     TeacherMLPs,
 )
+from lightning_dqnlr.tasks.mixtures import Mixture, SplitTasks
 from lightning_dqnlr.tasks.modules import QuadraticModule, SupervisedModule
 from lightning_dqnlr.tasks.task import OptimizerSpec, Task, TaskFamily
 
