@@ -197,8 +197,15 @@ class MetaTrainer:
         """Episodes collected with one state of the network, each followed by its updates."""
         policy, first = self.behaviour, self.config.seed * 1_000_003 + self.episode
         jobs = [
-            Job(self.tasks, seed, policy, self.collect, self.reward, self.config.device)
-            for seed in range(first, first + size)
+            Job(
+                self.tasks,
+                first + i,
+                policy,
+                self.collect.at(self.episode + i),
+                self.reward,
+                self.config.device,
+            )
+            for i in range(size)
         ]
         for job, outcome in zip(jobs, collect(jobs), strict=True):
             yield self._learn_from(job.seed, outcome)

@@ -43,7 +43,8 @@ def collect(**settings):
 
 def test_replicas_explore_less_and_less():
     """0.9^(1 + 7 i / 199) falls from 0.9 to 0.43; of random actions a third are greedy anyway."""
-    other = (collect(replicas=200, epsilon=0.9).transitions.action != 0).float().view(-1, 200)
+    settings = {"replicas": 200, "epsilon": 0.9, "epsilon_alpha": 7.0}
+    other = (collect(**settings).transitions.action != 0).float().view(-1, 200)
     share = other.mean(0)
     assert share[:40].mean() == pytest.approx(2 / 3 * 0.84, abs=0.06)
     assert share[-40:].mean() == pytest.approx(2 / 3 * 0.46, abs=0.06)
@@ -121,3 +122,10 @@ def test_the_environment_pays_what_the_reward_says():
     torch.testing.assert_close(
         result.reward, log_progress(before, history.loss, history.initial_loss)
     )
+
+
+def test_demonstrators_leave_linearly_and_never_come_back():
+    config = CollectConfig(demonstrators=0.4, demonstrator_episodes=100)
+    shares = [config.at(episode).demonstrators for episode in (0, 50, 100, 10_000)]
+    assert shares == pytest.approx([0.4, 0.2, 0.0, 0.0])
+    assert config.at(50).at(99).demonstrators == pytest.approx(0.2)
