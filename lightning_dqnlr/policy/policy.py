@@ -22,6 +22,7 @@ from torch import Tensor
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.policy.exploration import epsilon_greedy
 from lightning_dqnlr.policy.network import QNetwork
 
 FORMAT = "lightning-dqnlr-policy"
@@ -73,14 +74,13 @@ class LRPolicy:
         Args:
             observation: (*lead, features).
             epsilon: probability of a uniformly random action, broadcastable to `lead`.
-            generator: CPU generator of the exploration; unused when epsilon is the number 0.
+            generator: of the exploration, drawn on its own device; unused if epsilon is the number
+                0.
         """
-        greedy = self.q_values(observation).argmax(dim=-1)
+        q_values = self.q_values(observation)
         if isinstance(epsilon, float | int) and epsilon == 0:
-            return greedy
-        explore = torch.rand(greedy.shape, generator=generator).to(greedy.device) < epsilon
-        other = torch.randint(len(self.spec.actions), greedy.shape, generator=generator)
-        return torch.where(explore, other.to(greedy.device), greedy)
+            return q_values.argmax(dim=-1)
+        return epsilon_greedy(q_values, epsilon, generator)
 
     def save(self, folder: str | Path) -> Path:
         """Writes the two files into `folder`, each atomically; returns the folder.

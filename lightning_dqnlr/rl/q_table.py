@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.rl.dqn import epsilon_greedy
+from lightning_dqnlr.policy.exploration import epsilon_greedy
 from lightning_dqnlr.rl.replay import Transitions
 
 

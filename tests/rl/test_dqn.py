@@ -6,10 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.policy.exploration import epsilon_greedy
 from lightning_dqnlr.rl.dqn import (
     DQNConfig,
     double_q_target,
-    epsilon_greedy,
     q_learning_target,
     td_error,
     td_loss,
