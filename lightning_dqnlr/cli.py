@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shlex
 import sys
@@ -45,6 +46,26 @@ def _app(config: DictConfig) -> float:
         return run(config, Path(HydraConfig.get().runtime.output_dir), overrides)
 
 
+def combine() -> None:
+    """The console script `dqnlr-combine`: averages policies of several runs into one."""
+    from lightning_dqnlr.meta.provenance import provenance
+    from lightning_dqnlr.policy.policy import LRPolicy
+    from lightning_dqnlr.policy.policy import combine as combine_policies
+
+    parser = argparse.ArgumentParser(prog="dqnlr-combine", description=combine_policies.__doc__)
+    parser.add_argument("policies", nargs="+", type=Path, help="folders that dqnlr-train wrote")
+    parser.add_argument("--into", required=True, type=Path, help="folder of the new policy")
+    arguments = parser.parse_args()
+    with _errors_in_one_line():
+        policy = combine_policies([LRPolicy.load(folder) for folder in arguments.policies])
+        totals = {
+            name: round(sum(member.get(name, 0) for member in policy.record["members"]), 2)
+            for name in ("inner_steps", "minutes")
+        }
+        policy.record = {**policy.record, **totals, **provenance()}
+        print(f"{len(policy.record['members'])} policies averaged in {policy.save(arguments.into)}")
+
+
 def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> float:
     """Trains as configured; returns the best validation score, a finite number (lower is better).
 
@@ -60,7 +81,8 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> floa
 
     torch.set_num_threads(_positive(config, "threads"))
     trainer = build_trainer(config, folder)
-    trainer.record |= {"command": _command(), "overrides": list(overrides)}
+    elsewhere = [override for override in overrides if not override.startswith("folder=")]
+    trainer.record |= {"command": _command(), "overrides": elsewhere}
     _begin(trainer, config)
     print(f"Meta-training into {folder.resolve()}", flush=True)
     reporters = open_reporters(trainer, tensorboard=bool(config.tensorboard))
@@ -168,7 +190,9 @@ def _positive(config: DictConfig, name: str) -> int:
 
 
 def _command() -> str:
-    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    """What was typed, without the folder: where files lay on a machine says nothing elsewhere."""
+    typed = [word for word in sys.argv[1:] if not word.startswith("folder=")]
+    return shlex.join([Path(sys.argv[0]).name, *typed])
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from lightning_dqnlr.control.features import CLIP
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.evaluate import Act, run_policy
-from lightning_dqnlr.policy.network import QNetwork
+from lightning_dqnlr.policy.network import build_network
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.tasks.task import Task
 
@@ -29,7 +29,7 @@ def untrained(policy: LRPolicy, seed: int = 0) -> Act:
     """The same network with fresh weights."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = QNetwork(**policy.network.config)
+        network = build_network(policy.network.config)
     return LRPolicy(network.requires_grad_(False), policy.spec).act
 
 

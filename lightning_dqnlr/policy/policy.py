@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.policy.exploration import epsilon_greedy
-from lightning_dqnlr.policy.network import QNetwork
+from lightning_dqnlr.policy.network import QEnsemble, QNetwork, build_network
 
 FORMAT = "lightning-dqnlr-policy"
 FORMAT_VERSION = 1
@@ -36,7 +37,7 @@ class LRPolicy:
     """Chooses learning-rate multipliers from observations.
 
     Args:
-        network: the Q-network.
+        network: the Q-network, or several to be averaged.
         spec: what a controller must share with it.
         record: plain JSON data on how it was made and how well it does.
 
@@ -44,7 +45,7 @@ class LRPolicy:
         ConfigurationError: if network and specification disagree in size.
     """
 
-    network: QNetwork
+    network: QNetwork | QEnsemble
     spec: ControllerSpec
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -122,7 +123,7 @@ class LRPolicy:
         weights = _read_weights(folder, record)
         try:
             spec = ControllerSpec.from_dict(record["controller"])
-            network = QNetwork(**record["network"])
+            network = build_network(record["network"])
             network.load_state_dict(load_tensors(weights))
             policy = cls(network.eval(), spec, record.get("record", {}))
         except PolicyFileError as error:
@@ -135,6 +136,26 @@ class LRPolicy:
             ) from error
         policy.network.requires_grad_(False)
         return policy
+
+
+def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
+    """The policy that acts on the mean Q-values of several, which must share a specification.
+
+    Its record holds those of the members; what all of them have in common stands once.
+
+    Raises:
+        ConfigurationError: for fewer than two policies, or different specifications.
+    """
+    if len(policies) < 2 or any(p.spec != policies[0].spec for p in policies):
+        raise ConfigurationError(
+            f"policies: {len(policies)} given; at least two are needed, all trained with the same "
+            "features, actions and decision times."
+        )
+    records = [p.record for p in policies]
+    common = {k: v for k, v in records[0].items() if all(r.get(k) == v for r in records)}
+    own = [{k: v for k, v in record.items() if k not in common} for record in records]
+    network = QEnsemble([p.network for p in policies])
+    return LRPolicy(network, policies[0].spec, {**common, "members": own})
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

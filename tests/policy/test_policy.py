@@ -8,7 +8,7 @@ from lightning_dqnlr.control.features import SCALE_FREE, FeatureSpec
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.policy.network import QNetwork
-from lightning_dqnlr.policy.policy import RECORD, WEIGHTS, LRPolicy
+from lightning_dqnlr.policy.policy import RECORD, WEIGHTS, LRPolicy, combine
 
 
 def make_policy(spec=None, seed=0):
@@ -139,17 +139,50 @@ class TestAct:
         assert other[1::2].float().mean().item() == pytest.approx(6 / 7, abs=0.03)
 
 
+class TestCombine:
+    def test_it_acts_on_the_mean_of_the_q_values(self, tmp_path):
+        members = [make_policy(seed=seed) for seed in (0, 1, 2)]
+        both = LRPolicy.load(combine(members).save(tmp_path))
+        observation = torch.randn(200, len(both.spec.features))
+        mean = sum(m.q_values(observation) for m in members) / 3
+        torch.testing.assert_close(both.q_values(observation), mean)
+        assert not torch.equal(both.act(observation), members[0].act(observation))
+
+    def test_an_ensemble_of_ensembles_weighs_every_network_alike(self):
+        members = [make_policy(seed=seed) for seed in (0, 1, 2)]
+        nested = combine([combine(members[:2]), members[2]])
+        observation = torch.randn(20, len(nested.spec.features))
+        torch.testing.assert_close(
+            nested.q_values(observation), combine(members).q_values(observation)
+        )
+
+    def test_records_keep_what_differs_and_say_the_rest_once(self):
+        first, second = make_policy(seed=0), make_policy(seed=1)
+        first.record, second.record = {"reward": "r", "seed": 0}, {"reward": "r", "seed": 1}
+        assert combine([first, second]).record == {
+            "reward": "r",
+            "members": [{"seed": 0}, {"seed": 1}],
+        }
+
+    def test_different_actions_or_a_single_policy_are_refused(self):
+        other = make_policy(ControllerSpec(actions=ActionSpec((0.5, 1.0, 2.0))))
+        for policies in ([make_policy(), other], [make_policy()]):
+            with pytest.raises(ConfigurationError, match="at least two"):
+                combine(policies)
+
+
 class TestBundledPolicy:
     def test_its_features_and_actions_are_the_code_s(self):
         policy = LRPolicy.load()
         assert policy.spec == ControllerSpec()
 
-    def test_it_says_where_it_comes_from(self):
+    def test_it_says_where_it_comes_from_and_how_good_it_is(self):
         record = LRPolicy.load("default").record
-        assert record["command"].startswith("dqnlr-train")
-        assert record["commit"]
         assert record["inner_steps"] > 1_000_000
-        assert record["validation"]["score"] < 0.5
+        for member in record["members"]:
+            assert "experiment=default" in member["overrides"]
+        assert record["commit"]
+        assert record["test"]["trained policy"]["regret_iqm"] < 0.5
 
     def test_its_network_needs_no_gradient(self):
         assert not any(p.requires_grad for p in LRPolicy.load().network.parameters())
