@@ -94,7 +94,11 @@ def card(policy: LRPolicy, scores: dict[str, Scores], arguments: argparse.Namesp
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    origin = {k: v for k, v in policy.record.items() if k != "validation"}
+    origin = {k: v for k, v in policy.record.items() if k not in ("validation", "test")}
+    origin["members"] = [
+        {**member, "validation": member["validation"]["score"]}
+        for member in origin.get("members", [])
+    ]
     header = (
         "| | IQM of regret [95% CI] | median | 90th pct. | worst | within 2% | "
         "IQM, validation loss | lost |"
@@ -148,9 +152,12 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     policy = LRPolicy.load(arguments.policy)
-    content = card(policy, measure(policy, arguments), arguments)
+    scores = measure(policy, arguments)
+    content = card(policy, scores, arguments)
     print(content)
     if not arguments.print:
+        policy.record["test"] = {name: value.summary() for name, value in scores.items()}
+        policy.save(arguments.policy)
         write_atomically(arguments.policy / "MODEL_CARD.md", content.encode())
 
 

@@ -1,0 +1,45 @@
+"""`dqnlr-combine` from outside."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.policy.network import QNetwork
+from lightning_dqnlr.policy.policy import LRPolicy
+
+COMMAND = Path(sys.executable).with_name("dqnlr-combine")
+
+
+def combine(*arguments):
+    command = [COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+
+
+def save_member(folder, seed):
+    spec = ControllerSpec()
+    torch.manual_seed(seed)
+    network = QNetwork(len(spec.features), len(spec.actions), hidden=(8,))
+    return LRPolicy(network, spec, {"seed": seed, "minutes": 1.5, "reward": "r"}).save(folder)
+
+
+def test_two_runs_become_one_policy_whose_record_names_both(tmp_path):
+    folders = [save_member(tmp_path / str(seed), seed) for seed in (3, 4)]
+    done = combine(*folders, "--into", tmp_path / "both")
+    assert done.returncode == 0, done.stderr
+    assert "2 policies averaged" in done.stdout
+    record = LRPolicy.load(tmp_path / "both").record
+    assert record["minutes"] == 3.0
+    assert [member["seed"] for member in record["members"]] == [3, 4]
+    assert record["reward"] == "r"
+
+
+def test_a_missing_policy_is_one_line_and_writes_nothing(tmp_path):
+    folder = save_member(tmp_path / "a", 0)
+    done = combine(folder, tmp_path / "nowhere", "--into", tmp_path / "both")
+    assert done.returncode == 2
+    assert "nowhere" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "both").exists()
