@@ -57,9 +57,10 @@ def combine() -> None:
     parser.add_argument("--into", required=True, type=Path, help="folder of the new policy")
     arguments = parser.parse_args()
     with _errors_in_one_line():
-        policy = combine_policies([LRPolicy.load(folder) for folder in arguments.policies])
+        members = [LRPolicy.load(folder) for folder in arguments.policies]
+        policy = combine_policies(members)
         totals = {
-            name: round(sum(member.get(name, 0) for member in policy.record["members"]), 2)
+            name: round(sum(member.record.get(name, 0) for member in members), 2)
             for name in ("inner_steps", "minutes")
         }
         policy.record = {**policy.record, **totals, **provenance()}
