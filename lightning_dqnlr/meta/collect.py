@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
@@ -53,8 +52,8 @@ class CollectConfig:
         trip_penalty: of an undone interval, in units of log loss.
         demonstrators: share of the replicas that follow `Demonstrators` instead of the policy at
             the first episode.
-        demonstrator_episodes: episodes over which that share falls linearly to zero. While some
-            replicas follow another rule, the value of an action is mixed up with who took it.
+        demonstrator_episodes: episodes over which that share falls linearly to zero; None to keep
+            it. Without demonstrators the policy forgets what good peaks look like.
         demonstrated_ratios: each demonstrator's update ratio is log-uniform between these.
         demonstrator_epsilon: probability that a demonstrator acts at random.
 
@@ -63,8 +62,8 @@ class CollectConfig:
     """
 
     replicas: int = 64
-    epsilon: float = 0.08
-    epsilon_alpha: float = 0.0
+    epsilon: float = 0.1
+    epsilon_alpha: float = 7.0
     n_step: int = 32
     discount: float = 1.0
     off_start_share: float = 0.25
@@ -77,7 +76,7 @@ class CollectConfig:
     circuit_breaker: bool = True
     trip_penalty: float = 0.02
     demonstrators: float = 0.5
-    demonstrator_episodes: int = 150
+    demonstrator_episodes: int | None = None
     demonstrated_ratios: tuple[float, float] = (0.003, 0.3)
     demonstrator_epsilon: float = 0.03
 
@@ -89,7 +88,8 @@ class CollectConfig:
         for name in ("epsilon_alpha", "off_start_decades", "trip_penalty"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "finite and not negative")
         object.__setattr__(self, "demonstrated_ratios", tuple(self.demonstrated_ratios))
-        self._check("demonstrator_episodes", self.demonstrator_episodes >= 1, "at least 1")
+        episodes = self.demonstrator_episodes
+        self._check("demonstrator_episodes", episodes is None or episodes >= 1, "at least 1")
         low, high = self.demonstrated_ratios
         self._check("demonstrated_ratios", 0 < low <= high < math.inf, "positive and ascending")
         self._check("temperature", 0 < self.temperature < math.inf, "positive and finite")
@@ -98,10 +98,10 @@ class CollectConfig:
 
     def at(self, episode: int) -> CollectConfig:
         """The settings of one episode, with the share of demonstrators that is left by then."""
+        if self.demonstrator_episodes is None:
+            return self
         left = max(0.0, 1.0 - episode / self.demonstrator_episodes)
-        return replace(
-            self, demonstrators=self.demonstrators * left, demonstrator_episodes=sys.maxsize
-        )
+        return replace(self, demonstrators=self.demonstrators * left, demonstrator_episodes=None)
 
     def _check(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
