@@ -139,21 +139,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    print(f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    torch.set_num_threads(arguments.threads)
+    print(f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
 
     width = 956  # 64 w + w^2 + 12 w + 10 = 986,602 parameters
-    base, ratio, _ = paired(width, 128, arguments.steps // 2, arguments.repeats)
+    base, ratio, _ = paired(width, 128, arguments.steps, arguments.repeats)
     size = sum(p.numel() for p in Regression(width).parameters())
     print(f"model of {size:,} parameters: {1e3 * base:.2f} ms per step, x{ratio:.4f} with callback")
-    base, ratio, extra = paired(16, 16, arguments.steps, arguments.repeats)
-    print(
-        f"tiny model: {1e6 * base:.0f} us per batch, x{ratio:.3f} with callback, "
-        f"{1e6 * extra:+.0f} us per batch"
-    )
+    for steps in (arguments.steps, 5 * arguments.steps):
+        base, ratio, extra = paired(16, 16, steps, arguments.repeats)
+        print(
+            f"tiny model, {steps} steps: {1e6 * base:.0f} us per batch, x{ratio:.3f} with "
+            f"callback, {1e6 * extra:+.0f} us per batch"
+        )
     family = DigitsMLPs(min_horizon=5000, max_horizon=5000, batch_sizes=(32,))
     task = family.sample(0, "test")
     plain, trainer = plain_rate(task, 5.0), trainer_rate(task, 2000)
