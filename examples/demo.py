@@ -103,9 +103,8 @@ def train(name: str, lr: float, *, callback: bool = False, cosine: bool = False)
     train_set, validation_set = data()
     loader = DataLoader(train_set, BATCH_SIZE, shuffle=True, drop_last=True)
     module, recorder = Digits(lr, cosine), Recorder()
-    callbacks: list[Callback] = [recorder]
-    if callback:
-        callbacks.append(DQNLRCallback())
+    # The recorder comes last: it is to see the learning rate that the first step will use.
+    callbacks: list[Callback] = [DQNLRCallback(), recorder] if callback else [recorder]
     began = time.perf_counter()
     trainer = Trainer(
         max_epochs=EPOCHS,
@@ -166,12 +165,14 @@ def table(runs: list[Run], rival: Run, tuning_seconds: float) -> Table:
 
 def plot(runs: list[Run], path: Path) -> None:
     """Smoothed losses above, learning rates below, both logarithmic."""
-    colours = ["#b0b0b0", "#d08770", "#1f77b4", "#17becf", "#333333"]
+    colours = ["#b0b0b0", "#d08770", "#1f77b4", "#ffd23f", "#333333"]
+    widths = [1.6, 1.6, 5.0, 1.6, 1.6]  # the two runs with the callback lie on each other
     figure, axes = plt.subplots(2, 1, figsize=(9, 7), sharex=True, layout="constrained")
-    for run, colour in zip(runs, colours, strict=True):
-        style = {"color": colour, "linestyle": "-" if "callback" in run.name else "--"}
-        axes[0].plot(smooth(run.losses), label=run.name, linewidth=1.8, **style)
-        axes[1].plot(run.rates, linewidth=1.8, **style)
+    for run, colour, width in zip(runs, colours, widths, strict=True):
+        dashes = "-" if "callback" in run.name else "--"
+        style = {"color": colour, "linestyle": dashes, "linewidth": width}
+        axes[0].plot(smooth(run.losses), label=run.name, **style)
+        axes[1].plot(run.rates, **style)
     axes[0].set(yscale="log", ylabel="training loss (mean of 22 batches)")
     axes[1].set(yscale="log", ylabel="learning rate used", xlabel="step")
     axes[0].legend(loc="lower left", fontsize=8, framealpha=0.9)
