@@ -222,7 +222,13 @@ class DQNLRCallback(Callback):
         self._driver.finish_step(loss if batches == 1 else loss / batches)
         every = trainer.log_every_n_steps  # type: ignore[attr-defined]
         if self._logs and every > 0 and trainer.global_step % every == 0:
+            self._log(trainer, pl_module, used)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, used: float) -> None:
+        """Logs where somebody looks; each call costs as much as a small model's step."""
+        if trainer.loggers:
             pl_module.log("dqnlr/lr", used, on_step=True, on_epoch=False)
+        if trainer.progress_bar_callback is not None:
             power = math.log10(max(used, 1e-30))
             pl_module.log(
                 "dqnlr/log10_lr", power, on_step=True, on_epoch=False, prog_bar=True, logger=False
