@@ -196,16 +196,10 @@ class MetaTrainer:
     def _round(self, collect: Collector, size: int) -> Iterator[Progress]:
         """Episodes collected with one state of the network, each followed by its updates."""
         policy, first = self.behaviour, self.config.seed * 1_000_003 + self.episode
+        settings = [self.collect.at(self.episode + i) for i in range(size)]
         jobs = [
-            Job(
-                self.tasks,
-                first + i,
-                policy,
-                self.collect.at(self.episode + i),
-                self.reward,
-                self.config.device,
-            )
-            for i in range(size)
+            Job(self.tasks, first + i, policy, each, self.reward, self.config.device)
+            for i, each in enumerate(settings)
         ]
         for job, outcome in zip(jobs, collect(jobs), strict=True):
             yield self._learn_from(job.seed, outcome)
