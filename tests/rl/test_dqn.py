@@ -153,4 +153,5 @@ def test_config_names_the_field_at_fault(field, value):
 
 
 def test_config_accepts_its_limits():
-    DQNConfig(target_tau=1.0, average_decay=0.0, max_grad_norm=math.inf, target_period=1)
+    config = DQNConfig(target_tau=1.0, average_decay=0.0, max_grad_norm=math.inf, target_period=1)
+    assert (config.target_tau, config.average_decay, config.target_period) == (1.0, 0.0, 1)
