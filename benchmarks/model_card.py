@@ -21,6 +21,7 @@ import torch
 from tqdm import tqdm
 
 from lightning_dqnlr.bench.scores import interquartile_mean, stratified_bootstrap
+from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.meta.controls import state_blind, study, untrained
 from lightning_dqnlr.meta.evaluate import Act, Rivals, Scores, evaluate
@@ -45,8 +46,9 @@ def suite(split: str, count: int) -> list[Task]:
 
 def measure(policy: LRPolicy, arguments: argparse.Namespace) -> dict[str, Scores]:
     """Scores of the policy and of its controls on the test tasks."""
-    rivals, seeds = Rivals(arguments.rivals, arguments.device), range(arguments.seeds)
-    frequencies, curve = study(policy, suite("validation", 12), range(4), arguments.device)
+    engine = VectorEngine(arguments.device)
+    rivals, seeds = Rivals(arguments.rivals, engine), range(arguments.seeds)
+    frequencies, curve = study(policy, suite("validation", 12), range(4), engine)
     behaviours: dict[str, Act] = {
         "trained policy": policy.act,
         "control: replay of its mean LR curve": curve.act,
@@ -58,7 +60,7 @@ def measure(policy: LRPolicy, arguments: argparse.Namespace) -> dict[str, Scores
         rivals[task]
     spec = policy.spec
     return {
-        name: evaluate(act, spec, tasks, rivals, seeds, arguments.device)
+        name: evaluate(act, spec, tasks, rivals, seeds, engine)
         for name, act in tqdm(behaviours.items(), desc="measuring")
     }
 
@@ -83,7 +85,7 @@ def by_task(scores: Scores, tasks: list[Task]) -> list[str]:
         tasks, scores.train.mean(1).tolist(), scores.validation.mean(1).tolist(), strict=True
     )
     return [
-        f"| {task.name} | {task.optimizer.name} | {task.batch_size} | {task.horizon}"
+        f"| {task.name} | {task.optimizer} | {task.batch_size} | {task.horizon}"
         f"{'' if task.known_horizon else ' (not told)'} | {train:.3f} | {validation:.3f} |"
         for task, train, validation in sorted(rows, key=lambda item: -item[1])
     ]

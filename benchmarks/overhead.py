@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.envs.optimizers import configured_optimizer
 from lightning_dqnlr.envs.replicas import BatchOrder
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.rl.rewards import log_progress
@@ -113,7 +114,7 @@ def vector_rate(task: Task, replicas: int, seconds: float) -> float:
 def plain_rate(task: Task, seconds: float) -> float:
     """Steps per second of a plain torch loop."""
     module = task.build(0)
-    optimizer = task.optimizer.build(module.parameters(), lr=1e-3)
+    optimizer = configured_optimizer(module)
     order, steps = BatchOrder(len(task.train_data[0]), task.batch_size, [0]), 0
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:

@@ -24,8 +24,13 @@ from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelP
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
+from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.driver import OptimizerDriver, check_arguments
-from lightning_dqnlr.errors import ConfigurationError, UnsupportedTrainingError
+from lightning_dqnlr.errors import (
+    CallOrderError,
+    ConfigurationError,
+    UnsupportedTrainingError,
+)
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.trace import Record, plot_trace, save_trace
 
@@ -93,6 +98,17 @@ class DQNLRCallback(Callback):
         self._loss: Tensor | None = None  # sum over the batches of one optimizer step
         self._batches = 0
         self._attempted = False
+
+    @property
+    def controller(self) -> LRController:
+        """The controller of the run.
+
+        Raises:
+            CallOrderError: before training begins.
+        """
+        if self._driver is None:
+            raise CallOrderError("controller: there is none before the Trainer begins to train.")
+        return self._driver.controller
 
     @property
     def trace(self) -> list[Record]:

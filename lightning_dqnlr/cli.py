@@ -117,13 +117,15 @@ def build_trainer(config: DictConfig, folder: Path) -> MetaTrainer:
     def plain(node: Any) -> Any:
         return instantiate(node, _convert_="all")
 
+    device = find_device(config.device)
     return MetaTrainer(
         tasks=plain(config.tasks),
         reward=plain(config.reward),
         spec=plain(config.env.spec),
         dqn=plain(config.agent.dqn),
         collect=plain(config.env.collect),
-        config=instantiate(config.train, _convert_="all", device=find_device(config.device)),
+        config=instantiate(config.train, _convert_="all", device=device),
+        engine=plain(config.env.engine)(device),
         folder=folder,
     )
 

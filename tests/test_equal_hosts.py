@@ -41,13 +41,13 @@ class Wrapped(LightningModule):
 
     def __init__(self, task, seed):
         super().__init__()
-        self.module, self.spec = task.build(seed), task.optimizer
+        self.module = task.build(seed)
 
     def training_step(self, batch, batch_idx):
         return self.module.training_step(batch, batch_idx)
 
     def configure_optimizers(self):
-        return self.spec.build(self.parameters(), lr=0.1)
+        return self.module.configure_optimizers()
 
 
 def task_with(optimizer):
@@ -74,7 +74,8 @@ def in_the_environment(task, policy):
 
 def in_a_plain_loop(task, policy):
     module = task.build(SEEDS[0])
-    optimizer = task.optimizer.build(module.parameters(), lr=123.0)
+    module.lr = 123.0
+    optimizer = module.configure_optimizers()
     scheduler = DQNLRScheduler(optimizer, policy, horizon=task.horizon, module=module)
     for batch in Batches(task, SEEDS[0], STEPS):
         optimizer.zero_grad()

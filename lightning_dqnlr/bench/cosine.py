@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.features import LOSS_FLOOR
-from lightning_dqnlr.envs.replicas import Replicas
+from lightning_dqnlr.envs.environment import Engine, Losses
+from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.tasks.task import Task
 
 DIVERGED = 10.0
@@ -41,16 +42,9 @@ def cosine(step: int, horizon: int, warm_up: float = WARM_UP) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, horizon - ramp)))
 
 
-def run_cosine(
-    task: Task, peaks: Tensor, seeds: Sequence[int], device: torch.device | str = "cpu"
-) -> Replicas:
+def run_cosine(task: Task, peaks: Tensor, seeds: Sequence[int], engine: Engine = ON_CPU) -> Losses:
     """Trains one replica per (peak, seed) pair to the horizon."""
-    replicas = Replicas(task, seeds, device)
-    peaks = peaks.to(replicas.device)
-    for step in range(task.horizon):
-        replicas.backward()
-        replicas.update(peaks * cosine(step, task.horizon))
-    return replicas
+    return engine.follow(task, seeds, lambda step: peaks * cosine(step, task.horizon))
 
 
 def tune_cosine(
@@ -58,15 +52,15 @@ def tune_cosine(
     *,
     peaks: Sequence[float] = PEAKS,
     seeds: Sequence[int] = (0, 1, 2),
-    device: torch.device | str = "cpu",
+    engine: Engine = ON_CPU,
 ) -> TunedCosine:
     """Grid search over the peak; the winner has the lowest mean of log(loss + e) over seeds."""
     grid = torch.tensor(peaks).repeat_interleave(len(seeds))
-    names = list(seeds) * len(peaks)
-    initial_loss = Replicas(task, seeds, device).evaluate(task.train_data).mean().item()
-    replicas = run_cosine(task, grid, names, device)
-    train = _finite(replicas.evaluate(task.train_data), initial_loss).view(len(peaks), -1)
-    validation = _finite(replicas.evaluate(task.validation_data), initial_loss)
+    start = engine.follow(task, seeds, lambda _: torch.zeros(len(seeds)), steps=0)
+    initial_loss = start.train.mean().item()
+    losses = run_cosine(task, grid, list(seeds) * len(peaks), engine)
+    train = _finite(losses.train, initial_loss).view(len(peaks), -1)
+    validation = _finite(losses.validation, initial_loss)
     mean = _geometric_mean(train, initial_loss)
     best = int(mean.argmin())
     held_out = _geometric_mean(validation.view(len(peaks), -1), initial_loss)

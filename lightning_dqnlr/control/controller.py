@@ -62,6 +62,10 @@ class LRController:
         circuit_breaker: whether `observe` may ask for a restore.
         device: where the state lives.
 
+    Attributes:
+        start_multiplier: what a safe start is multiplied by, of shape `lead` or a number; for
+            exploration from elsewhere.
+
     Raises:
         ConfigurationError: for a non-positive horizon or bound, or min_lr > max_lr.
     """
@@ -88,6 +92,7 @@ class LRController:
         self.decisions = 0
         self.interval = 1
         self.lr = torch.zeros(lead, device=device)
+        self.start_multiplier: Tensor | float = 1.0
         self._rescale = False
         self._ratio = torch.zeros(lead, device=device)
 
@@ -111,8 +116,8 @@ class LRController:
             unit = unit.clamp_min(math.sqrt(coordinates))
         self._rescale = not follows_gradient
         weights = weight_norm.clamp_min(_WEIGHT_FLOOR * math.sqrt(coordinates))
-        lr = self.spec.start_ratio * weights / unit
-        return self.start(lr.nan_to_num(1e-8).clamp(1e-12, 1e3))
+        lr = (self.spec.start_ratio * weights / unit).nan_to_num(1e-8).clamp(1e-12, 1e3)
+        return self.start(lr * self.start_multiplier)
 
     def start(self, lr: Tensor) -> Tensor:
         """Sets the first learning rate to `lr`, shape `lead`; returns it within the bounds."""

@@ -1,32 +1,34 @@
 """R replicas of one task in one `vmap`ped training step, on any device.
 
-Each replica has its own initial weights, data order and learning rate. All weights live in one
-(R, P) tensor, so that an optimizer step, the probe and a restore are one or two kernels each. The
-optimizer is the real one from `torch.optim`: it steps a zero tensor with lr = 1, and what it wrote
-there, the update per unit of learning rate, is scaled by each replica's own rate. That is exact
-for every optimizer whose update is linear in the learning rate, and needs no subtraction of nearby
-numbers. Weight decay depends on the weights themselves and is therefore added here, by torch's own
-formulas (coupled: g + wd * theta; decoupled, Loshchilov & Hutter 2019: theta *= 1 - lr * wd).
+Each replica has its own initial weights, data order and learning rate. All trained weights live in
+one (R, P) tensor, so that an optimizer step, the probe and a restore are one or two kernels each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from lightning import LightningModule
 from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
+from torch.utils import _pytree as pytree
 
+from lightning_dqnlr.envs.detached import detach_from_trainer, training_loss
+from lightning_dqnlr.envs.optimizers import ReplicatedOptimizer, configured_optimizer
+from lightning_dqnlr.envs.randomness import RandomStream
 from lightning_dqnlr.errors import UnsupportedTrainingError
-from lightning_dqnlr.tasks.task import Task
+from lightning_dqnlr.tasks.task import ClosedFormGradient, Task
 
-_EVALUATION_CHUNK = 256
+EVALUATION_CHUNK = 256
+# What torch says of operations that vmap cannot carry.
+_UNCARRIED = ("vmap", "Batching rule not implemented", "batching rule")
 
 
 class BatchOrder:
-    """Which examples each replica sees: a fresh permutation per epoch, incomplete batches dropped.
+    """Which examples each replica sees: epoch after epoch, incomplete batches dropped.
 
     Depends only on a replica's seed, so a plain loop can see the very same batches.
 
@@ -34,34 +36,46 @@ class BatchOrder:
         examples: size of the data set.
         batch_size: examples per batch.
         seeds: one per replica.
+        shuffle: whether each epoch is a fresh permutation; else it is the data's own order.
     """
 
-    def __init__(self, examples: int, batch_size: int, seeds: Sequence[int]) -> None:
+    def __init__(
+        self, examples: int, batch_size: int, seeds: Sequence[int], shuffle: bool = True
+    ) -> None:
         self._examples = examples
         self._batch = min(batch_size, examples)
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self._shuffle = shuffle
         self._order = torch.empty(0)
         self._position = examples
+
+    @property
+    def batches(self) -> int:
+        """Batches per epoch."""
+        return self._examples // self._batch
 
     def next(self) -> Tensor:
         """Indices of the next batch of each replica, (R, batch)."""
         if self._position + self._batch > self._examples:
-            rows = [torch.randperm(self._examples, generator=g) for g in self._generators]
-            self._order, self._position = torch.stack(rows), 0
+            self._order, self._position = torch.stack(self._epoch()), 0
         start, self._position = self._position, self._position + self._batch
         return self._order[:, start : self._position]
+
+    def _epoch(self) -> list[Tensor]:
+        if not self._shuffle:
+            return [torch.arange(self._examples)] * len(self._generators)
+        return [torch.randperm(self._examples, generator=g) for g in self._generators]
 
 
 class _TrainingStep(nn.Module):
     """Lets `functional_call`, which only calls `forward`, reach `training_step`."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: LightningModule) -> None:
         super().__init__()
         self.module = module
 
-    def forward(self, batch: tuple[Tensor, ...]) -> Tensor:
-        loss: Tensor = self.module.training_step(batch, 0)  # type: ignore[operator]
-        return loss
+    def forward(self, batch: Any) -> Tensor:
+        return training_loss(self.module, batch)
 
 
 class Replicas:
@@ -69,15 +83,18 @@ class Replicas:
 
     Args:
         task: what to train.
-        seeds: one per replica; fixes initial weights and data order.
+        seeds: one per replica; fixes initial weights and data order. Replicas of one seed alone
+            also share their dropout masks, which are then those of a Trainer with that seed.
         device: where to train.
 
     Attributes:
-        weights: (R, P) all parameters, concatenated in `parameters()` order.
+        weights: (R, P) the trained parameters, concatenated in the optimizer's order.
         gradient: (R, P) the last gradient, before clipping.
+        sizes: number of elements of each trained parameter.
+        follows_gradient: whether the first update is lr times the gradient (SGD).
 
     Raises:
-        UnsupportedTrainingError: if the module cannot run under vmap.
+        UnsupportedTrainingError: if the module cannot be replicated; names the remedy.
     """
 
     def __init__(
@@ -86,68 +103,70 @@ class Replicas:
         self.task = task
         self.seeds = tuple(seeds)
         self.device = torch.device(device)
-        modules = [_TrainingStep(task.build(seed)) for seed in seeds]
-        self._template = modules[0].to(self.device).train()
-        named = dict(modules[0].named_parameters())
-        self._names, self._shapes = list(named), [p.shape for p in named.values()]
-        self.sizes = [p.numel() for p in named.values()]
-        flat = [nn.utils.parameters_to_vector(m.parameters()).detach() for m in modules]
-        self.weights = torch.stack([f.to(self.device) for f in flat]).float()
-        self._buffers = _stack_buffers(modules, self.device)
-        self._data = tuple(t.to(self.device) for t in task.train_data)
-        self._order = BatchOrder(len(self._data[0]), task.batch_size, seeds)
-        self._unit = nn.Parameter(torch.zeros_like(self.weights))
-        undecayed = replace(task.optimizer, weight_decay=0.0)
-        self._optimizer = undecayed.build([self._unit], lr=1.0)
+        self._stream = RandomStream(self.seeds[0], self.device)
+        rows = {seed: self._build(seed) for seed in reversed(dict.fromkeys(seeds))}
+        template = rows[self.seeds[0]]
+        self._template = template.to(self.device).train()
+        optimizer = configured_optimizer(template.module)
+        self.follows_gradient = isinstance(optimizer, torch.optim.SGD)
+        trained = _trained_parameters(template, optimizer)
+        self._names, self._shapes = list(trained), [p.shape for p in trained.values()]
+        self.sizes = [p.numel() for p in trained.values()]
+        self.weights = self._stack(rows, lambda step: _flat(step, self._names))
+        self._constants = {
+            name: self._stack(rows, lambda step, name=name: step.get_parameter(name))  # type: ignore[misc]
+            for name, _ in template.named_parameters()
+            if name not in trained
+        }
+        self._buffers = {
+            name: self._stack(rows, lambda step, name=name: step.get_buffer(name))  # type: ignore[misc]
+            for name, _ in template.named_buffers()
+        }
+        self._data = pytree.tree_map(lambda t: t.to(self.device), task.train_data)
+        self._order = BatchOrder(task.examples, task.batch_size, self.seeds, task.shuffle)
+        self._optimizer = ReplicatedOptimizer(optimizer, self.weights)
         self.gradient = torch.zeros_like(self.weights)
         self._snapshot: dict[str, Tensor] = {}
-        self._gradients = vmap(grad_and_value(self._loss), randomness="different")
+        self._randomness = "same" if len(rows) == 1 else "different"
+        self._vmapped = vmap(grad_and_value(self._loss), randomness=self._randomness)
+        closed = template.module
+        self._closed_form = closed if isinstance(closed, ClosedFormGradient) else None
 
     def __len__(self) -> int:
         return len(self.seeds)
 
+    def randomness(self) -> AbstractContextManager[None]:
+        """A context in which dropout draws from the replicas' own random state."""
+        return self._stream.active()
+
     def backward(self) -> Tensor:
         """Losses of the next batch, (R,); leaves their gradients in `gradient`."""
         index = self._order.next().to(self.device)
-        batch = tuple(t[index] for t in self._data)
-        try:
-            self.gradient, losses = self._gradients(self.weights, self._buffers, batch)
-        except RuntimeError as error:
-            if "vmap" in str(error):
-                raise UnsupportedTrainingError(
-                    f"{type(self._template.module).__name__} cannot be replicated by vmap ({error})"
-                ) from error
-            raise
+        batch = pytree.tree_map(lambda t: t[index], self._data)
+        self.gradient, losses = self._gradients(batch)
         return losses.detach()
 
     def update(self, lr: Tensor) -> None:
         """One optimizer step with learning rates (R,)."""
-        spec, gradient = self.task.optimizer, self.gradient
+        gradient = self.gradient
         if self.task.gradient_clip is not None:
             norm = gradient.norm(dim=-1, keepdim=True)
             gradient = gradient * (self.task.gradient_clip / (norm + 1e-6)).clamp_max(1.0)
-        rate = lr.unsqueeze(-1)
-        if spec.weight_decay and spec.name == "adamw":
-            self.weights.mul_(1 - rate * spec.weight_decay)
-        elif spec.weight_decay:
-            gradient = gradient.add(self.weights, alpha=spec.weight_decay)
-        self._unit.grad = gradient
-        self._optimizer.step()
-        with torch.no_grad():
-            self.weights.addcmul_(self._unit, rate)
-            self._unit.zero_()
+        self._optimizer.step(self.weights, gradient, lr)
 
-    def evaluate(self, data: tuple[Tensor, ...]) -> Tensor:
-        """Mean loss of each replica over a data set, in eval mode: (R,)."""
+    def evaluate(self, data: Any) -> Tensor:
+        """Mean training loss of each replica over a data set, in eval mode: (R,)."""
         self._template.eval()
-        evaluate = vmap(self._loss, in_dims=(0, 0, None), randomness="different")
+        evaluate = vmap(self._loss, in_dims=(0, 0, 0, None), randomness=self._randomness)
+        leaves, structure = pytree.tree_flatten(data)
         total = torch.zeros(len(self), device=self.device)
-        for chunk in zip(*(t.split(_EVALUATION_CHUNK) for t in data), strict=True):
-            batch = tuple(t.to(self.device) for t in chunk)
+        for chunk in zip(*(t.split(EVALUATION_CHUNK) for t in leaves), strict=True):
+            batch = pytree.tree_unflatten([t.to(self.device) for t in chunk], structure)
             with torch.no_grad():
-                total += evaluate(self.weights, self._buffers, batch) * len(batch[0])
+                losses = evaluate(self.weights, self._constants, self._buffers, batch)
+            total += losses * len(chunk[0])
         self._template.train()
-        return total / len(data[0])
+        return total / len(leaves[0])
 
     def snapshot(self, where: Tensor) -> None:
         """Remembers weights, buffers and optimizer state of the replicas in the mask (R,)."""
@@ -166,25 +185,59 @@ class Replicas:
         for name, saved in self._snapshot.items():
             _assign(live[name], saved, where)
 
-    def _state(self) -> dict[str, Tensor]:
-        state = {"weights": self.weights, **self._buffers}
-        for name, value in self._optimizer.state.get(self._unit, {}).items():
-            if isinstance(value, Tensor) and value.shape == self.weights.shape:
-                state[f"optimizer.{name}"] = value
-        return state
+    def _build(self, seed: int) -> _TrainingStep:
+        """A module as a Trainer of this seed would have it when training begins."""
+        self._stream = RandomStream(seed, self.device)
+        with self._stream.active():
+            return _TrainingStep(detach_from_trainer(self.task.build(seed)))
 
-    def _loss(self, flat: Tensor, buffers: dict[str, Tensor], batch: tuple[Tensor, ...]) -> Tensor:
+    def _stack(
+        self, rows: dict[int, _TrainingStep], read: Callable[[_TrainingStep], Tensor]
+    ) -> Tensor:
+        values = {seed: read(step).detach().to(self.device) for seed, step in rows.items()}
+        return torch.stack([values[seed] for seed in self.seeds])
+
+    def _state(self) -> dict[str, Tensor]:
+        return {"weights": self.weights, **self._buffers, **self._optimizer.state()}
+
+    def _gradients(self, batch: Any) -> tuple[Tensor, Tensor]:
+        if self._closed_form is not None:
+            buffers = {k.removeprefix("module."): v for k, v in self._buffers.items()}
+            return self._closed_form.gradients_and_losses(self.weights, buffers, batch)
+        try:
+            gradient, losses = self._vmapped(self.weights, self._constants, self._buffers, batch)
+        except RuntimeError as error:
+            if any(words in str(error) for words in _UNCARRIED):
+                raise UnsupportedTrainingError(
+                    f"{type(self._template.module).__name__} cannot be replicated by vmap; train "
+                    f"it with env=trainer. ({' '.join(str(error).split())})"
+                ) from error
+            raise
+        return gradient, losses
+
+    def _loss(
+        self, flat: Tensor, constants: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any
+    ) -> Tensor:
         pieces = zip(self._names, flat.split(self.sizes), self._shapes, strict=True)
         parameters = {name: piece.view(shape) for name, piece, shape in pieces}
-        loss: Tensor = functional_call(self._template, (parameters, buffers), (batch,))
+        state = (parameters, constants, buffers)
+        loss: Tensor = functional_call(self._template, state, (batch,))
         return loss
+
+
+def _trained_parameters(
+    step: _TrainingStep, optimizer: torch.optim.Optimizer
+) -> dict[str, nn.Parameter]:
+    """What the optimizer trains, by name, in its order."""
+    names = {id(p): name for name, p in step.named_parameters()}
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    return {names[id(p)]: p for p in held if p.requires_grad and p.numel()}
+
+
+def _flat(step: _TrainingStep, names: Sequence[str]) -> Tensor:
+    return torch.cat([step.get_parameter(name).detach().flatten() for name in names]).float()
 
 
 def _assign(target: Tensor, source: Tensor, where: Tensor) -> None:
     mask = where.view(-1, *[1] * (target.dim() - 1))
     target.copy_(torch.where(mask, source, target))
-
-
-def _stack_buffers(modules: list[Any], device: torch.device) -> dict[str, Tensor]:
-    rows = [dict(m.named_buffers()) for m in modules]
-    return {name: torch.stack([row[name] for row in rows]).to(device) for name in rows[0]}

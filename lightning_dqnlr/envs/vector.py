@@ -1,16 +1,9 @@
-"""Learning-rate control of R replicas of one task as a vectorised environment.
-
-One episode is one training run of every replica, in lockstep: `reset` makes the first step at the
-start LR, each `step` applies one action per replica and trains to the next decision. A replica
-whose loss is no longer finite, and that no circuit breaker brings back, is terminal; the others
-are not touched by it.
-"""
+"""Learning-rate control of R replicas of one task, side by side in one vmapped training step."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,41 +11,20 @@ from torch import Tensor
 from lightning_dqnlr.control.controller import Decision, LRController
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import Probe, Telemetry
+from lightning_dqnlr.envs.environment import (
+    SAFE_START,
+    Losses,
+    Reward,
+    Start,
+    StepResult,
+    transition,
+)
 from lightning_dqnlr.envs.replicas import Replicas
 from lightning_dqnlr.tasks.task import Task
 
 
-class Reward(Protocol):
-    """The reward of an interval, elementwise: (previous loss, loss, initial loss) -> reward."""
-
-    def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
-        """The reward, of the shape of `loss`."""
-
-
-class StepResult(NamedTuple):
-    """One transition of every replica; leading shape (R,)."""
-
-    observation: Tensor
-    reward: Tensor
-    alive: Tensor  # bool: the replica has not failed
-    tripped: Tensor  # bool: the circuit breaker undid the interval
-
-
-@dataclass(frozen=True)
-class Start:
-    """How the replicas' learning rates begin.
-
-    Args:
-        multiplier: (R,) times the controller's safe start; None for 1.
-        lr: (R,) an explicit start instead of the safe one ("the user's learning rate").
-    """
-
-    multiplier: Tensor | None = None
-    lr: Tensor | None = None
-
-
 class VectorLREnv:
-    """R training runs of one task under learning-rate control.
+    """R training runs of one task under learning-rate control; see `LREnvironment`.
 
     Args:
         task: what to train.
@@ -63,6 +35,9 @@ class VectorLREnv:
         circuit_breaker: whether blown-up intervals are undone.
         trip_penalty: subtracted from the reward of an undone interval.
         device: where to train.
+
+    Raises:
+        UnsupportedTrainingError: what cannot be trained side by side; names the remedy.
     """
 
     def __init__(
@@ -72,7 +47,7 @@ class VectorLREnv:
         seeds: Sequence[int],
         *,
         reward: Reward,
-        start: Start = Start(),
+        start: Start = SAFE_START,
         circuit_breaker: bool = True,
         trip_penalty: float = 0.2,
         device: torch.device | str = "cpu",
@@ -89,6 +64,8 @@ class VectorLREnv:
             circuit_breaker=circuit_breaker,
             device=device,
         )
+        if start.multiplier is not None:
+            self.controller.start_multiplier = start.multiplier.to(device)
         self.alive = torch.ones(lead, dtype=torch.bool, device=device)
         self._reward, self._start, self._trip_penalty = reward, start, trip_penalty
         self._interval = 1
@@ -111,21 +88,30 @@ class VectorLREnv:
         left = self.task.horizon - self.controller.step
         self._interval = min(self.controller.interval, left)
         decision = self._run_interval()
-        history = self.controller.history
-        reward = self._reward(previous, history.loss, history.initial_loss)
-        reward = reward - self._trip_penalty * decision.tripped
-        self.alive = self.alive & history.loss.isfinite()
-        reward = torch.where(self.alive, reward, torch.full_like(reward, -1.0))
-        return StepResult(decision.observation, reward, self.alive, decision.tripped)
+        result = transition(
+            self._reward,
+            self._trip_penalty,
+            previous,
+            self.controller.history,
+            decision.observation,
+            decision.tripped,
+            self.alive,
+        )
+        self.alive = result.alive
+        return result
 
-    def final_losses(self) -> Tensor:
-        """Mean training loss over the whole training set, in eval mode: (R,)."""
-        return self.replicas.evaluate(self.task.train_data)
+    def losses(self) -> Losses:
+        """Of the weights as they are, over the whole data sets."""
+        return _losses(self.replicas)
+
+    def close(self) -> None:
+        """Nothing runs between two steps."""
 
     def _run_interval(self) -> Decision:
         self.telemetry.begin(self._interval)
-        for _ in range(self._interval):
-            self._inner_step()
+        with self.replicas.randomness():
+            for _ in range(self._interval):
+                self._inner_step()
         weights = self.probe.read_flat(self.replicas.weights)
         decision = self.controller.observe(self.telemetry.read(weights))
         if self.controller.circuit_breaker:
@@ -149,14 +135,70 @@ class VectorLREnv:
 
     def _set_start(self, gradient: Tensor) -> None:
         if self._start.lr is not None:
-            self.controller.start(self._start.lr)
+            self.controller.start(self._start.lr.to(self.replicas.device))
             return
         weights = self.probe.read_flat(self.replicas.weights)
-        lr = self.controller.safe_start(
+        self.controller.safe_start(
             gradient.norm(dim=-1),
             weights.norm(dim=-1),
             self.probe.total,
-            self.task.optimizer.follows_gradient,
+            self.replicas.follows_gradient,
         )
-        if self._start.multiplier is not None:
-            self.controller.start(lr * self._start.multiplier)
+
+
+@dataclass(frozen=True)
+class VectorEngine:
+    """Replicas side by side; an `Engine`.
+
+    Args:
+        device: where to train.
+    """
+
+    device: str = "cpu"
+
+    def open(
+        self,
+        task: Task,
+        spec: ControllerSpec,
+        seeds: Sequence[int],
+        *,
+        reward: Reward,
+        start: Start = SAFE_START,
+        circuit_breaker: bool = True,
+        trip_penalty: float = 0.2,
+    ) -> VectorLREnv:
+        """An environment of one replica per seed; see `Engine.open`."""
+        return VectorLREnv(
+            task,
+            spec,
+            seeds,
+            reward=reward,
+            start=start,
+            circuit_breaker=circuit_breaker,
+            trip_penalty=trip_penalty,
+            device=self.device,
+        )
+
+    def follow(
+        self,
+        task: Task,
+        seeds: Sequence[int],
+        lr: Callable[[int], Tensor],
+        steps: int | None = None,
+    ) -> Losses:
+        """Trains at given learning rates; see `Engine.follow`."""
+        replicas = Replicas(task, seeds, self.device)
+        with replicas.randomness():
+            for step in range(task.horizon if steps is None else steps):
+                replicas.backward()
+                replicas.update(lr(step).to(replicas.device))
+        return _losses(replicas)
+
+
+ON_CPU = VectorEngine()
+
+
+def _losses(replicas: Replicas) -> Losses:
+    task = replicas.task
+    with replicas.randomness():
+        return Losses(replicas.evaluate(task.train_data), replicas.evaluate(task.validation_data))

@@ -9,8 +9,9 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.control.features import compressed_loss
-from lightning_dqnlr.envs.vector import Reward, Start, VectorLREnv
+from lightning_dqnlr.control.features import History, compressed_loss
+from lightning_dqnlr.envs.environment import Engine, LREnvironment, Reward, Start
+from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.demonstrate import Demonstrators
 from lightning_dqnlr.policy.policy import LRPolicy
@@ -127,45 +128,49 @@ def collect_episode(
     config: CollectConfig,
     reward: Reward,
     generator: torch.Generator,
-    device: torch.device | str = "cpu",
+    engine: Engine = ON_CPU,
 ) -> Episode:
     """Runs one task to its horizon under epsilon-greedy control and cuts it into transitions."""
     seeds = torch.randint(2**31, (config.replicas,), generator=generator).tolist()
     if config.shared_seed:
         seeds = seeds[:1] * config.replicas
-    env = VectorLREnv(
+    env = engine.open(
         task,
         policy.spec,
         seeds,
         reward=reward,
-        start=_start(config, generator, device),
+        start=_start(config, generator),
         circuit_breaker=config.circuit_breaker,
         trip_penalty=config.trip_penalty,
-        device=device,
     )
+    try:
+        record = _rollout(env, policy, config, generator)
+        final, control = env.losses().train, env.controller
+    finally:
+        env.close()
+    record.credit(config, reward, final, control.history)
+    return Episode(
+        record.transitions(config),
+        control.step * config.replicas,
+        final,
+        control.history.initial_loss.mean().item(),
+        control.history.trips.mean().item(),
+        1.0 - env.alive.float().mean().item(),
+    )
+
+
+def _rollout(
+    env: LREnvironment, policy: LRPolicy, config: CollectConfig, generator: torch.Generator
+) -> _Rollout:
     record = _Rollout([env.reset()], [], [], [])
+    device = record.observations[0].device
     epsilon, demonstrators = _epsilons(config).to(device), _demonstrators(config, generator, device)
     while not env.finished:
         explored = policy.act(record.observations[-1], epsilon, generator)
         action = torch.where(demonstrators.shows, demonstrators.act(env, generator), explored)
         result = env.step(action)
         record.add(action, result.observation, result.reward, result.alive)
-    final = env.final_losses()
-    history = env.controller.history
-    if config.credit == "final_score":
-        level = compressed_loss(final, history.initial_loss) + config.trip_penalty * history.trips
-        record.rewards = [torch.zeros_like(level) for _ in record.rewards]
-        record.rewards[-1] = group_final_score(level, config.temperature)
-    elif config.final_evaluation:
-        record.rewards[-1] += reward(history.loss, final, history.initial_loss).nan_to_num(-1.0)
-    return Episode(
-        record.transitions(config),
-        env.controller.step * config.replicas,
-        final,
-        history.initial_loss.mean().item(),
-        history.trips.mean().item(),
-        1.0 - env.alive.float().mean().item(),
-    )
+    return record
 
 
 @dataclass
@@ -182,6 +187,19 @@ class _Rollout:
         self.observations.append(observation)
         self.rewards.append(reward)
         self.alive.append(alive)
+
+    def credit(
+        self, config: CollectConfig, reward: Reward, final: Tensor, history: History
+    ) -> None:
+        """Adds what only the end of the run tells: the loss of the whole training set."""
+        if config.credit == "final_score":
+            penalty = config.trip_penalty * history.trips
+            level = compressed_loss(final, history.initial_loss) + penalty
+            self.rewards = [torch.zeros_like(level) for _ in self.rewards]
+            self.rewards[-1] = group_final_score(level, config.temperature)
+        elif config.final_evaluation:
+            last = reward(history.loss, final, history.initial_loss).nan_to_num(-1.0)
+            self.rewards[-1] = self.rewards[-1] + last
 
     def transitions(self, config: CollectConfig) -> Transitions:
         alive = torch.stack(self.alive)
@@ -202,14 +220,14 @@ class _Rollout:
         )
 
 
-def _start(config: CollectConfig, generator: torch.Generator, device: torch.device | str) -> Start:
+def _start(config: CollectConfig, generator: torch.Generator) -> Start:
     uniform = torch.rand(config.replicas, generator=generator)
     if config.start == "user":
         low, high = USER_LR_EXPONENTS
-        return Start(lr=(10.0 ** (low + (high - low) * uniform)).to(device))
+        return Start(lr=10.0 ** (low + (high - low) * uniform))
     off = torch.rand(config.replicas, generator=generator) < config.off_start_share
     decades = (2 * uniform - 1) * config.off_start_decades * off
-    return Start(multiplier=(10.0**decades).to(device))
+    return Start(multiplier=10.0**decades)
 
 
 def _demonstrators(

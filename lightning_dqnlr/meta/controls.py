@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_dqnlr.control.features import CLIP
 from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.evaluate import Act, run_policy
 from lightning_dqnlr.policy.network import build_network
@@ -94,7 +95,7 @@ class MeanCurve:
 
 
 def study(
-    policy: LRPolicy, tasks: Sequence[Task], seeds: Sequence[int], device: torch.device | str
+    policy: LRPolicy, tasks: Sequence[Task], seeds: Sequence[int], engine: Engine
 ) -> tuple[Tensor, MeanCurve]:
     """Action frequencies (actions,) and mean curve of a policy on some tasks."""
     counts, curve = torch.zeros(len(policy.spec.actions)), MeanCurve(policy.spec)
@@ -106,5 +107,5 @@ def study(
         return action
 
     for task in tasks:
-        run_policy(task, act, policy.spec, seeds, device)
+        run_policy(task, act, policy.spec, seeds, engine)
     return counts / counts.sum(), curve

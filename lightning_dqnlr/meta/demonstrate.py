@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.envs.vector import VectorLREnv
+from lightning_dqnlr.envs.environment import LREnvironment
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Demonstrators:
     shows: Tensor
     epsilon: float
 
-    def act(self, env: VectorLREnv, generator: torch.Generator) -> Tensor:
+    def act(self, env: LREnvironment, generator: torch.Generator) -> Tensor:
         """Actions int64 (R,) of all replicas, demonstrators or not.
 
         Steers the update ratio to its target during the first sixteenth of the run (at least 12
@@ -49,7 +49,7 @@ class Demonstrators:
         device = self.ratio.device
         return torch.where(random.to(device), anything.to(device), self._rule(env))
 
-    def _rule(self, env: VectorLREnv) -> Tensor:
+    def _rule(self, env: LREnvironment) -> Tensor:
         controller, actions = env.controller, env.controller.spec.actions
         progress = controller.step / env.task.horizon
         climbing = controller.decisions < 12 or progress < 1 / 16

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from lightning import LightningModule
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.cosine import TunedCosine, regret, tune_cosine
 from lightning_dqnlr.bench.scores import interquartile_mean
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.vector import Start, VectorLREnv
+from lightning_dqnlr.envs.environment import Engine, Start
+from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.meta.collect import USER_LR_EXPONENTS, StartKind
 from lightning_dqnlr.rl.rewards import log_progress
@@ -30,12 +32,12 @@ class Rivals:
 
     Args:
         folder: where results are kept, or None to keep them in memory only.
-        device: where to train.
+        engine: trains them.
     """
 
-    def __init__(self, folder: str | Path | None, device: torch.device | str = "cpu") -> None:
+    def __init__(self, folder: str | Path | None, engine: Engine = ON_CPU) -> None:
         self._folder = None if folder is None else Path(folder)
-        self._device = device
+        self._engine = engine
         self._known: dict[str, TunedCosine] = {}
 
     def __getitem__(self, task: Task) -> TunedCosine:
@@ -52,8 +54,7 @@ class Rivals:
         return TunedCosine(**{**values, "train_losses": tuple(values["train_losses"])})
 
     def _tune(self, task: Task, key: str) -> TunedCosine:
-        with fixed_randomness(0, self._device):
-            tuned = tune_cosine(task, device=self._device)
+        tuned = tune_cosine(task, engine=self._engine)
         if self._folder is not None:
             content = json.dumps(tuned._asdict()).encode()
             write_atomically(self._folder / f"{key}.json", content)
@@ -63,12 +64,20 @@ class Rivals:
 def fingerprint(task: Task) -> str:
     """A name for exactly this problem: changes with its data, model, optimizer or length."""
     digest = hashlib.sha256()
-    settings = (task.name, task.batch_size, task.optimizer, task.horizon, task.gradient_clip)
-    digest.update(repr(settings).encode())
-    weights = [p.detach() for p in task.build(0).parameters()]
-    for tensor in (*weights, *task.train_data):
-        digest.update(tensor.contiguous().numpy().tobytes())
+    module = task.build(0)
+    settings = (task.name, task.batch_size, task.horizon, task.gradient_clip, task.shuffle)
+    digest.update(repr((*settings, _optimizer_settings(module))).encode())
+    for tensor in (*module.state_dict().values(), *pytree.tree_leaves(task.train_data)):
+        digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
     return f"{task.name.replace('/', '-')}-{digest.hexdigest()[:12]}"
+
+
+def _optimizer_settings(module: LightningModule) -> str:
+    """What `configure_optimizers` gives, in words, as far as it tells without a Trainer."""
+    try:
+        return repr(module.configure_optimizers())
+    except Exception as error:  # it may need its Trainer
+        return type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,7 @@ def run_policy(
     act: Act,
     spec: ControllerSpec,
     seeds: Sequence[int],
-    device: torch.device | str = "cpu",
+    engine: Engine = ON_CPU,
     *,
     start: StartKind = "safe",
     circuit_breaker: bool = True,
@@ -143,37 +152,32 @@ def run_policy(
         act: the policy.
         spec: of the controller the policy was trained with.
         seeds: one per replica.
-        device: where to train.
+        engine: trains them.
         start: "safe" for the controller's own start; "user" spreads the replicas' learning rates
             evenly over the logarithm of 1e-6..10, as users might have set them.
         circuit_breaker: whether blown-up intervals are undone.
     """
-    env = VectorLREnv(
+    env = engine.open(
         task,
         spec,
         seeds,
         reward=log_progress,
-        start=_start(start, len(seeds), device),
+        start=_start(start, len(seeds)),
         circuit_breaker=circuit_breaker,
-        device=device,
     )
     observation = env.reset()
     scales = []
     while not env.finished:
         observation = env.step(act(observation)).observation
         scales.append(env.controller.history.log_scale)
-    return Result(
-        env.final_losses(),
-        env.replicas.evaluate(task.validation_data),
-        torch.stack(scales),
-        env.controller.history.trips.mean().item(),
-    )
+    trips = env.controller.history.trips.mean().item()
+    return Result(*env.losses(), torch.stack(scales), trips)
 
 
-def _start(kind: StartKind, replicas: int, device: torch.device | str) -> Start:
+def _start(kind: StartKind, replicas: int) -> Start:
     if kind == "safe":
         return Start()
-    return Start(lr=torch.logspace(*USER_LR_EXPONENTS, replicas, device=device))
+    return Start(lr=torch.logspace(*USER_LR_EXPONENTS, replicas))
 
 
 def evaluate(
@@ -182,7 +186,7 @@ def evaluate(
     tasks: Sequence[Task],
     rivals: Rivals,
     seeds: Sequence[int],
-    device: torch.device | str = "cpu",
+    engine: Engine = ON_CPU,
     *,
     start: StartKind = "safe",
     circuit_breaker: bool = True,
@@ -194,10 +198,9 @@ def evaluate(
     """
     train, validation, trips = [], [], 0.0
     for task in tasks:
-        with fixed_randomness(0, device):
-            result = run_policy(
-                task, act, spec, seeds, device, start=start, circuit_breaker=circuit_breaker
-            )
+        result = run_policy(
+            task, act, spec, seeds, engine, start=start, circuit_breaker=circuit_breaker
+        )
         rival = rivals[task]
         train.append(regret(result.train_loss, rival.train_loss, rival.initial_loss))
         held_out = (result.validation_loss, rival.validation_loss, rival.initial_loss)
@@ -205,12 +208,3 @@ def evaluate(
         trips += result.trips / len(tasks)
     names = tuple(task.name for task in tasks)
     return Scores(names, torch.stack(train).cpu(), torch.stack(validation).cpu(), trips)
-
-
-@contextmanager
-def fixed_randomness(seed: int, device: torch.device | str) -> Iterator[None]:
-    """Seeds torch's global generators (dropout draws from them) and puts them back at the end."""
-    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        yield

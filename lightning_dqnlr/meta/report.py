@@ -91,7 +91,7 @@ def row(progress: Progress) -> dict[str, str | float]:
     }
     if progress.task is not None:
         task = progress.task
-        values |= {"task": task.name, "optimizer": task.optimizer.name, "horizon": task.horizon}
+        values |= {"task": task.name, "optimizer": task.optimizer, "horizon": task.horizon}
     if progress.result is not None:
         result = progress.result
         values |= {

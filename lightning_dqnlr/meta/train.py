@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.vector import Reward
+from lightning_dqnlr.envs.environment import Engine, Reward
+from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.checkpoint import (
     check_same_settings,
@@ -47,7 +48,7 @@ _COUNTS = (
     "round",
     "workers",
 )
-_SETTINGS = ("tasks", "reward", "spec", "dqn", "collect")
+_SETTINGS = ("tasks", "reward", "spec", "dqn", "collect", "engine")
 _FIXED = ("updates", "round", "warm_up_episodes", "capacity", "hidden", "dueling", "seed")
 
 
@@ -70,7 +71,7 @@ class TrainConfig:
         workers: processes that share the episodes of a round; the result does not depend on it.
         max_minutes: stop after this wall-clock time; None for no limit.
         seed: of tasks, exploration and network.
-        device: where inner and outer loop run.
+        device: where the outer loop runs.
 
     Raises:
         ConfigurationError: for a count or a time limit out of range.
@@ -123,6 +124,7 @@ class MetaTrainer:
         config: the outer loop.
         folder: checkpoints, the policies and the rivals' cache go here.
         record: plain JSON data put into the record of every policy saved (the command, say).
+        engine: runs the inner loops.
     """
 
     tasks: TaskFamily
@@ -133,6 +135,7 @@ class MetaTrainer:
     config: TrainConfig
     folder: Path
     record: dict[str, Any] = field(default_factory=dict)
+    engine: Engine = ON_CPU
     episode: int = 0
     inner_steps: int = 0
     seconds: float = 0.0
@@ -148,7 +151,7 @@ class MetaTrainer:
         network = QNetwork(size, actions, self.config.hidden, self.config.dueling)
         self.learner = DQNLearner(network, self.dqn, self.config.device)
         self.replay = ReplayBuffer(self.config.capacity, size, self.config.device)
-        self.rivals = Rivals(self.folder / "rivals", self.config.device)
+        self.rivals = Rivals(self.folder / "rivals", self.engine)
 
     @property
     def behaviour(self) -> LRPolicy:
@@ -198,7 +201,7 @@ class MetaTrainer:
         policy, first = self.behaviour, self.config.seed * 1_000_003 + self.episode
         settings = [self.collect.at(self.episode + i) for i in range(size)]
         jobs = [
-            Job(self.tasks, first + i, policy, each, self.reward, self.config.device)
+            Job(self.tasks, first + i, policy, each, self.reward, self.engine)
             for i, each in enumerate(settings)
         ]
         for job, outcome in zip(jobs, collect(jobs), strict=True):
@@ -246,7 +249,7 @@ class MetaTrainer:
             validation,
             self.rivals,
             seeds,
-            self.config.device,
+            self.engine,
             start=self.collect.start,
             circuit_breaker=self.collect.circuit_breaker,
         )

@@ -20,10 +20,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from lightning_dqnlr.envs.vector import Reward
+from lightning_dqnlr.envs.environment import Engine, Reward
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig, Episode, collect_episode
-from lightning_dqnlr.meta.evaluate import fixed_randomness
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
@@ -37,7 +36,7 @@ class Job:
     policy: LRPolicy
     config: CollectConfig
     reward: Reward
-    device: str
+    engine: Engine
 
 
 class Outcome(NamedTuple):
@@ -61,11 +60,7 @@ def run_job(job: Job) -> Outcome:
     try:
         task = job.tasks.sample(job.seed, "train")
         generator = torch.Generator().manual_seed(job.seed)
-        # Dropout draws from the global generators: seeded here, they need no checkpoint.
-        with fixed_randomness(job.seed, job.device):
-            episode = collect_episode(
-                task, job.policy, job.config, job.reward, generator, job.device
-            )
+        episode = collect_episode(task, job.policy, job.config, job.reward, generator, job.engine)
     except Exception as error:
         return Outcome(task, None, error)
     return Outcome(task, episode, None)

@@ -8,6 +8,7 @@ from lightning_dqnlr.tasks.families import (
 )
 from lightning_dqnlr.tasks.mixtures import Mixture, SplitTasks
 from lightning_dqnlr.tasks.modules import QuadraticModule, SupervisedModule
+from lightning_dqnlr.tasks.own import OwnTasks
 from lightning_dqnlr.tasks.task import OptimizerSpec, Task, TaskFamily
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "Mixture",
     "NoisyQuadratics",
     "OptimizerSpec",
+    "OwnTasks",
     "QuadraticModule",
     "SplitTasks",
     "SupervisedModule",

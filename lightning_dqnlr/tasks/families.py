@@ -126,7 +126,7 @@ class RandomTasks(ABC):
             train_data=examples.train,
             validation_data=examples.validation,
             batch_size=batch_size,
-            optimizer=optimizer,
+            optimizer=optimizer.name,
             horizon=horizon,
             known_horizon=known_horizon,
             gradient_clip=largest_norm if clipped else None,

@@ -5,8 +5,6 @@ stacked parameters and buffers: no step branches on a tensor's value, and `self.
 only while a Trainer drives the module.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -17,8 +15,8 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from lightning_dqnlr.tasks.sampling import derive_seed
 from lightning_dqnlr.tasks.task import OptimizerSpec
+from lightning_dqnlr.tasks.user import seeded_weights
 
 Activation = Literal["relu", "tanh", "gelu", "silu", "leaky_relu"]
 Loss = Literal["cross_entropy", "mse"]
@@ -276,15 +274,6 @@ class QuadraticBuilder:
         with seeded_weights(self.task, seed):
             theta = self.initial_scale * torch.randn(self.curvature.shape)
         return QuadraticModule(theta, self.curvature, self.rotation, self.optimizer)
-
-
-@contextmanager
-def seeded_weights(task: str, seed: int) -> Iterator[None]:
-    """Seeds the CPU's global random state for a block, then restores it."""
-    with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would reach the accelerators' states too, which the fork leaves alone.
-        torch.default_generator.manual_seed(derive_seed(task, "train", seed))
-        yield
 
 
 def _scale_weights(net: nn.Sequential, scale: float) -> nn.Sequential:

@@ -7,14 +7,23 @@ trains the learning-rate policy, and a `TaskFamily` is the distribution the oute
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, SequentialSampler
 
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.sampling import Split
+from lightning_dqnlr.tasks.user import (
+    ModuleBuilder,
+    hold_out,
+    optimizer_label,
+    read_batch_size,
+    read_examples,
+)
 
 OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop"]
 
@@ -54,11 +63,6 @@ class OptimizerSpec:
         if self.name == "nesterov" and self.momentum == 0.0:
             raise ConfigurationError("nesterov needs momentum > 0; use name='sgd' without it.")
 
-    @property
-    def follows_gradient(self) -> bool:
-        """Whether the first update is lr times the gradient (SGD with or without momentum)."""
-        return self.name in ("sgd", "momentum", "nesterov")
-
     def build(self, params: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """Returns the `torch.optim` optimizer over `params`; its update is linear in `lr`."""
         decay, betas = self.weight_decay, (self.momentum, self.beta2)
@@ -91,14 +95,16 @@ class Task:
         seed: the seed given to `TaskFamily.sample`.
         build: maps an initialisation seed to a module with its own initial weights. Equal seeds
             give equal weights; the global random state is left alone.
-        train_data: tensors whose first dimension counts the examples. A batch is
-            `tuple(t[indices] for t in train_data)`.
+        train_data: tensors whose first dimension counts the examples, in a tuple, dict or other
+            pytree. A batch is the same structure with every tensor indexed by the same examples.
         validation_data: the same for held-out examples.
         batch_size: examples per inner step.
-        optimizer: the update rule.
+        optimizer: name of the update rule, for tables; what `configure_optimizers` of the module
+            returns is what trains.
         horizon: length of a run in optimizer steps.
         known_horizon: whether the controller may be told the horizon.
         gradient_clip: largest global gradient norm, or None.
+        shuffle: whether every epoch has an order of its own.
 
     Raises:
         ConfigurationError: a field is out of range or the data's first dimensions disagree.
@@ -108,21 +114,25 @@ class Task:
     family: str
     seed: int
     build: Callable[[int], LightningModule]
-    train_data: tuple[Tensor, ...]
-    validation_data: tuple[Tensor, ...]
+    train_data: Any
+    validation_data: Any
     batch_size: int
-    optimizer: OptimizerSpec
+    optimizer: str
     horizon: int
     known_horizon: bool = True
     gradient_clip: float | None = None
+    shuffle: bool = True
 
     def __post_init__(self) -> None:
         examples = _count_examples("train_data", self.train_data)
         _count_examples("validation_data", self.validation_data)
-        if len(self.train_data) != len(self.validation_data):
+        train, validation = (
+            pytree.tree_structure(data) for data in (self.train_data, self.validation_data)
+        )
+        if train != validation:
             raise ConfigurationError(
-                "train_data and validation_data must hold the same number of tensors, got "
-                f"{len(self.train_data)} and {len(self.validation_data)}."
+                "train_data and validation_data must have the same structure, got "
+                f"{train} and {validation}."
             )
         if not 1 <= self.batch_size <= examples:
             raise ConfigurationError(
@@ -137,6 +147,78 @@ class Task:
                 f"got {self.gradient_clip}."
             )
 
+    @property
+    def examples(self) -> int:
+        """Number of training examples."""
+        return len(pytree.tree_leaves(self.train_data)[0])
+
+    @classmethod
+    def from_lightning(
+        cls,
+        module: LightningModule | Callable[[], LightningModule],
+        dataloader: DataLoader[Any],
+        *,
+        horizon: int,
+        validation: DataLoader[Any] | None = None,
+        name: str | None = None,
+        known_horizon: bool = True,
+        gradient_clip: float | None = None,
+        max_examples: int = 50_000,
+    ) -> "Task":
+        """A user's own module and data as a task; no subclass of ours is needed.
+
+        The data set is read once and held in memory, so random augmentation is frozen. Batches
+        have the loader's size; they are drawn anew for every seed (in the loader's order, if it
+        does not shuffle), and an incomplete last one is left out.
+
+        Args:
+            module: a function or class without arguments (a `functools.partial`, or `_partial_:
+                true` in a config) whose every call gives fresh weights; or a module, whose own
+                weights are then the start of every run (fine-tuning).
+            dataloader: of the training data. An iterable data set must end.
+            horizon: length of a run in optimizer steps.
+            validation: held-out data; None to hold a tenth of the training examples out.
+            name: of the task; by default the module's class.
+            known_horizon: whether the controller may be told the horizon.
+            gradient_clip: largest global gradient norm, or None.
+            max_examples: the most that are read.
+
+        Raises:
+            ConfigurationError: the module or its data cannot be used; names the remedy.
+        """
+        build = ModuleBuilder(module, name or "")
+        first, batch_size = build(0), read_batch_size(dataloader)
+        data = read_examples(dataloader, "dataloader", max_examples)
+        if validation is None:
+            data, held_out = hold_out(data)
+        else:
+            held_out = read_examples(validation, "validation", max_examples)
+        count = len(pytree.tree_leaves(data)[0])
+        return cls(
+            name=name or type(first).__name__,
+            family=name or type(first).__name__,
+            seed=0,
+            build=build,
+            train_data=data,
+            validation_data=held_out,
+            batch_size=min(batch_size, count),
+            optimizer=optimizer_label(first),
+            horizon=horizon,
+            known_horizon=known_horizon,
+            gradient_clip=gradient_clip,
+            shuffle=not isinstance(dataloader.sampler, SequentialSampler),
+        )
+
+
+@runtime_checkable
+class ClosedFormGradient(Protocol):
+    """A module that knows the gradients of R replicas without automatic differentiation."""
+
+    def gradients_and_losses(
+        self, weights: Tensor, buffers: dict[str, Tensor], batch: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients (R, P) and losses (R,) at weights (R, P) on a batch of tensors (R, N, ...)."""
+
 
 class TaskFamily(Protocol):
     """A distribution over tasks."""
@@ -145,10 +227,11 @@ class TaskFamily(Protocol):
         """Returns the task of this seed; the three splits share no random stream."""
 
 
-def _count_examples(argument: str, data: tuple[Tensor, ...]) -> int:
-    if not data or any(tensor.ndim == 0 for tensor in data):
+def _count_examples(argument: str, data: Any) -> int:
+    leaves = pytree.tree_leaves(data)
+    if not leaves or any(not isinstance(leaf, Tensor) or leaf.ndim == 0 for leaf in leaves):
         raise ConfigurationError(f"{argument} must hold tensors of shape (examples, ...).")
-    counts = {len(tensor) for tensor in data}
+    counts = {len(leaf) for leaf in leaves}
     if len(counts) > 1 or 0 in counts:
         raise ConfigurationError(
             f"the tensors of {argument} must have one common, non-zero first dimension, "

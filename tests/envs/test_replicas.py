@@ -22,8 +22,9 @@ OPTIMIZERS = [
 
 
 class Net(LightningModule):
-    def __init__(self, norm=False):
+    def __init__(self, optimizer, norm=False):
         super().__init__()
+        self.optimizer = optimizer
         middle = nn.BatchNorm1d(12) if norm else nn.LayerNorm(12)
         # A bias before BatchNorm has no gradient but rounding noise, which Adam would amplify.
         first = nn.Linear(6, 12, bias=not norm)
@@ -32,6 +33,9 @@ class Net(LightningModule):
     def training_step(self, batch, batch_idx):
         inputs, labels = batch
         return nn.functional.cross_entropy(self.net(inputs), labels)
+
+    def configure_optimizers(self):
+        return self.optimizer.build(self.parameters(), lr=0.1)
 
 
 class Branching(Net):
@@ -44,18 +48,18 @@ def make_task(optimizer, module=Net, clip=None, horizon=60, **arguments):
     def build(seed):
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            return module(**arguments)
+            return module(optimizer, **arguments)
 
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(50, 6, generator=generator)
     data = (inputs, torch.randint(3, (50,), generator=generator))
-    return Task("test", "test", 0, build, data, data, 8, optimizer, horizon, True, clip)
+    return Task("test", "test", 0, build, data, data, 8, optimizer.name, horizon, True, clip)
 
 
 def plain_loop(task, seed, rates):
     """The same run with torch.optim alone; returns losses and the final module."""
     module = task.build(seed)
-    optimizer = task.optimizer.build(module.parameters(), lr=1.0)
+    optimizer = module.configure_optimizers()
     order, losses = BatchOrder(50, 8, [seed]), []
     for rate in rates:
         index = order.next()[0]
@@ -141,5 +145,70 @@ def test_an_epoch_repeats_no_example_and_drops_the_rest():
 
 def test_a_python_branch_on_a_tensor_is_refused_with_the_modules_name():
     task = make_task(OptimizerSpec("sgd"), module=Branching)
-    with pytest.raises(UnsupportedTrainingError, match="Branching"):
+    with pytest.raises(UnsupportedTrainingError, match=r"Branching.*env=trainer"):
         Replicas(task, SEEDS).backward()
+
+
+LINEAR_IN_THE_RATE = {
+    "sgd-dampening": lambda p: torch.optim.SGD(p, 1.0, momentum=0.9, dampening=0.5),
+    "adagrad": lambda p: torch.optim.Adagrad(p, 1.0, lr_decay=0.1, weight_decay=0.01),
+    "adadelta": lambda p: torch.optim.Adadelta(p, 1.0, weight_decay=0.01),
+    "adamax": lambda p: torch.optim.Adamax(p, 1.0, weight_decay=0.01),
+    "nadam": lambda p: torch.optim.NAdam(p, 1.0, weight_decay=0.1, decoupled_weight_decay=True),
+    "radam": lambda p: torch.optim.RAdam(p, 1.0, weight_decay=0.1),
+    "amsgrad": lambda p: torch.optim.AdamW(p, 1.0, amsgrad=True, weight_decay=0.1),
+    "rmsprop": lambda p: torch.optim.RMSprop(p, 1.0, momentum=0.9, centered=True),
+}
+
+
+class Built:
+    """An optimizer as users build it, in the place of an `OptimizerSpec`."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def build(self, parameters, lr):
+        return LINEAR_IN_THE_RATE[self.name](list(parameters))
+
+
+@pytest.mark.parametrize("name", LINEAR_IN_THE_RATE)
+def test_every_optimizer_that_is_taken_steps_as_it_does_alone(name):
+    task = make_task(Built(name))
+    replicas, rows = Replicas(task, SEEDS), []
+    for _ in range(30):
+        rows.append(replicas.backward())
+        replicas.update(torch.tensor(RATES))
+    for r, (seed, rate) in enumerate(zip(SEEDS, RATES, strict=True)):
+        expected, _ = plain_loop(task, seed, [rate] * 30)
+        torch.testing.assert_close(torch.stack(rows)[:, r], expected, rtol=2e-3, atol=2e-4)
+
+
+class Unknown(torch.optim.Adam):
+    """Whatever this does, it is not known to be linear."""
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda p: torch.optim.Rprop(p),
+        lambda p: Unknown(p),
+        lambda p: torch.optim.SGD(p, 0.1, maximize=True),
+    ],
+)
+def test_an_optimizer_not_known_to_be_linear_is_refused(optimizer):
+    LINEAR_IN_THE_RATE["unknown"] = optimizer
+    try:
+        with pytest.raises(UnsupportedTrainingError, match="env=trainer"):
+            Replicas(make_task(Built("unknown")), SEEDS)
+    finally:
+        del LINEAR_IN_THE_RATE["unknown"]
+
+
+def test_a_scheduler_beside_the_optimizer_is_refused():
+    class Scheduled(Net):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), 0.1)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+    with pytest.raises(UnsupportedTrainingError, match="no learning-rate scheduler"):
+        Replicas(make_task(OptimizerSpec("sgd"), module=Scheduled), SEEDS)

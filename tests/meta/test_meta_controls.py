@@ -3,6 +3,7 @@ import torch
 
 from lightning_dqnlr.control.features import CLASSIC, SCALE_FREE, FeatureSpec
 from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.controls import MeanCurve, state_blind, study, untrained
 from lightning_dqnlr.policy.network import QNetwork
@@ -75,6 +76,6 @@ def test_study_counts_the_actions_of_whole_runs():
             parameter.zero_()
         network.advantage[-1].bias[2] = 1.0
     task = NoisyQuadratics(min_horizon=20, max_horizon=20).sample(0)
-    frequencies, curve = study(LRPolicy(network, SPEC), [task], [0, 1], "cpu")
+    frequencies, curve = study(LRPolicy(network, SPEC), [task], [0, 1], ON_CPU)
     assert frequencies.tolist() == [0, 0, 1, 0, 0, 0, 0]
     assert curve._count.sum() > 0

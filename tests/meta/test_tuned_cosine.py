@@ -6,7 +6,7 @@ from lightning import LightningModule
 from torch import nn
 
 from lightning_dqnlr.bench.cosine import cosine, regret, run_cosine, tune_cosine
-from lightning_dqnlr.tasks.task import OptimizerSpec, Task
+from lightning_dqnlr.tasks.task import Task
 
 
 class Bowl(LightningModule):
@@ -20,6 +20,9 @@ class Bowl(LightningModule):
         curvature = torch.tensor([1.0, 0.25])
         return 0.5 * (curvature * self.weight.square()).sum() + 0.0 * batch[0].sum()
 
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=1.0)
+
 
 def bowl(horizon, offset=0.0):
     return Task(
@@ -30,7 +33,7 @@ def bowl(horizon, offset=0.0):
         train_data=(torch.full((8, 1), offset),),
         validation_data=(torch.full((8, 1), offset),),
         batch_size=4,
-        optimizer=OptimizerSpec("sgd"),
+        optimizer="sgd",
         horizon=horizon,
     )
 
@@ -64,8 +67,7 @@ def test_the_shortest_runs_have_a_schedule_too():
 
 
 def test_a_run_follows_the_schedule_at_its_own_peak():
-    replicas = run_cosine(bowl(20), torch.tensor([0.1, 1.0]), [0, 1])
-    losses = replicas.evaluate((torch.zeros(4, 1),))
+    losses = run_cosine(bowl(20), torch.tensor([0.1, 1.0]), [0, 1]).train
     torch.testing.assert_close(losses, torch.tensor([descend(0.1, 20), descend(1.0, 20)]))
 
 

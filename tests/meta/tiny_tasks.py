@@ -36,6 +36,6 @@ class TinyTasks:
             train_data=(inputs[:16], targets[:16]),
             validation_data=(inputs[16:], targets[16:]),
             batch_size=8,
-            optimizer=optimizer,
+            optimizer=optimizer.name,
             horizon=12,
         )

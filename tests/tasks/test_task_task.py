@@ -21,7 +21,7 @@ def make_task(**changes):
         train_data=(torch.zeros(10, 3), torch.zeros(10, 2)),
         validation_data=(torch.zeros(4, 3), torch.zeros(4, 2)),
         batch_size=5,
-        optimizer=spec,
+        optimizer="sgd",
         horizon=7,
     )
     return dataclasses.replace(task, **changes)
@@ -84,7 +84,7 @@ def test_spec_refuses_impossible_settings(fields, message):
         ({"train_data": (torch.tensor(1.0),)}, "train_data must hold tensors"),
         ({"train_data": (torch.zeros(9, 3), torch.zeros(10, 2))}, "the tensors of train_data"),
         ({"validation_data": (torch.zeros(0, 3),) * 2}, "the tensors of validation_data"),
-        ({"validation_data": (torch.zeros(4, 3),)}, "the same number of tensors"),
+        ({"validation_data": (torch.zeros(4, 3),)}, "the same structure"),
         ({"batch_size": 0}, "batch_size must lie between 1 and the 10"),
         ({"batch_size": 11}, "batch_size must lie between 1 and the 10"),
         ({"horizon": 0}, "horizon must be at least 1"),

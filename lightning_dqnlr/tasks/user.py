@@ -1,0 +1,132 @@
+"""A user's own LightningModules and data as tasks of meta-training."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader, IterableDataset
+
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.tasks.sampling import derive_seed
+
+_HELD_OUT = 0.1
+
+
+@dataclass(frozen=True)
+class ModuleBuilder:
+    """Builds a module from an initialisation seed; serves as `Task.build`.
+
+    Attributes:
+        module: a callable for fresh weights, or a module whose weights every copy starts from.
+        task: the task's name; tasks of different names start from different weights.
+    """
+
+    module: LightningModule | Callable[[], LightningModule]
+    task: str
+
+    def __call__(self, seed: int) -> LightningModule:
+        """The module of this seed; the global random state is kept.
+
+        Raises:
+            ConfigurationError: the callable gives something else.
+        """
+        if isinstance(self.module, LightningModule):
+            return copy.deepcopy(self.module)
+        with seeded_weights(self.task, seed):
+            module = self.module() if callable(self.module) else self.module
+        if not isinstance(module, LightningModule):
+            raise ConfigurationError(
+                f"module gives {type(module).__name__}; it must be a LightningModule, or something "
+                "that returns one when called without arguments."
+            )
+        return module
+
+
+@contextmanager
+def seeded_weights(task: str, seed: int) -> Iterator[None]:
+    """Seeds the CPU's global random state for a block, then restores it."""
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reach the accelerators' states too, which the fork leaves alone.
+        torch.default_generator.manual_seed(derive_seed(task, "train", seed))
+        yield
+
+
+def read_examples(loader: DataLoader[Any], argument: str, most: int) -> Any:
+    """All examples of a loader's data set, collated once: a pytree of tensors (examples, ...).
+
+    Raises:
+        ConfigurationError: too many examples, or a batch is not made of tensors with one row per
+            example.
+    """
+    data: Any = loader.dataset
+    rows = data if isinstance(data, IterableDataset) else (data[i] for i in range(len(data)))
+    examples = list(itertools.islice(rows, most + 1))
+    if not examples or len(examples) > most:
+        raise ConfigurationError(
+            f"{argument} has {'no' if not examples else f'more than {most}'} examples; all of them "
+            "are held in memory. Raise max_examples, or give a subset."
+        )
+    if loader.collate_fn is None:
+        raise ConfigurationError(f"{argument} has no collate_fn; leave the default.")
+    batch = loader.collate_fn(examples)
+    for leaf in pytree.tree_leaves(batch):
+        if not isinstance(leaf, Tensor) or leaf.ndim == 0 or len(leaf) != len(examples):
+            shown = tuple(leaf.shape) if isinstance(leaf, Tensor) else type(leaf).__name__
+            raise ConfigurationError(
+                f"{argument}: its collate_fn must turn {len(examples)} examples into tensors with "
+                f"as many rows, in tuples, lists or dicts; one is {shown}. Encode text and "
+                "other objects as numbers, and pad what differs in size."
+            )
+    return batch
+
+
+def read_batch_size(loader: DataLoader[Any]) -> int:
+    """The loader's examples per batch.
+
+    Raises:
+        ConfigurationError: it has no fixed number of them.
+    """
+    size = getattr(loader.batch_sampler, "batch_size", loader.batch_size)
+    if not isinstance(size, int):
+        raise ConfigurationError("dataloader has no batch_size; give it one.")
+    return size
+
+
+def hold_out(data: Any) -> tuple[Any, Any]:
+    """Splits off the last tenth after a fixed shuffle: what is trained on, and what is not.
+
+    Raises:
+        ConfigurationError: there is a single example.
+    """
+    count = len(pytree.tree_leaves(data)[0])
+    if count < 2:
+        raise ConfigurationError("dataloader has a single example; give validation too.")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    # In the order of the data set, which a loader that does not shuffle keeps.
+    cut = count - max(1, round(_HELD_OUT * count))
+    kept, held_out = order[:cut].sort().values, order[cut:].sort().values
+    return (
+        pytree.tree_map(lambda t: t[kept], data),
+        pytree.tree_map(lambda t: t[held_out], data),
+    )
+
+
+def optimizer_label(module: LightningModule) -> str:
+    """The class of the module's optimizer in lower case, as far as it tells without a Trainer."""
+    try:
+        configured: Any = module.configure_optimizers()
+    except Exception:  # it may need its Trainer; whoever trains it will hear of any fault
+        return "unknown"
+    optimizer = configured.get("optimizer") if isinstance(configured, dict) else configured
+    while isinstance(optimizer, list | tuple) and optimizer:
+        optimizer = optimizer[0]
+    return type(optimizer).__name__.lower()
