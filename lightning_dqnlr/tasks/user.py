@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -41,8 +41,10 @@ class ModuleBuilder:
         """
         if isinstance(self.module, LightningModule):
             return copy.deepcopy(self.module)
-        with seeded_weights(self.task, seed):
-            module = self.module() if callable(self.module) else self.module
+        module: Any = self.module
+        if callable(module) and not isinstance(module, nn.Module):
+            with seeded_weights(self.task, seed):
+                module = module()
         if not isinstance(module, LightningModule):
             raise ConfigurationError(
                 f"module gives {type(module).__name__}; it must be a LightningModule, or something "
