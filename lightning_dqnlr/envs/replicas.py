@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
+from torch.func import functional_call, grad_and_value, vjp, vmap
 from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.envs.detached import detach_from_trainer, training_loss
@@ -157,16 +157,16 @@ class Replicas:
     def evaluate(self, data: Any) -> Tensor:
         """Mean training loss of each replica over a data set, in eval mode: (R,)."""
         self._template.eval()
-        evaluate = vmap(self._loss, in_dims=(0, 0, 0, None), randomness=self._randomness)
-        leaves, structure = pytree.tree_flatten(data)
-        total = torch.zeros(len(self), device=self.device)
-        for chunk in zip(*(t.split(EVALUATION_CHUNK) for t in leaves), strict=True):
-            batch = pytree.tree_unflatten([t.to(self.device) for t in chunk], structure)
-            with torch.no_grad():
-                losses = evaluate(self.weights, self._constants, self._buffers, batch)
-            total += losses * len(chunk[0])
-        self._template.train()
-        return total / len(leaves[0])
+        try:
+            return self._mean_loss(self._loss, data, EVALUATION_CHUNK)
+        except RuntimeError as error:
+            # Recurrent layers have a batching rule only where gradients may be asked for. That
+            # costs memory for what a backward pass would need, hence the smaller chunks.
+            if "Batching rule" not in str(error):
+                raise
+            return self._mean_loss(self._differentiable_loss, data, EVALUATION_CHUNK // 8)
+        finally:
+            self._template.train()
 
     def snapshot(self, where: Tensor) -> None:
         """Remembers weights, buffers and optimizer state of the replicas in the mask (R,)."""
@@ -184,6 +184,17 @@ class Replicas:
         live = self._state()
         for name, saved in self._snapshot.items():
             _assign(live[name], saved, where)
+
+    @torch.no_grad()
+    def _mean_loss(self, loss: Callable[..., Tensor], data: Any, chunk_size: int) -> Tensor:
+        evaluate = vmap(loss, in_dims=(0, 0, 0, None), randomness=self._randomness)
+        leaves, structure = pytree.tree_flatten(data)
+        total = torch.zeros(len(self), device=self.device)
+        for chunk in zip(*(t.split(chunk_size) for t in leaves), strict=True):
+            batch = pytree.tree_unflatten([t.to(self.device) for t in chunk], structure)
+            losses = evaluate(self.weights, self._constants, self._buffers, batch)
+            total += losses * len(chunk[0])
+        return total / len(leaves[0])
 
     def _build(self, seed: int) -> _TrainingStep:
         """A module as a Trainer of this seed would have it when training begins."""
@@ -214,6 +225,10 @@ class Replicas:
                 ) from error
             raise
         return gradient, losses
+
+    def _differentiable_loss(self, flat: Tensor, *arguments: Any) -> Tensor:
+        loss: Tensor = vjp(lambda weights: self._loss(weights, *arguments), flat)[0]
+        return loss
 
     def _loss(
         self, flat: Tensor, constants: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any

@@ -143,6 +143,29 @@ def test_an_epoch_repeats_no_example_and_drops_the_rest():
     assert len(epoch.unique()) == 18
 
 
+class Recurrent(Net):
+    """torch has no batching rule for a GRU without gradients."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.net = nn.GRU(1, 4, batch_first=True)
+
+    def training_step(self, batch, batch_idx):
+        return self.net(batch[0].unsqueeze(-1))[0].square().mean()
+
+
+def test_a_recurrent_layer_trains_and_evaluates_as_it_does_alone():
+    task = make_task(OptimizerSpec("sgd"), module=Recurrent)
+    replicas = Replicas(task, SEEDS)
+    for _ in range(5):
+        replicas.backward()
+        replicas.update(torch.tensor(RATES))
+    for r, (seed, rate) in enumerate(zip(SEEDS, RATES, strict=True)):
+        _, module = plain_loop(task, seed, [rate] * 5)
+        final = module.training_step(task.train_data, 0)
+        torch.testing.assert_close(replicas.evaluate(task.train_data)[r], final.detach())
+
+
 def test_a_python_branch_on_a_tensor_is_refused_with_the_modules_name():
     task = make_task(OptimizerSpec("sgd"), module=Branching)
     with pytest.raises(UnsupportedTrainingError, match=r"Branching.*env=trainer"):
