@@ -13,3 +13,18 @@ def test_the_plain_torch_example_learns_with_an_optimizer_that_could_not():
     final = float(re.search(r"final loss ([0-9.]+)", done.stdout)[1])
     assert final < 0.5  # 1.5 at the start
     assert "climbing from the safe start" in done.stdout
+
+
+def test_a_policy_trained_on_ones_own_modules_is_used_and_compared(tmp_path):
+    script = EXAMPLES / "train_your_own_policy" / "train.py"
+    small = ["--episodes=4", "--workers=1", "--seeds=1", "--steps=120"]
+    smaller = ["tasks.horizons=[30,60]", "env.collect.replicas=4", "train.evaluation_tasks=1"]
+    command = [sys.executable, script, *small, f"--folder={tmp_path / 'policy'}", *smaller]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for task, start in (("digits", 2.3), ("forecast", 1.2)):
+        losses = re.search(rf"^{task} +([0-9.]+) +([0-9.]+) +([0-9.]+)$", done.stdout, re.M)
+        own, bundled, _ = map(float, losses.groups())
+        assert max(own, bundled) < 0.7 * start, done.stdout
+    policy = re.search(r'policy="(.+)"', done.stdout)[1]
+    assert (Path(policy) / "policy.safetensors").is_file()
