@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.policy.network import QuantileNetwork
@@ -60,11 +61,12 @@ def quantile_huber_loss(predicted: Tensor, target: Tensor, kappa: float) -> Tens
         (B,) losses.
     """
     count = predicted.shape[-1]
-    tau = (torch.arange(count, device=predicted.device) + 0.5) / count
-    error = target.detach().unsqueeze(-2) - predicted.unsqueeze(-1)  # (B, N, M)
-    size = error.abs()
-    huber = torch.where(size <= kappa, 0.5 * error.square(), kappa * (size - 0.5 * kappa))
-    slope = (tau.unsqueeze(-1) - (error.detach() < 0).to(tau.dtype)).abs()
+    tau = ((torch.arange(count, device=predicted.device) + 0.5) / count).unsqueeze(-1)
+    theta, sample = torch.broadcast_tensors(
+        predicted.unsqueeze(-1), target.detach().unsqueeze(-2)
+    )  # (B, N, M)
+    huber = functional.huber_loss(theta, sample, reduction="none", delta=kappa)
+    slope = torch.where(sample < theta.detach(), 1 - tau, tau)
     return (slope * huber / kappa).mean(dim=-1).sum(dim=-1)
 
 
@@ -73,7 +75,7 @@ class QuantileConfig(DQNConfig):
     """Settings of quantile regression DQN; `loss` must stay "huber", which is what kappa bounds.
 
     Attributes:
-        quantiles: N.
+        quantiles: N. An update costs N^2: with 21 about twice one of plain DQN, with 51 ten times.
         kappa: where Huber's loss turns linear. 1 in the paper, whose rewards are clipped to +-1;
             the returns of a group of replicas have a standard deviation of 1 in all, so 1 would
             fit expectiles throughout.
@@ -82,7 +84,7 @@ class QuantileConfig(DQNConfig):
         ConfigurationError: a value out of range; the message names the field.
     """
 
-    quantiles: int = 51
+    quantiles: int = 21
     kappa: float = 0.1
 
     def __post_init__(self) -> None:
