@@ -21,6 +21,7 @@ from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.policy.policy import RECORD
 
 BASE = "n_step"  # what the others of the ladder add one thing to (conf/agent/classic.yaml)
+_FIGURES = {"regret_mean": "mean", "regret_median": "median", "regret_p90": "90th pct."}
 _COMPUTE = ("episodes", "updates", "inner_steps")
 
 
@@ -87,24 +88,20 @@ def table(runs: Sequence[Run]) -> str:
     """A Markdown table, one line per agent, the best first."""
     groups = ranked(runs)
     base = next((group for group in groups if group[0].agent == BASE), None)
-    lines = [
-        f"| agent | score | spread over seeds | against {BASE} | mean | median | 90th pct. | minutes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(_line(group, base) for group in groups),
-    ]
-    return "\n".join(lines)
+    names = ("agent", "score", "over the seeds", f"against {BASE}", *_FIGURES.values(), "minutes")
+    head = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
+    return "\n".join([*head, *(_line(group, base) for group in groups)])
 
 
 def _line(group: Sequence[Run], base: Sequence[Run] | None) -> str:
     scores = [run.score for run in group]
-    figures = [_mean(group, name) for name in ("regret_mean", "regret_median", "regret_p90")]
     minutes = statistics.mean(run.record["minutes"] for run in group)
     cells = [
         group[0].agent,
         f"{statistics.mean(scores):.3f}",
         f"{min(scores):.3f} to {max(scores):.3f}",
         _difference(scores, base),
-        *(f"{figure:.3f}" for figure in figures),
+        *(f"{_mean(group, name):.3f}" for name in _FIGURES),
         f"{minutes:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
