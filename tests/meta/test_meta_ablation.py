@@ -67,7 +67,7 @@ RECORDS = [
 def test_the_table_by_hand(script, tmp_path):
     lines = script["table"](script["read_runs"](write(tmp_path, RECORDS))).splitlines()
     assert lines[0].startswith("| agent | score | over the seeds | against n_step |")
-    # Pairs of one seed: 0.1 - 0.3 and 0.6 - 0.5; decoy, pairs in the order of the folders: -0.4, 0.3
+    # By seed: 0.1 - 0.3 and 0.6 - 0.5; decoy, by the order of the folders: -0.4 and 0.3
     double = "| double | 0.350 | 0.100 to 0.600 | -0.050 (-0.200 to +0.100) "
     assert lines[2] == double + "| 1.350 | 0.500 | 2.000 | 1.5 |"
     assert lines[3].startswith("| n_step | 0.400 | 0.300 to 0.500 | 0 |")
