@@ -112,6 +112,13 @@ def test_beta_rises_to_one_with_the_draws():
     assert betas == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0])
 
 
+def test_weights_follow_the_rising_beta():
+    replay = filled(PrioritisedReplayConfig(alpha=1.0, beta=0.0, beta_updates=2, epsilon=1e-9))
+    give(replay, 1.0, 1.0, 1.0, 16.0)
+    least = [replay.sample(100).weights.min().item() for _ in range(3)]
+    assert least == pytest.approx([1.0, 0.25, 0.0625])
+
+
 @pytest.mark.parametrize("error", [float("nan"), float("inf"), -float("inf")])
 def test_an_error_that_is_not_finite_leaves_the_others_drawable(error):
     replay = filled(PrioritisedReplayConfig(alpha=0.6))

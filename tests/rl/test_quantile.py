@@ -31,15 +31,13 @@ class Numbers(nn.Module):
 
 
 def test_the_loss_by_hand():
-    predicted, target = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 3.0]])
+    predicted, target = torch.tensor([[0.0, 1.0]]), torch.tensor([[0.5, 3.0, 1.0]])
     loss = quantile_huber_loss(predicted, target, kappa=2.0)
-    # tau 1/4: errors 0.5, 3 (positive): 1/4 * (0.125, 2 * (3 - 1)), mean 4.125/8;
-    # tau 3/4: errors -0.5, 2: 1/4 * 0.125 and 3/4 * 2, mean 1.53125/2; summed, over kappa
-    wanted = (4.125 / 8 + 1.53125 / 2) / 2
+    # tau 1/4: errors 0.5, 3, 1, all positive: 1/4 * (0.125, 2 * (3 - 1), 0.5), mean 4.625/12;
+    # tau 3/4: errors -0.5, 2, 0: 1/4 * 0.125 and 3/4 * 2, mean 1.53125/3; summed, over kappa.
+    # Decoys: the mean over i, the sum over j, tau of the other quantile, no division.
+    wanted = (4.625 / 12 + 1.53125 / 3) / 2
     torch.testing.assert_close(loss, torch.tensor([wanted]))
-    # decoys: quantiles and targets exchanged, and the mean over i in place of the sum
-    assert quantile_huber_loss(target, predicted, 2.0).item() != pytest.approx(wanted)
-    assert loss.item() != pytest.approx(wanted / 2)
 
 
 def test_a_small_kappa_is_quantile_regressions_own_loss():
