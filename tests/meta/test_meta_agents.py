@@ -45,12 +45,13 @@ def composed(*overrides):
         return compose("train", list(overrides))
 
 
-def make_trainer(name, folder, **changes):
+def make_trainer(name, folder, *overrides, **changes):
     """As the configuration builds it, but on tiny tasks with a tiny network and batch."""
     small = [f"agent={name}", "agent.learner.batch_size=16", "env.collect.replicas=4"]
     if name != "tabular":
         small.append("agent.learner.hidden=[8]")
-    built = cli.build_trainer(composed(*small, "env.spec.probe_size=16"), folder)
+    small.append("env.spec.probe_size=16")
+    built = cli.build_trainer(composed(*small, *overrides), folder)
     parts = (built.reward, built.spec, built.agent, built.collect)
     return MetaTrainer(TinyTasks(), *parts, replace(CONFIG, **changes), folder)
 
@@ -121,7 +122,7 @@ def test_the_shipped_policy_is_the_learners_average(trained):
     _, _, resumed = trained
     loaded = LRPolicy.load(resumed.folder / "last")
     observation = torch.randn(100, len(loaded.spec.features))
-    assert torch.equal(loaded.q_values(observation), resumed.policy.q_values(observation))
+    assert torch.equal(loaded.q_values(observation), resumed.learner.average(observation))
     assert type(loaded.network) is type(resumed.policy.network)
     untrained(loaded)(observation)  # the control of the model card
 
@@ -165,6 +166,23 @@ def test_its_policy_controls_a_lightning_run_and_a_plain_loop(trained, tmp_path)
         optimizer.step()
         scheduler.step(loss)
     assert optimizer.param_groups[0]["lr"] > 0
+
+
+def test_priorities_follow_the_errors_of_what_was_learned(tmp_path):
+    trainer = make_trainer("prioritised", tmp_path, episodes=2)
+    trainer.fit(ignore)
+    assert trainer.replay.probabilities.unique().numel() > 10
+
+
+def test_importance_weights_reach_the_learner(tmp_path):
+    """Two updates: draws and errors of the first are the same, the second has uneven weights."""
+    first = []
+    for beta in (0.0, 1.0):
+        override = f"agent.replay.beta={beta}"
+        trainer = make_trainer("prioritised", tmp_path / str(beta), override, episodes=2, updates=2)
+        trainer.fit(ignore)
+        first.append(trainer.learner.state_dict()["online"]["advantage.0.weight"])
+    assert not torch.equal(*first)
 
 
 def policy_of(kind, folder, seed=0):
