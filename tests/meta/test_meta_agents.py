@@ -220,8 +220,9 @@ def test_agents_bring_the_length_of_their_returns():
     lengths = {name: built(f"agent={name}").collect.n_step for name in AGENTS}
     assert lengths.pop("classic") == 1
     assert set(lengths.values()) == {32}
-    assert built("agent=n_step", "env=classic").collect.n_step == 32
-    assert built("agent=n_step", "agent.n_step=5").collect.n_step == 5
+    for environment in sorted((CONF / "env").glob("*.yaml")):
+        overrides = (f"env={environment.stem}", "agent=n_step", "agent.n_step=7")
+        assert built(*overrides).collect.n_step == 7
 
 
 @pytest.mark.parametrize(
