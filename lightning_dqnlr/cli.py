@@ -113,6 +113,7 @@ def build_trainer(config: DictConfig, folder: Path) -> MetaTrainer:
         InstantiationException: a group's value is refused; its cause says why.
     """
     from lightning_dqnlr.meta.train import MetaTrainer
+    from lightning_dqnlr.rl.agent import Agent
 
     def plain(node: Any) -> Any:
         return instantiate(node, _convert_="all")
@@ -122,7 +123,7 @@ def build_trainer(config: DictConfig, folder: Path) -> MetaTrainer:
         tasks=plain(config.tasks),
         reward=plain(config.reward),
         spec=plain(config.env.spec),
-        dqn=plain(config.agent.dqn),
+        agent=Agent(plain(config.agent.learner), plain(config.agent.replay)),
         collect=plain(config.env.collect),
         config=instantiate(config.train, _convert_="all", device=device),
         engine=plain(config.env.engine)(device),

@@ -24,7 +24,7 @@ from lightning_dqnlr.meta.collect import CollectConfig
 from lightning_dqnlr.meta.report import CSV_FILE
 from lightning_dqnlr.meta.train import TrainConfig
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.dqn import DQNConfig
+from lightning_dqnlr.rl.agent import Agent
 from lightning_dqnlr.rl.rewards import LogProgress, LossChange
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -52,7 +52,7 @@ TINY = (
     "tasks.weights=null",
     "env.collect.replicas=4",
     "env.spec.probe_size=16",
-    "agent.dqn.batch_size=16",
+    "agent.learner.batch_size=16",
     "train.episodes=14",
     "train.updates=2",
     "train.warm_up_episodes=1",
@@ -102,7 +102,7 @@ def finished(tmp_path_factory):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_of_every_group_builds_a_trainer(choice, tmp_path):
     trainer = cli.build_trainer(composed(choice), tmp_path)
-    kinds = {"spec": ControllerSpec, "dqn": DQNConfig, "collect": CollectConfig}
+    kinds = {"spec": ControllerSpec, "agent": Agent, "collect": CollectConfig}
     kinds |= {"config": TrainConfig, "reward": LossChange | LogProgress}
     for name, kind in kinds.items():
         assert isinstance(getattr(trainer, name), kind), name
@@ -119,7 +119,7 @@ def test_the_default_configuration_repeats_the_defaults_of_the_code(tmp_path):
     """Two sources of one truth: whoever tunes the one must tune the other."""
     trainer = cli.build_trainer(composed(), tmp_path)
     assert trainer.spec == ControllerSpec()
-    assert trainer.dqn == DQNConfig()
+    assert trainer.agent == Agent()
     assert trainer.collect == CollectConfig()
     assert trainer.spec.features.names == SCALE_FREE
     assert trainer.spec.actions.multipliers == DEFAULT_MULTIPLIERS
@@ -131,9 +131,9 @@ def test_classic_is_the_specified_recipe(tmp_path):
     assert trainer.spec.features.names == CLASSIC
     assert trainer.spec.decay == "none"
     assert trainer.reward == LossChange(alpha_1=1.0, alpha_2=1.0)
-    dqn = trainer.dqn
+    dqn = trainer.agent.learner
     assert (dqn.double, dqn.loss, dqn.target_update) == (False, "mse", "hard")
-    assert trainer.config.dueling is False
+    assert dqn.dueling is False
     collect = trainer.collect
     assert (collect.n_step, collect.discount, collect.epsilon_alpha) == (1, 0.99, 0.0)
     assert (collect.start, collect.circuit_breaker) == ("user", False)
@@ -211,7 +211,10 @@ def test_the_objective_of_a_sweep_is_the_best_score(tmp_path):
 ERRORS = {
     "a value out of range": (["train.episodes=0"], "TrainConfig.episodes=0 must be at least 1"),
     "a value of the wrong type": (["train.episodes=many"], "TrainConfig.episodes='many'"),
-    "a wrong value deep in a group": (["agent.dqn.loss=l1"], "agent.dqn: DQNConfig.loss must be"),
+    "a wrong value deep in a group": (
+        ["agent.learner.loss=l1"],
+        "agent.learner: DQNConfig.loss must be",
+    ),
     "a key that does not exist": (["train.epochs=3"], "Could not override 'train.epochs'"),
     "a choice that does not exist": (["agent=best"], "Could not find 'agent/best'"),
     "nothing to resume": (["resume=true"], "does not exist; start with resume=false"),
@@ -264,7 +267,7 @@ def test_a_finished_run_is_not_overwritten(finished, tmp_path):
 def test_help_lists_the_choices_without_starting_anything(tmp_path):
     done = run_command("--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert "experiment: classic, default, quick" in done.stdout
+    assert "experiment: ablation, classic, default, quick" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

@@ -6,6 +6,7 @@ random state, task cursor), so a run that was killed goes on as if it had not be
 
 from __future__ import annotations
 
+import copy
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +30,9 @@ from lightning_dqnlr.meta.evaluate import Rivals, Scores, evaluate
 from lightning_dqnlr.meta.provenance import provenance
 from lightning_dqnlr.meta.report import Progress
 from lightning_dqnlr.meta.workers import Collector, Job, Outcome, open_collector
-from lightning_dqnlr.policy.network import QNetwork
+from lightning_dqnlr.policy.network import Network
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.dqn import DQNConfig, DQNLearner
-from lightning_dqnlr.rl.replay import ReplayBuffer
+from lightning_dqnlr.rl.agent import Agent
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
 # Tasks are code and data of others and may fail now and then; if this many fail in a row, the
@@ -48,8 +48,8 @@ _COUNTS = (
     "round",
     "workers",
 )
-_SETTINGS = ("tasks", "reward", "spec", "dqn", "collect", "engine")
-_FIXED = ("updates", "round", "warm_up_episodes", "capacity", "hidden", "dueling", "seed")
+_SETTINGS = ("tasks", "reward", "spec", "agent", "collect", "engine")
+_FIXED = ("updates", "round", "warm_up_episodes", "capacity", "seed")
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,17 @@ class TrainConfig:
 
     Args:
         episodes: outer steps; each runs one task with R replicas.
-        updates: DQN updates after each episode.
+        updates: of the learner after each episode.
         warm_up_episodes: episodes before the first update.
         capacity: of the replay buffer, in transitions.
-        hidden: widths of the Q-network.
-        dueling: value and advantage heads.
         evaluate_every: episodes between evaluations.
         evaluation_tasks: number of validation tasks.
         evaluation_seeds: replicas of each.
         checkpoint_every: episodes between checkpoints.
         round: episodes collected with one state of the network before learning from them.
         workers: processes that share the episodes of a round; the result does not depend on it.
+        rivals: folder of the tuned cosines, which runs of the same tasks can share; None for
+            `rivals` in the run's own folder.
         max_minutes: stop after this wall-clock time; None for no limit.
         seed: of tasks, exploration and network.
         device: where the outer loop runs.
@@ -81,20 +81,18 @@ class TrainConfig:
     updates: int = 200
     warm_up_episodes: int = 4
     capacity: int = 500_000
-    hidden: tuple[int, ...] = (128, 128)
-    dueling: bool = True
     evaluate_every: int = 25
     evaluation_tasks: int = 12
     evaluation_seeds: int = 8
     checkpoint_every: int = 25
     round: int = 1
     workers: int = 1
+    rivals: str | None = None
     max_minutes: float | None = None
     seed: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "hidden", tuple(self.hidden))
         for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
@@ -119,7 +117,7 @@ class MetaTrainer:
         tasks: where training ("train") and selection ("validation") tasks come from.
         reward: of an interval.
         spec: features, actions, decision times.
-        dqn: the learner.
+        agent: what learns, and from which transitions.
         collect: the rollouts.
         config: the outer loop.
         folder: checkpoints, the policies and the rivals' cache go here.
@@ -130,7 +128,7 @@ class MetaTrainer:
     tasks: TaskFamily
     reward: Reward
     spec: ControllerSpec
-    dqn: DQNConfig
+    agent: Agent
     collect: CollectConfig
     config: TrainConfig
     folder: Path
@@ -147,21 +145,20 @@ class MetaTrainer:
         self._last_validation: dict[str, Any] = {}
         torch.manual_seed(self.config.seed)
         self.generator = torch.Generator().manual_seed(self.config.seed)
-        size, actions = len(self.spec.features), len(self.spec.actions)
-        network = QNetwork(size, actions, self.config.hidden, self.config.dueling)
-        self.learner = DQNLearner(network, self.dqn, self.config.device)
-        self.replay = ReplayBuffer(self.config.capacity, size, self.config.device)
-        self.rivals = Rivals(self.folder / "rivals", self.engine)
+        device, size = self.config.device, len(self.spec.features)
+        self.learner = self.agent.learner.build(self.spec, device)
+        self.replay = self.agent.replay.build(self.config.capacity, size, device)
+        self.rivals = Rivals(self.config.rivals or self.folder / "rivals", self.engine)
 
     @property
     def behaviour(self) -> LRPolicy:
-        """The exploring policy: the online network."""
-        return LRPolicy(self._network(self.learner.online), self.spec)
+        """The exploring policy: what the learner learns with."""
+        return LRPolicy(_frozen(self.learner.online), self.spec)
 
     @property
     def policy(self) -> LRPolicy:
-        """The policy to evaluate and ship: the averaged network."""
-        return LRPolicy(self._network(self.learner.average), self.spec)
+        """The policy to evaluate and ship: the learner's average."""
+        return LRPolicy(_frozen(self.learner.average), self.spec)
 
     def validation_tasks(self) -> Sequence[Task]:
         """The tasks that choose; never trained on, never reported on."""
@@ -237,8 +234,10 @@ class MetaTrainer:
     def _learn(self) -> float:
         total = torch.zeros((), device=self.config.device)
         for _ in range(self.config.updates):
-            batch = self.replay.sample(self.dqn.batch_size, self.generator)
-            total += self.learner.update(batch)
+            draw = self.replay.sample(self.agent.learner.batch_size, self.generator)
+            update = self.learner.update(draw.transitions, draw.weights)
+            self.replay.learned(draw.rows, update.errors)
+            total += update.loss
         return (total / max(1, self.config.updates)).item()
 
     def _select(self, validation: Sequence[Task]) -> Scores:
@@ -335,12 +334,10 @@ class MetaTrainer:
         config = {name: _text(getattr(self.config, name)) for name in _FIXED}
         return {**config, **{name: _text(getattr(self, name)) for name in _SETTINGS}}
 
-    def _network(self, module: torch.nn.Module) -> QNetwork:
-        network = QNetwork(
-            len(self.spec.features), len(self.spec.actions), self.config.hidden, self.config.dueling
-        )
-        network.load_state_dict(module.state_dict())
-        return network.to(self.config.device).requires_grad_(False)
+
+def _frozen(network: Network) -> Network:
+    """A copy that learning leaves alone."""
+    return copy.deepcopy(network).requires_grad_(False)
 
 
 def _text(settings: object) -> str:

@@ -1,14 +1,15 @@
-"""The Q-network: an observation's value for each action."""
+"""Q-networks: an observation's value for each action."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.policy.table import QTable
 
 _INITIAL_OUTPUT_SCALE = 0.01
 
@@ -74,6 +75,73 @@ class QNetwork(nn.Module):
         }
 
 
+class QuantileNetwork(nn.Module):
+    """Quantiles of the return for each action (Dabney et al. 2018, arXiv:1710.10044, section 4.1).
+
+    Quantile i of N stands for the fraction (2i + 1) / 2N, so that their mean is that of the return.
+    With dueling streams each quantile is a value plus its own advantages, as in `QNetwork`.
+
+    Args:
+        observation_size: F.
+        num_actions: A.
+        quantiles: N.
+        hidden: widths of the hidden layers (SiLU between them); empty for a linear map.
+        dueling: False for one plain head.
+
+    Raises:
+        ConfigurationError: a size below 1; the message names the argument.
+    """
+
+    def __init__(
+        self,
+        observation_size: int,
+        num_actions: int,
+        quantiles: int,
+        hidden: Sequence[int] = (128, 128),
+        dueling: bool = True,
+    ) -> None:
+        super().__init__()
+        if quantiles < 1:
+            raise ConfigurationError(f"quantiles must be at least 1; got {quantiles}.")
+        _check_sizes(observation_size, num_actions, hidden)
+        self.observation_size = observation_size
+        self.num_actions = num_actions
+        self.num_quantiles = int(quantiles)
+        self.hidden = tuple(int(width) for width in hidden)
+        self.dueling = dueling
+        shared = self.hidden[:-1] if dueling else self.hidden
+        own = self.hidden[-1:] if dueling else ()
+        self.trunk = _layers(observation_size, shared)
+        width = (observation_size, *shared)[-1]
+        self.advantage = _head(width, own, num_actions * quantiles)
+        self.value = _head(width, own, quantiles) if dueling else None
+
+    def quantiles(self, observation: Tensor) -> Tensor:
+        """Quantiles (..., A, N) of the return from observations (..., F)."""
+        features = self.trunk(observation)
+        size = (self.num_actions, self.num_quantiles)
+        advantage: Tensor = self.advantage(features).unflatten(-1, size)
+        if self.value is None:
+            return advantage
+        value: Tensor = self.value(features).unsqueeze(-2)
+        return value + advantage - advantage.mean(dim=-2, keepdim=True)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Q-values (..., A), the means of the quantiles, of observations (..., F)."""
+        return self.quantiles(observation).mean(dim=-1)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain data: `QuantileNetwork(**config)` rebuilds it."""
+        return {
+            "observation_size": self.observation_size,
+            "num_actions": self.num_actions,
+            "quantiles": self.num_quantiles,
+            "hidden": list(self.hidden),
+            "dueling": self.dueling,
+        }
+
+
 class QEnsemble(nn.Module):
     """The mean Q-values of several networks (Anschel et al. 2017, arXiv:1611.01929, eq. 8).
 
@@ -87,11 +155,11 @@ class QEnsemble(nn.Module):
         ConfigurationError: no member, or members that do not fit each other.
     """
 
-    def __init__(self, members: Sequence[QNetwork | QEnsemble]) -> None:
+    def __init__(self, members: Sequence[Network]) -> None:
         super().__init__()
-        flat: list[QNetwork] = []
+        flat: list[SingleNetwork] = []
         for member in members:
-            flat.extend([member] if isinstance(member, QNetwork) else member.networks)
+            flat.extend(member.networks if isinstance(member, QEnsemble) else [member])
         sizes = {(m.observation_size, m.num_actions) for m in flat}
         if len(sizes) != 1:
             raise ConfigurationError(
@@ -101,9 +169,9 @@ class QEnsemble(nn.Module):
         self.observation_size, self.num_actions = sizes.pop()
 
     @property
-    def networks(self) -> list[QNetwork]:
+    def networks(self) -> list[SingleNetwork]:
         """The members."""
-        return [member for member in self.members if isinstance(member, QNetwork)]
+        return [member for member in self.members if isinstance(member, SingleNetwork)]
 
     def forward(self, observation: Tensor) -> Tensor:
         """Q-values (..., A) of observations (..., F)."""
@@ -115,10 +183,18 @@ class QEnsemble(nn.Module):
         return {"members": [network.config for network in self.networks]}
 
 
-def build_network(config: dict[str, Any]) -> QNetwork | QEnsemble:
+SingleNetwork: TypeAlias = QNetwork | QuantileNetwork | QTable
+Network: TypeAlias = SingleNetwork | QEnsemble
+
+
+def build_network(config: dict[str, Any]) -> Network:
     """The architecture that a network's `config` describes, with fresh weights."""
     if "members" in config:
-        return QEnsemble([QNetwork(**member) for member in config["members"]])
+        return QEnsemble([build_network(member) for member in config["members"]])
+    if "quantiles" in config:
+        return QuantileNetwork(**config)
+    if "bins" in config:
+        return QTable(**config)
     return QNetwork(**config)
 
 

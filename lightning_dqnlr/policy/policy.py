@@ -24,7 +24,7 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.policy.exploration import epsilon_greedy
-from lightning_dqnlr.policy.network import QEnsemble, QNetwork, build_network
+from lightning_dqnlr.policy.network import Network, QEnsemble, build_network
 
 FORMAT = "lightning-dqnlr-policy"
 FORMAT_VERSION = 1
@@ -37,7 +37,7 @@ class LRPolicy:
     """Chooses learning-rate multipliers from observations.
 
     Args:
-        network: the Q-network, or several to be averaged.
+        network: gives the Q-values: a network, a table, or several of them to be averaged.
         spec: what a controller must share with it.
         record: plain JSON data on how it was made and how well it does.
 
@@ -45,7 +45,7 @@ class LRPolicy:
         ConfigurationError: if network and specification disagree in size.
     """
 
-    network: QNetwork | QEnsemble
+    network: Network
     spec: ControllerSpec
     record: dict[str, Any] = field(default_factory=dict)
 
@@ -139,12 +139,15 @@ class LRPolicy:
 
 
 def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
-    """The policy that acts on the mean Q-values of several, which must share a specification.
+    """The policy that acts on the mean Q-values of several, of whatever kind of network.
 
-    Its record holds those of the members; what all of them have in common stands once.
+    They must share a specification, and have learned from the same reward: the mean of values in
+    different units would follow whichever member has the larger ones. The record holds those of
+    the members; what all of them have in common stands once.
 
     Raises:
-        ConfigurationError: for fewer than two policies, or different specifications.
+        ConfigurationError: for fewer than two policies, different specifications, or records
+            that name different rewards.
     """
     if len(policies) < 2 or any(p.spec != policies[0].spec for p in policies):
         raise ConfigurationError(
@@ -152,6 +155,12 @@ def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
             "features, actions and decision times."
         )
     records = [p.record for p in policies]
+    rewards = sorted({str(record["reward"]) for record in records if "reward" in record})
+    if len(rewards) > 1:
+        raise ConfigurationError(
+            f"policies learned from different rewards, {' and '.join(rewards)}, so their Q-values "
+            "are in different units; combine those of one reward."
+        )
     common = {k: v for k, v in records[0].items() if all(r.get(k) == v for r in records)}
     own = [{k: v for k, v in record.items() if k not in common} for record in records]
     network = QEnsemble([p.network for p in policies])

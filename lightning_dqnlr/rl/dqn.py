@@ -1,9 +1,6 @@
-"""Deep Q-learning (Mnih et al. 2015): targets, loss and exploration as functions, and a learner.
+"""Deep Q-learning (Mnih et al. 2015): the settings and the learner."""
 
-The functions name their arguments as the equations do: a transition starts at `tm1` (time t - 1)
-and ends at `t`; `discount_t` is gamma^n, and 0 where the episode ended. Terminal rows never
-bootstrap, not even from a NaN: a run that blew up has no finite observation to evaluate.
-"""
+from __future__ import annotations
 
 import copy
 import math
@@ -12,126 +9,15 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.policy.network import Network, QNetwork
+from lightning_dqnlr.rl.learner import Update
 from lightning_dqnlr.rl.replay import Transitions
+from lightning_dqnlr.rl.td import LossKind, double_q_target, q_learning_target, td_error, td_loss
 
-LossKind = Literal["mse", "huber"]
 TargetUpdate = Literal["hard", "soft"]
-
-
-def q_learning_target(r_t: Tensor, discount_t: Tensor, q_t_target: Tensor) -> Tensor:
-    """Q-learning's target `r + discount * max_a Q(s', a; theta-)` (Mnih et al. 2015).
-
-    Args:
-        r_t: (B,) rewards, n-step returns where transitions span n steps.
-        discount_t: (B,) gamma^n, 0 at a terminal.
-        q_t_target: (B, A) values of the next observation, by the target network.
-
-    Returns:
-        (B,) targets, detached.
-    """
-    return _bootstrapped(r_t, discount_t, q_t_target.amax(dim=-1))
-
-
-def double_q_target(
-    r_t: Tensor, discount_t: Tensor, q_t_target: Tensor, q_t_selector: Tensor
-) -> Tensor:
-    """Double Q-learning's target (van Hasselt et al. 2016, arXiv:1509.06461, eq. 4).
-
-    `r + discount * Q(s', argmax_a Q(s', a; theta); theta-)`: the online network selects the action
-    and the target network evaluates it, so one network's noise is not both chosen and believed.
-
-    Args:
-        r_t: (B,) rewards.
-        discount_t: (B,) gamma^n, 0 at a terminal.
-        q_t_target: (B, A) values of the next observation, by the target network.
-        q_t_selector: (B, A) the same, by the online network.
-
-    Returns:
-        (B,) targets, detached.
-    """
-    a_t = q_t_selector.argmax(dim=-1, keepdim=True)
-    return _bootstrapped(r_t, discount_t, q_t_target.gather(-1, a_t).squeeze(-1))
-
-
-def _bootstrapped(r_t: Tensor, discount_t: Tensor, v_t: Tensor) -> Tensor:
-    if not r_t.shape == discount_t.shape == v_t.shape:
-        raise ConfigurationError(
-            "r_t and discount_t must be (B,) beside q values of (B, A); got shapes "
-            f"{tuple(r_t.shape)} and {tuple(discount_t.shape)} for B = {tuple(v_t.shape)}."
-        )
-    # 0 * nan is nan, hence no plain product. (`torch.where` with a Python number would wait for a
-    # GPU to receive it; `masked_fill` does not.)
-    return (r_t + (discount_t * v_t).masked_fill(discount_t == 0, 0.0)).detach()
-
-
-def td_error(q_tm1: Tensor, a_tm1: Tensor, target: Tensor) -> Tensor:
-    """Temporal-difference error `target - Q(s, a)`.
-
-    Args:
-        q_tm1: (B, A) values of the observation acted on; gradients flow through these only.
-        a_tm1: (B,) int64 actions taken.
-        target: (B,) targets; detached here.
-
-    Returns:
-        (B,) errors.
-
-    Raises:
-        ConfigurationError: shapes disagree (a (B, 1) target would silently broadcast to (B, B)).
-    """
-    return target.detach() - _taken(q_tm1, a_tm1, target)
-
-
-def td_loss(
-    q_tm1: Tensor,
-    a_tm1: Tensor,
-    target: Tensor,
-    *,
-    kind: LossKind,
-    delta: float = 1.0,
-    weights: Tensor | None = None,
-) -> Tensor:
-    """Mean loss of the temporal-difference errors e.
-
-    "mse" is `e^2`, the DQN loss as published; "huber" is `e^2 / 2` up to |e| = delta and
-    `delta * (|e| - delta / 2)` beyond, which bounds each transition's gradient by delta.
-
-    Args:
-        q_tm1: (B, A) values of the observation acted on.
-        a_tm1: (B,) int64 actions taken.
-        target: (B,) targets; detached here.
-        kind: the loss of one error.
-        delta: where Huber's loss turns linear, in units of Q; unused by "mse".
-        weights: (B,) factors of the transitions' losses; the mean stays over B.
-
-    Returns:
-        The 0-dim loss.
-
-    Raises:
-        ConfigurationError: shapes disagree, or kind is neither "mse" nor "huber".
-    """
-    taken = _taken(q_tm1, a_tm1, target)
-    losses = _elementwise_loss(taken, target.detach(), kind, delta)
-    return losses.mean() if weights is None else (weights * losses).mean()
-
-
-def _elementwise_loss(taken: Tensor, target: Tensor, kind: LossKind, delta: float) -> Tensor:
-    if kind == "mse":
-        return functional.mse_loss(taken, target, reduction="none")
-    if kind == "huber":
-        return functional.huber_loss(taken, target, reduction="none", delta=delta)
-    raise ConfigurationError(f"kind must be 'mse' or 'huber'; got {kind!r}.")
-
-
-def _taken(q_tm1: Tensor, a_tm1: Tensor, target: Tensor) -> Tensor:
-    if not q_tm1.shape[:-1] == a_tm1.shape == target.shape:
-        raise ConfigurationError(
-            "a_tm1 and target must be (B,) beside q_tm1 of (B, A); got shapes "
-            f"{tuple(a_tm1.shape)}, {tuple(target.shape)} and {tuple(q_tm1.shape)}."
-        )
-    return q_tm1.gather(-1, a_tm1.unsqueeze(-1)).squeeze(-1)
 
 
 @dataclass(frozen=True)
@@ -150,6 +36,8 @@ class DQNConfig:
         weight_decay: decoupled from the gradient, as in AdamW.
         max_grad_norm: the gradient's norm is clipped here; `math.inf` never clips.
         average_decay: of the Polyak average of the online weights, used for evaluation.
+        hidden: widths of the network's hidden layers.
+        dueling: value and advantage streams (classic: False).
 
     Raises:
         ConfigurationError: a value out of range; the message names the field.
@@ -165,39 +53,44 @@ class DQNConfig:
     weight_decay: float = 0.1
     max_grad_norm: float = 10.0
     average_decay: float = 0.9995
+    hidden: tuple[int, ...] = (128, 128)
+    dueling: bool = True
 
     def __post_init__(self) -> None:
-        _require(isinstance(self.double, bool), "double", self.double, "True or False")
-        _require(self.loss in get_args(LossKind), "loss", self.loss, "'mse' or 'huber'")
-        _require(
-            self.target_update in get_args(TargetUpdate),
-            "target_update",
-            self.target_update,
-            "'hard' or 'soft'",
-        )
+        object.__setattr__(self, "hidden", tuple(self.hidden))
+        for width in self.hidden:
+            self._require(_is_count(width), "hidden", "integers of at least 1")
+        for name in ("double", "dueling"):
+            self._require(isinstance(getattr(self, name), bool), name, "True or False")
+        self._require(self.loss in get_args(LossKind), "loss", "'mse' or 'huber'")
+        known = self.target_update in get_args(TargetUpdate)
+        self._require(known, "target_update", "'hard' or 'soft'")
         for name in ("batch_size", "target_period"):
-            value = getattr(self, name)
-            _require(_is_count(value), name, value, "an integer of at least 1")
+            self._require(_is_count(getattr(self, name)), name, "an integer of at least 1")
         self._check_ranges()
 
+    def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> DQNLearner:
+        """A learner with a fresh network for a controller's observations and actions."""
+        network = QNetwork(len(spec.features), len(spec.actions), self.hidden, self.dueling)
+        return DQNLearner(network, self, device)
+
     def _check_ranges(self) -> None:
-        rate, tau = self.learning_rate, self.target_tau
-        _require(0 < rate < math.inf, "learning_rate", rate, "positive and finite")
-        _require(0 < tau <= 1, "target_tau", tau, "in (0, 1]")
-        decay, average = self.weight_decay, self.average_decay
-        _require(0 <= decay < math.inf, "weight_decay", decay, "finite and not negative")
-        _require(0 <= average < 1, "average_decay", average, "in [0, 1)")
-        norm = self.max_grad_norm
-        _require(norm > 0, "max_grad_norm", norm, "positive (math.inf never clips)")
+        self._require(0 < self.learning_rate < math.inf, "learning_rate", "positive and finite")
+        self._require(0 < self.target_tau <= 1, "target_tau", "in (0, 1]")
+        decays = 0 <= self.weight_decay < math.inf
+        self._require(decays, "weight_decay", "finite and not negative")
+        self._require(0 <= self.average_decay < 1, "average_decay", "in [0, 1)")
+        clips = self.max_grad_norm > 0
+        self._require(clips, "max_grad_norm", "positive (math.inf never clips)")
+
+    def _require(self, holds: bool, name: str, wanted: str) -> None:
+        if not holds:
+            kind, value = type(self).__name__, getattr(self, name)
+            raise ConfigurationError(f"{kind}.{name} must be {wanted}; got {value!r}.")
 
 
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _require(holds: bool, field: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise ConfigurationError(f"DQNConfig.{field} must be {wanted}; got {value!r}.")
 
 
 class DQNLearner:
@@ -217,13 +110,13 @@ class DQNLearner:
     """
 
     def __init__(
-        self, network: nn.Module, config: DQNConfig, device: torch.device | str = "cpu"
+        self, network: Network, config: DQNConfig, device: torch.device | str = "cpu"
     ) -> None:
         self.config = config
         self.device = torch.device(device)
-        self.online = network.to(self.device)
-        self.target = copy.deepcopy(self.online).requires_grad_(False).eval()
-        self.average = copy.deepcopy(self.online).requires_grad_(False).eval()
+        self.online: Network = network.to(self.device)
+        self.target: Network = copy.deepcopy(self.online).requires_grad_(False).eval()
+        self.average: Network = copy.deepcopy(self.online).requires_grad_(False).eval()
         self.updates = 0
         self._optimizer = torch.optim.AdamW(
             self.online.parameters(),
@@ -232,30 +125,33 @@ class DQNLearner:
             fused=True,
         )
 
-    def update(self, batch: Transitions) -> Tensor:
+    def update(self, batch: Transitions, weights: Tensor | None = None) -> Update:
         """One step on the batch's mean loss, then the target and average networks follow.
 
         Args:
             batch: transitions on the learner's device; observations finite, except that of the
                 next observation where discount is 0.
+            weights: (B,) factors of the transitions' losses, of importance sampling say; the mean
+                stays over B.
 
         Returns:
-            The 0-dim loss before the step, detached and still on the device: nothing here waits
+            Loss and errors before the step, detached and still on the device: nothing here waits
             for the device.
         """
-        loss = self._loss(batch)
+        found = self._loss(batch, weights)
         self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        found.loss.backward()
         nn.utils.clip_grad_norm_(self.online.parameters(), self.config.max_grad_norm)
         self._optimizer.step()
         self.updates += 1
         self._follow()
-        return loss.detach()
+        return Update(found.loss.detach(), found.errors)
 
-    def _loss(self, batch: Transitions) -> Tensor:
+    def _loss(self, batch: Transitions, weights: Tensor | None) -> Update:
         target = self._target(batch)
         q_tm1 = self.online(batch.observation)
-        return td_loss(q_tm1, batch.action, target, kind=self.config.loss)
+        loss = td_loss(q_tm1, batch.action, target, kind=self.config.loss, weights=weights)
+        return Update(loss, td_error(q_tm1.detach(), batch.action, target))
 
     @torch.no_grad()
     def _target(self, batch: Transitions) -> Tensor:

@@ -1,162 +1,166 @@
 """Tabular Q-learning (Watkins 1989): the baseline that a Q-network has to beat."""
 
-import math
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.policy.exploration import epsilon_greedy
+from lightning_dqnlr.policy.table import QTable
+from lightning_dqnlr.rl.learner import Update
 from lightning_dqnlr.rl.replay import Transitions
+from lightning_dqnlr.rl.td import q_learning_target, td_error
+
+# Where nothing was ever learned, all actions would be equally good and the first one, the largest
+# cut, be taken. So little prefers "keep" there and is forgotten at the first visit.
+_PREFERENCE = 1e-6
 
 
-def q_learning_update(
-    q_table: Tensor,
-    state: Tensor,
-    action: Tensor,
-    reward: Tensor,
-    next_state: Tensor,
-    *,
-    learning_rate: float,
-    discount: float | Tensor,
-    terminal: bool | Tensor = False,
+def q_table_update(
+    q_table: Tensor, state: Tensor, action: Tensor, error: Tensor, step_size: Tensor
 ) -> Tensor:
-    """`Q(s,a) += learning_rate * (r + discount * max_a' Q(s',a') - Q(s,a))` on a new table.
+    """`Q(s,a) += step_size * error`, error = r + discount * max_a' Q(s',a') - Q(s,a).
 
-    Every transition of a batch is measured against the table passed in. One that occurs k times
-    moves Q(s,a) as k updates towards the mean of its k targets would, by the fraction
-    `1 - (1 - learning_rate)^k`: the batch's order is irrelevant and many replicas in one state
-    cannot overshoot.
+    Every error of a batch was measured against the table passed in. A cell that occurs k times
+    moves as k updates towards the mean of its k targets would (weighted by their step sizes), by
+    the fraction `1 - prod_k (1 - step_size_k)`: the batch's order is irrelevant and many replicas
+    in one state cannot overshoot.
 
     Args:
         q_table: (S, A); left as it is.
-        state: int64, any shape (B); likewise action, reward and next_state.
+        state: (B,) int64; likewise action.
         action: the action taken.
-        reward: what it earned.
-        next_state: where it led; ignored at a terminal, but must be a legal index.
-        learning_rate: in (0, 1].
-        discount: gamma, or gamma^n per transition.
-        terminal: whether the transition ended its episode, so that only the reward counts.
+        error: (B,) temporal-difference errors.
+        step_size: (B,) in [0, 1].
 
     Returns:
         The updated (S, A) table.
+    """
+    cell, flat = state * q_table.shape[1] + action, q_table.flatten()
+    zero, step = torch.zeros_like(flat), step_size.to(flat.dtype)
+    total = zero.index_add(0, cell, step)
+    mean_error = zero.index_add(0, cell, step * error) / total.clamp_min(1e-30)
+    kept = zero.index_add(0, cell, torch.log1p(-step)).exp()  # log 0 = -inf: nothing is kept
+    return (flat + (1 - kept) * mean_error).view_as(q_table)
+
+
+@dataclass(frozen=True)
+class TabularConfig:
+    """Settings of tabular Q-learning.
+
+    Attributes:
+        bins: ascending edges by the feature's name; the other features are not looked at.
+        learning_rate: alpha, in (0, 1].
+        batch_size: transitions per update, for whoever samples the batches.
 
     Raises:
-        ConfigurationError: learning_rate outside (0, 1].
+        ConfigurationError: a value out of range; the message names the field.
     """
-    if not 0.0 < learning_rate <= 1.0:
-        raise ConfigurationError(f"learning_rate must lie in (0, 1]; got {learning_rate}.")
-    gamma = torch.as_tensor(discount, dtype=q_table.dtype, device=q_table.device)
-    ended = torch.as_tensor(terminal, dtype=torch.bool, device=q_table.device)
-    future = torch.where(ended, 0.0, gamma * q_table[next_state].amax(dim=-1))
-    error = reward.to(q_table.dtype) + future - q_table[state, action]
-    return _moved(q_table, (state * q_table.shape[1] + action).flatten(), error, learning_rate)
+
+    bins: Mapping[str, tuple[float, ...]]
+    learning_rate: float = 0.02
+    batch_size: int = 512
+
+    def __post_init__(self) -> None:
+        bins = {name: tuple(map(float, edges)) for name, edges in self.bins.items()}
+        object.__setattr__(self, "bins", bins)
+        if not 0 < self.learning_rate <= 1:
+            raise ConfigurationError(
+                f"TabularConfig.learning_rate must be in (0, 1]; got {self.learning_rate!r}."
+            )
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise ConfigurationError(
+                f"TabularConfig.batch_size must be at least 1; got {self.batch_size!r}."
+            )
+
+    def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> TabularLearner:
+        """A learner with an empty table over the bins.
+
+        Raises:
+            ConfigurationError: a feature to be binned is not part of the observation.
+        """
+        names = spec.features.names
+        absent = sorted(set(self.bins) - set(names))
+        if absent:
+            raise ConfigurationError(
+                f"TabularConfig.bins: {absent} are not features of the observation, {names}; bin "
+                "some of those."
+            )
+        columns = {names.index(name): edges for name, edges in self.bins.items()}
+        table = QTable(len(names), len(spec.actions), columns)
+        table.table[:, spec.actions.keep] = _PREFERENCE
+        return TabularLearner(table, self, device)
 
 
-def _moved(q_table: Tensor, cell: Tensor, error: Tensor, learning_rate: float) -> Tensor:
-    flat = q_table.flatten()
-    errors = error.expand(cell.shape) if error.dim() == 0 else error.flatten()
-    visits = torch.zeros_like(flat).index_add_(0, cell, torch.ones_like(errors))
-    mean_error = torch.zeros_like(flat).index_add_(0, cell, errors) / visits.clamp(min=1)
-    fraction = 1 - (1 - learning_rate) ** visits
-    return (flat + fraction * mean_error).view_as(q_table)
-
-
-class QTable:
-    """Q-learning on an observation cut into bins.
+class TabularLearner:
+    """Moves a table towards Q-learning's targets; it explores, is evaluated and ships as one.
 
     Args:
-        edges: for each chosen column of the observation, its ascending bin edges; k edges make
-            k + 1 bins, and a value on an edge belongs to the bin above. The other columns are not
-            looked at. NaN counts as above the last edge.
-        num_actions: A.
+        table: updated in place, moved to `device`.
+        config: the settings.
         device: of the table.
 
     Attributes:
-        table: (S, A), S the product of the numbers of bins; starts at 0.
-
-    Raises:
-        ConfigurationError: no column, negative column, edges that do not ascend, no action.
+        online: the table.
+        updates: how many updates were made.
     """
 
     def __init__(
-        self,
-        edges: Mapping[int, Sequence[float]],
-        num_actions: int,
-        device: torch.device | str = "cpu",
+        self, table: QTable, config: TabularConfig, device: torch.device | str = "cpu"
     ) -> None:
-        _check_edges(edges)
-        if num_actions < 1:
-            raise ConfigurationError(f"num_actions must be at least 1; got {num_actions}.")
-        self.edges = {column: tuple(map(float, cuts)) for column, cuts in edges.items()}
-        states = math.prod(len(cuts) + 1 for cuts in self.edges.values())
-        self.table = torch.zeros(states, num_actions, device=device)
+        self.config = config
+        self.online = table.to(device)
+        self.updates = 0
 
-    def state_of(self, observation: Tensor) -> Tensor:
-        """The state index (...) of an observation (..., F); the last column varies fastest."""
-        state = torch.zeros(observation.shape[:-1], dtype=torch.long, device=observation.device)
-        for column, cuts in self.edges.items():
-            bounds = observation.new_tensor(cuts)
-            bin_ = torch.bucketize(observation[..., column].contiguous(), bounds, right=True)
-            state = state * (len(cuts) + 1) + bin_
-        return state
+    @property
+    def average(self) -> QTable:
+        """The table itself: a small learning rate averages already."""
+        return self.online
 
-    def act(
-        self,
-        observation: Tensor,
-        epsilon: float | Tensor = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Epsilon-greedy actions (...) int64 for an observation (..., F)."""
-        return epsilon_greedy(self.table[self.state_of(observation)], epsilon, generator)
-
-    def update(self, batch: Transitions, *, learning_rate: float) -> None:
-        """One `q_learning_update` on the batch, in place of `table`.
+    @torch.no_grad()
+    def update(self, batch: Transitions, weights: Tensor | None = None) -> Update:
+        """One `q_table_update` on the batch.
 
         Args:
             batch: transitions, of one step or of n; a discount of 0 marks a terminal.
-            learning_rate: in (0, 1].
+            weights: (B,) factors of the learning rate, at most 1.
+
+        Returns:
+            The (weighted) mean of half the squared errors, and the errors.
         """
-        self.table = q_learning_update(
-            self.table,
-            self.state_of(batch.observation),
-            batch.action,
-            batch.reward,
-            self.state_of(batch.next_observation),
-            learning_rate=learning_rate,
-            discount=batch.discount,
-        )
+        table, state = self.online.table, self.online.state_of(batch.observation)
+        q_t = table[self.online.state_of(batch.next_observation)]
+        target = q_learning_target(batch.reward, batch.discount, q_t)
+        errors = td_error(table[state], batch.action, target)
+        weights = torch.ones_like(errors) if weights is None else weights
+        step_size = self.config.learning_rate * weights
+        table.copy_(q_table_update(table, state, batch.action, errors, step_size))
+        self.updates += 1
+        return Update((weights * errors.square()).mean() / 2, errors)
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot in plain containers: the bins and the table."""
-        edges = {column: list(cuts) for column, cuts in self.edges.items()}
-        return {"edges": edges, "table": self.table.clone()}
+        bins = self.online.config["bins"]
+        return {"bins": bins, "table": self.online.table.clone(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over a snapshot's table.
+        """Takes over a snapshot's table.
 
         Raises:
             ConfigurationError: the snapshot has other bins or another number of actions.
         """
-        saved = {int(column): tuple(cuts) for column, cuts in state["edges"].items()}
-        if list(saved.items()) != list(self.edges.items()):
-            raise ConfigurationError("edges differ from the saved table's; build it with those.")
-        if state["table"].shape != self.table.shape:
+        bins = self.online.config["bins"]
+        if list(state["bins"].items()) != list(bins.items()):
+            raise ConfigurationError("bins differ from the saved table's; build it with those.")
+        if state["table"].shape != self.online.table.shape:
             raise ConfigurationError(
-                f"num_actions is {self.table.shape[1]} but the saved table has "
+                f"num_actions is {self.online.num_actions} but the saved table has "
                 f"{state['table'].shape[1]}."
             )
-        self.table = state["table"].to(self.table, copy=True)
-
-
-def _check_edges(edges: Mapping[int, Sequence[float]]) -> None:
-    if not edges:
-        raise ConfigurationError("edges is empty; name at least one column of the observation.")
-    for column, cuts in edges.items():
-        if column < 0:
-            raise ConfigurationError(f"edges: column {column} is negative; count from 0.")
-        if not all(low < high for low, high in pairwise(cuts)):
-            raise ConfigurationError(f"edges[{column}] must ascend strictly; got {list(cuts)}.")
+        self.online.table.copy_(state["table"])
+        self.updates = int(state["updates"])

@@ -1,6 +1,9 @@
 """Transitions: n-step returns from recorded rollouts, and the replay buffer that holds them."""
 
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -24,6 +27,61 @@ class Transitions(NamedTuple):
     reward: Tensor
     next_observation: Tensor
     discount: Tensor
+
+
+class Draw(NamedTuple):
+    """Transitions drawn from a replay.
+
+    Attributes:
+        transitions: B of them.
+        rows: (B,) int64, where in the replay they lie.
+        weights: (B,) factors that undo the bias of an uneven draw; None where it was even.
+    """
+
+    transitions: Transitions
+    rows: Tensor
+    weights: Tensor | None = None
+
+
+class Replay(Protocol):
+    """Holds transitions and draws those to learn from."""
+
+    def __len__(self) -> int: ...
+
+    def extend(self, transitions: Transitions) -> object:
+        """Takes in a batch; the oldest make room."""
+
+    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Draw:
+        """Draws with replacement; the randomness comes from the generator."""
+
+    def learned(self, rows: Tensor, errors: Tensor) -> None:
+        """Takes note of the temporal-difference errors (B,) of what was just drawn."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """A snapshot in plain containers and tensors, loadable with `weights_only=True`."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Holds the snapshot's transitions, so that samples continue alike."""
+
+
+class ReplayConfig(Protocol):
+    """The settings of a kind of replay, and how to make one."""
+
+    def build(
+        self, capacity: int, observation_size: int, device: torch.device | str = "cpu"
+    ) -> Replay:
+        """An empty replay."""
+
+
+@dataclass(frozen=True)
+class UniformReplayConfig:
+    """Every transition alike: nothing to set."""
+
+    def build(
+        self, capacity: int, observation_size: int, device: torch.device | str = "cpu"
+    ) -> ReplayBuffer:
+        """An empty buffer."""
+        return ReplayBuffer(capacity, observation_size, device)
 
 
 def n_step_transitions(
@@ -156,8 +214,11 @@ class ReplayBuffer:
     def __len__(self) -> int:
         return self._size
 
-    def extend(self, transitions: Transitions) -> None:
+    def extend(self, transitions: Transitions) -> Tensor:
         """Append a batch; the oldest make room. Of a batch above capacity its end remains.
+
+        Returns:
+            (min(B, capacity),) int64, the rows that were written.
 
         Raises:
             ConfigurationError: the observations are not (B, observation_size), or the fields
@@ -171,6 +232,7 @@ class ReplayBuffer:
             ring[places] = new[rows - kept :].detach().to(self.device, ring.dtype)
         self._next = (self._next + rows) % self.capacity
         self._size = min(self._size + rows, self.capacity)
+        return places
 
     def _check(self, transitions: Transitions) -> int:
         rows = transitions.action.shape[0]
@@ -182,7 +244,7 @@ class ReplayBuffer:
                 )
         return rows
 
-    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Transitions:
+    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Draw:
         """Draw transitions evenly, with replacement.
 
         Args:
@@ -192,12 +254,23 @@ class ReplayBuffer:
         Raises:
             ConfigurationError: the buffer is empty.
         """
-        if self._size == 0:
-            raise ConfigurationError("The replay buffer is empty: extend() it before sample().")
+        self.check_not_empty()
         source = self.device if generator is None else generator.device
         drawn = torch.randint(self._size, (batch_size,), generator=generator, device=source)
         rows = drawn.to(self.device)
+        return Draw(self.at(rows), rows)
+
+    def at(self, rows: Tensor) -> Transitions:
+        """The transitions that lie in these rows, (B,) int64."""
         return Transitions(*(ring[rows] for ring in self._ring))
+
+    def learned(self, rows: Tensor, errors: Tensor) -> None:
+        """Errors change nothing where all are drawn alike."""
+
+    def check_not_empty(self) -> None:
+        """Raises ConfigurationError if there is nothing to draw."""
+        if self._size == 0:
+            raise ConfigurationError("The replay buffer is empty: extend() it before sample().")
 
     def state_dict(self) -> dict[str, Any]:
         """A snapshot of the rows in use (copies: a saved view would drag the whole ring along)."""

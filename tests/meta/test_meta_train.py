@@ -12,6 +12,7 @@ from lightning_dqnlr.meta.collect import CollectConfig
 from lightning_dqnlr.meta.evaluate import evaluate, fingerprint
 from lightning_dqnlr.meta.train import MOST_FAILURES_IN_A_ROW, MetaTrainer, TrainConfig
 from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.rl.agent import Agent
 from lightning_dqnlr.rl.dqn import DQNConfig
 from lightning_dqnlr.rl.rewards import LogProgress
 from tests.meta.tiny_tasks import TinyTasks
@@ -21,21 +22,21 @@ CONFIG = TrainConfig(
     updates=3,
     warm_up_episodes=1,
     capacity=150,
-    hidden=(8,),
     evaluate_every=2,
     evaluation_tasks=2,
     evaluation_seeds=2,
     checkpoint_every=2,
 )
 COLLECT = CollectConfig(replicas=4)
+AGENT = Agent(DQNConfig(batch_size=16, hidden=(8,)))
 
 
-def make_trainer(folder, tasks=None, collect=COLLECT, **changes):
+def make_trainer(folder, tasks=None, collect=COLLECT, agent=AGENT, **changes):
     return MetaTrainer(
         tasks=tasks or TinyTasks(),
         reward=LogProgress(),
         spec=ControllerSpec(probe_size=16),
-        dqn=DQNConfig(batch_size=16),
+        agent=agent,
         collect=collect,
         config=replace(CONFIG, **changes),
         folder=folder,
@@ -195,8 +196,9 @@ def test_another_run_is_not_continued_under_the_same_name(tmp_path):
     make_trainer(tmp_path, episodes=2).fit(ignore)
     with pytest.raises(ConfigurationError, match=r"^collect was .*replicas=4.* is .*replicas=5"):
         make_trainer(tmp_path, collect=replace(COLLECT, replicas=5)).load_checkpoint()
-    with pytest.raises(ConfigurationError, match=r"^hidden was \(8,\)"):
-        make_trainer(tmp_path, hidden=(9,)).load_checkpoint()
+    wider = Agent(DQNConfig(batch_size=16, hidden=(9,)))
+    with pytest.raises(ConfigurationError, match=r"^agent was .*hidden=\(8,\)"):
+        make_trainer(tmp_path, agent=wider).load_checkpoint()
     make_trainer(tmp_path, episodes=9, evaluate_every=3, max_minutes=5).load_checkpoint()
 
 

@@ -4,10 +4,12 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.meta.collect import CollectConfig
 from lightning_dqnlr.meta.train import MetaTrainer, TrainConfig
 from lightning_dqnlr.meta.workers import open_collector
+from lightning_dqnlr.rl.agent import Agent
 from lightning_dqnlr.rl.dqn import DQNConfig
 from lightning_dqnlr.rl.rewards import LogProgress
 from lightning_dqnlr.tasks.families import NoisyQuadratics
 
+AGENT = Agent(DQNConfig(batch_size=16, hidden=(8,)))
 TASKS = NoisyQuadratics(min_horizon=10, max_horizon=20)
 
 
@@ -20,7 +22,6 @@ def trained(folder, workers):
         evaluation_tasks=1,
         evaluation_seeds=2,
         checkpoint_every=6,
-        hidden=(8,),
         round=3,
         workers=workers,
     )
@@ -28,7 +29,7 @@ def trained(folder, workers):
         TASKS,
         LogProgress(),
         ControllerSpec(),
-        DQNConfig(batch_size=16),
+        AGENT,
         CollectConfig(replicas=4),
         config,
         folder,
@@ -59,10 +60,8 @@ class Failing:
 
 
 def test_a_task_that_fails_in_a_round_leaves_the_rest_of_the_round_alone(tmp_path):
-    config = TrainConfig(
-        episodes=3, round=3, evaluation_tasks=1, evaluation_seeds=2, updates=0, hidden=(8,)
-    )
-    parts = (LogProgress(), ControllerSpec(), DQNConfig(), CollectConfig(replicas=4), config)
+    config = TrainConfig(episodes=3, round=3, evaluation_tasks=1, evaluation_seeds=2, updates=0)
+    parts = (LogProgress(), ControllerSpec(), AGENT, CollectConfig(replicas=4), config)
     trainer, failures = MetaTrainer(Failing(), *parts, tmp_path), []
     trainer.fit(lambda progress: failures.append(progress.failure))
     assert [failure is not None for failure in failures] == [False, True, False]

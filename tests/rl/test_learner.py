@@ -63,7 +63,9 @@ def test_update_returns_the_double_q_loss_when_the_networks_disagree():
     with torch.no_grad():
         learner.target.q.copy_(torch.tensor([[0.0, 0.0], [2.0, 8.0]]))
     # online selects action 0, target says 2: (1 + 0.5 * 2 - 0)^2; plain DQN: (1 + 0.5 * 8)^2
-    torch.testing.assert_close(learner.update(one_transition()), torch.tensor(4.0))
+    found = learner.update(one_transition())
+    torch.testing.assert_close(found.loss, torch.tensor(4.0))
+    torch.testing.assert_close(found.errors, torch.tensor([2.0]))
 
 
 def test_update_returns_the_plain_dqn_loss_when_asked():
@@ -71,13 +73,22 @@ def test_update_returns_the_plain_dqn_loss_when_asked():
     learner = DQNLearner(Tabular([[0.0, 0.0], [1.0, 0.0]]), config)
     with torch.no_grad():
         learner.target.q.copy_(torch.tensor([[0.0, 0.0], [2.0, 8.0]]))
-    torch.testing.assert_close(learner.update(one_transition()), torch.tensor(25.0))
+    torch.testing.assert_close(learner.update(one_transition()).loss, torch.tensor(25.0))
 
 
 def test_the_configured_loss_is_used():
     learner = DQNLearner(Tabular([[0.0, 0.0], [0.0, 0.0]]), DQNConfig(loss="huber"))
-    loss = learner.update(one_transition(reward=3.0))
+    loss = learner.update(one_transition(reward=3.0)).loss
     torch.testing.assert_close(loss, torch.tensor(2.5))
+
+
+def test_weights_scale_the_losses_but_not_the_errors():
+    learner = DQNLearner(Tabular([[0.0, 0.0], [0.0, 0.0]]), DQNConfig(loss="mse"))
+    rows = [one_transition(reward=reward, discount=0.0) for reward in (1.0, 2.0)]
+    batch = Transitions(*(torch.cat(field) for field in zip(*rows, strict=True)))
+    found = learner.update(batch, torch.tensor([1.0, 0.5]))
+    torch.testing.assert_close(found.loss, torch.tensor((1.0 * 1.0 + 0.5 * 4.0) / 2))
+    assert found.errors.tolist() == [1.0, 2.0]
 
 
 def test_one_update_moves_only_the_taken_action_and_by_adams_first_step():
@@ -159,7 +170,7 @@ def test_an_update_never_reads_a_number_back_from_the_device():
     buffer = ReplayBuffer(32, 3)
     buffer.extend(random_batch(generator))
     with CalledOperators() as called:
-        learner.update(buffer.sample(8, generator))
+        learner.update(buffer.sample(8, generator).transitions)
     assert "aten::gather" in called.names
     assert not called.names & {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal"}
 
@@ -175,7 +186,7 @@ def test_a_resumed_learner_equals_the_uninterrupted_one_bit_by_bit(tmp_path, tar
     def run(learner: DQNLearner, buffer: ReplayBuffer, draws: torch.Generator, n: int) -> None:
         for _ in range(n):
             buffer.extend(random_batch(draws, rows=6))
-            learner.update(buffer.sample(config.batch_size, draws))
+            learner.update(buffer.sample(config.batch_size, draws).transitions)
 
     learner, buffer = fresh(seed=0)
     draws = torch.Generator().manual_seed(1)

@@ -167,12 +167,26 @@ def test_batches_end_up_where_single_transitions_would(capacity, sizes):
 def test_samples_are_whole_transitions_drawn_evenly_from_those_held():
     buffer = ReplayBuffer(10, 2)
     buffer.extend(numbered(1, 2, 3, 4))
-    batch = buffer.sample(8000, torch.Generator().manual_seed(0))
+    batch = buffer.sample(8000, torch.Generator().manual_seed(0)).transitions
     for field, expected in zip(batch, numbered(*batch.action.tolist()), strict=True):
         assert torch.equal(field, expected)
     counts = batch.action.bincount(minlength=5)
     assert counts[0] == 0
     assert (counts[1:] - 2000).abs().max() < 160  # four standard deviations: 155
+
+
+def test_rows_say_where_the_drawn_transitions_lie():
+    buffer = ReplayBuffer(4, 2)
+    buffer.extend(numbered(1, 2, 3, 4, 5))
+    draw = buffer.sample(50, torch.Generator().manual_seed(0))
+    assert torch.equal(buffer.state_dict()["action"][draw.rows], draw.transitions.action)
+    assert draw.weights is None
+
+
+def test_extending_names_the_rows_written():
+    buffer = ReplayBuffer(3, 2)
+    assert buffer.extend(numbered(1, 2)).tolist() == [0, 1]
+    assert buffer.extend(numbered(3, 4)).tolist() == [2, 0]
 
 
 def test_sampling_nothing_is_an_error_not_zeros():
@@ -184,7 +198,7 @@ def test_the_ring_keeps_no_gradients_and_its_own_types():
     buffer = ReplayBuffer(4, 2)
     batch = numbered(1)
     buffer.extend(batch._replace(reward=batch.reward.double().requires_grad_()))
-    sample = buffer.sample(1)
+    sample = buffer.sample(1).transitions
     assert not sample.reward.requires_grad
     assert sample.reward.dtype == torch.float32
 
