@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from stable_baselines3 import DQN
 
+from lightning_dqnlr.control.actions import ActionSpec
 from lightning_dqnlr.control.features import compressed_loss
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.gym import ENV_ID
@@ -42,10 +43,17 @@ TASKS = NoisyQuadratics(
     wide_probability=0.0,
     known_horizon_probability=1.0,
 )
-CONTROLLER = ControllerSpec(decisions=10, decay="none", max_update_ratio=10.0)
+CONTROLLER = ControllerSpec(
+    actions=ActionSpec((0.25, 1.0, 4.0)),
+    decisions=10,
+    decay="none",
+    max_update_ratio=10.0,
+)
 
 # What both learners are given; the network is Stable-Baselines3's default, two layers of 64.
-LEARNING_RATE, BATCH_SIZE, TARGET_PERIOD, WARM_UP = 1e-3, 128, 250, 500
+# A decision costs about eight updates' time (it trains a model), so each is learned from often.
+LEARNING_RATE, BATCH_SIZE, WARM_UP, UPDATES_PER_DECISION = 1e-3, 128, 200, 4
+TARGET_PERIOD = 100  # in decisions
 FINAL_EPSILON, EXPLORING_SHARE = 0.05, 0.5
 
 Act = Callable[[np.ndarray], int]
@@ -67,6 +75,7 @@ def train_stable_baselines3(steps: int, seed: int) -> Act:
         batch_size=BATCH_SIZE,
         gamma=1.0,
         train_freq=1,
+        gradient_steps=UPDATES_PER_DECISION,
         target_update_interval=TARGET_PERIOD,
         exploration_fraction=EXPLORING_SHARE,
         exploration_final_eps=FINAL_EPSILON,
@@ -87,7 +96,7 @@ def train_ours(steps: int, seed: int) -> Act:
         learning_rate=LEARNING_RATE,
         batch_size=BATCH_SIZE,
         target_update="hard",
-        target_period=TARGET_PERIOD,
+        target_period=TARGET_PERIOD * UPDATES_PER_DECISION,
         weight_decay=0.0,
     )
     learner = DQNLearner(QNetwork(features, actions, hidden=(64, 64), dueling=False), config)
@@ -106,7 +115,8 @@ def train_ours(steps: int, seed: int) -> Act:
         replay.extend(transition(observation, action, float(reward), following, terminated))
         observation = env.reset()[0] if terminated else following
         if step >= min(WARM_UP, steps // 4):
-            learner.update(replay.sample(BATCH_SIZE, generator))
+            for _ in range(UPDATES_PER_DECISION):
+                learner.update(replay.sample(BATCH_SIZE, generator))
     return act
 
 
@@ -138,7 +148,7 @@ def judge(act: Act, tasks: int) -> float:
 def main() -> None:
     """Trains both and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=4000, help="decisions to learn from")
+    parser.add_argument("--steps", type=int, default=2000, help="decisions to learn from")
     parser.add_argument("--tasks", type=int, default=24, help="held-out tasks to judge on")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
