@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.vector import Reward, StepResult, VectorLREnv
+from lightning_dqnlr.envs.environment import Engine, LREnvironment, Reward, StepResult
+from lightning_dqnlr.envs.randomness import RandomStream
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError
 from lightning_dqnlr.tasks.sampling import Split
 from lightning_dqnlr.tasks.task import Task, TaskFamily
@@ -37,7 +37,7 @@ class Episodes:
         reward: of an interval.
         circuit_breaker: whether blown-up intervals are undone.
         trip_penalty: subtracted from the reward of an undone interval.
-        device: where to train.
+        engine: trains.
     """
 
     def __init__(
@@ -49,13 +49,12 @@ class Episodes:
         *,
         circuit_breaker: bool,
         trip_penalty: float,
-        device: torch.device | str,
+        engine: Engine,
     ) -> None:
         self._tasks, self._split, self._spec, self._reward = tasks, split, spec, reward
         self._circuit_breaker, self._trip_penalty = circuit_breaker, trip_penalty
-        self._device = torch.device(device)
-        self._randomness = _Randomness(self._device)
-        self._env: VectorLREnv | None = None
+        self._engine = engine
+        self._env: LREnvironment | None = None
 
     def begin(self, task_seed: int, run_seeds: Sequence[int]) -> Tensor:
         """Starts one run per seed; returns the first observations, (R, F).
@@ -63,21 +62,26 @@ class Episodes:
         Raises:
             ConfigurationError: a task of fewer than two steps, which leaves nothing to decide.
         """
-        self._env = None
-        self._randomness.seed(run_seeds[0])
-        with self._randomness.borrowed():
-            env = VectorLREnv(
+        self.close()
+        # The runs have random states of their own; this is for what draws a task or builds it.
+        with RandomStream(run_seeds[0]).active():
+            env = self._engine.open(
                 self._task(task_seed),
                 self._spec,
                 run_seeds,
                 reward=self._reward,
                 circuit_breaker=self._circuit_breaker,
                 trip_penalty=self._trip_penalty,
-                device=self._device,
             )
             observation = env.reset()
         self._env = env
         return observation
+
+    def close(self) -> None:
+        """Gives up the runs under way, if any."""
+        if self._env is not None:
+            self._env.close()
+        self._env = None
 
     def advance(self, action: Tensor) -> StepResult:
         """Applies the actions, (R,).
@@ -87,11 +91,10 @@ class Episodes:
         """
         if self.over:
             raise CallOrderError("the episode is over; call reset() before the next step().")
-        with self._randomness.borrowed():
-            return self.env.step(action.to(self._device, torch.int64))
+        return self.env.step(action.to(self.env.alive.device, torch.int64))
 
     @property
-    def env(self) -> VectorLREnv:
+    def env(self) -> LREnvironment:
         """The runs under way."""
         if self._env is None:
             raise CallOrderError("no episode was begun; call reset() before step().")
@@ -107,8 +110,7 @@ class Episodes:
         history = self.env.controller.history
         final = torch.full_like(history.loss, torch.nan)
         if self.env.finished:
-            with self._randomness.borrowed():
-                final = torch.where(self.env.alive, self.env.final_losses(), final)
+            final = torch.where(self.env.alive, self.env.losses().train, final)
         return Summary(history.initial_loss, final, history.trips)
 
     def _task(self, seed: int) -> Task:
@@ -121,27 +123,3 @@ class Episodes:
                 "its horizon must be at least 2."
             )
         return task
-
-
-class _Randomness:
-    """Torch's global generators as these runs left them: vmap's dropout draws from no other."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._accelerators = [device] if device.type == "cuda" else []
-        self.seed(0)
-
-    def seed(self, seed: int) -> None:
-        """Begins anew."""
-        devices = [torch.device("cpu"), *self._accelerators]
-        self._states = [torch.Generator(d).manual_seed(seed).get_state() for d in devices]
-
-    @contextmanager
-    def borrowed(self) -> Iterator[None]:
-        """Within it the global generators are these runs' own."""
-        with torch.random.fork_rng(self._accelerators):
-            torch.set_rng_state(self._states[0])
-            for device, state in zip(self._accelerators, self._states[1:], strict=True):
-                torch.cuda.set_rng_state(state, device)
-            yield
-            accelerated = [torch.cuda.get_rng_state(device) for device in self._accelerators]
-            self._states = [torch.get_rng_state(), *accelerated]

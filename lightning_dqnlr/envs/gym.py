@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.envs.environment import Engine, Reward
 from lightning_dqnlr.envs.episode import Episodes
-from lightning_dqnlr.envs.vector import Reward
+from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.rl.rewards import LogProgress
 from lightning_dqnlr.tasks.families import NoisyQuadratics
@@ -69,7 +70,8 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
         circuit_breaker: whether blown-up intervals are undone. If not, a loss that is not finite
             ends the episode with reward -1.
         trip_penalty: subtracted from the reward of an undone interval.
-        device: where to train.
+        engine: trains: `VectorEngine()`, or `TrainerEngine()` for a real Trainer, which carries
+            any LightningModule.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own type)
@@ -83,7 +85,7 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
         reward: Reward = _REWARD,
         circuit_breaker: bool = True,
         trip_penalty: float = 0.2,
-        device: torch.device | str = "cpu",
+        engine: Engine = ON_CPU,
     ) -> None:
         self.observation_space, self.action_space = _spaces(controller_spec)
         self._episodes = Episodes(
@@ -93,7 +95,7 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
             reward,
             circuit_breaker=circuit_breaker,
             trip_penalty=trip_penalty,
-            device=device,
+            engine=engine,
         )
 
     def reset(
@@ -128,6 +130,10 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
             info |= _summary(self._episodes)
         return _array(result.observation)[0], float(result.reward[0]), over, False, _first(info)
 
+    def close(self) -> None:
+        """Ends a run under way."""
+        self._episodes.close()
+
 
 class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "NDArray[Any]"]):
     """`num_envs` runs of one task per episode, in one `vmap`ped training step.
@@ -150,7 +156,7 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
         reward: see there.
         circuit_breaker: see there.
         trip_penalty: see there.
-        device: see there.
+        engine: see there.
 
     Raises:
         ConfigurationError: num_envs < 1.
@@ -171,7 +177,7 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
         reward: Reward = _REWARD,
         circuit_breaker: bool = True,
         trip_penalty: float = 0.2,
-        device: torch.device | str = "cpu",
+        engine: Engine = ON_CPU,
     ) -> None:
         if num_envs < 1:
             raise ConfigurationError(f"num_envs must be at least 1; got {num_envs}.")
@@ -186,7 +192,7 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
             reward,
             circuit_breaker=circuit_breaker,
             trip_penalty=trip_penalty,
-            device=device,
+            engine=engine,
         )
         self._done = np.zeros(num_envs, dtype=np.bool_)
 
@@ -235,6 +241,10 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
             info |= _masked(_summary(self._episodes), ended)
         self._done = self._done | ended
         return _array(result.observation), reward, self._done.copy(), never, info
+
+    def close_extras(self) -> None:
+        """Ends the runs under way; `close` calls it."""
+        self._episodes.close()
 
 
 def _spaces(

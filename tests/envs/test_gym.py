@@ -16,6 +16,7 @@ from lightning_dqnlr.control.actions import ActionSpec
 from lightning_dqnlr.control.features import FEATURES, SCALE_FREE, FeatureSpec
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.gym import ENV_ID, LRControlEnv, LRControlVectorEnv
+from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError
 from lightning_dqnlr.rl.rewards import LossChange
 from lightning_dqnlr.tasks.families import NoisyQuadratics
@@ -92,6 +93,20 @@ def test_a_seed_fixes_the_whole_episode_bit_for_bit(family):
     assert expected[0] != expected[1]
 
 
+def test_a_real_trainer_can_run_the_episodes_and_shows_nearly_the_same():
+    task = QUADRATICS.sample(2)
+    vector = LRControlEnv(task, controller_spec=FEW_DECISIONS)
+    trainer = LRControlEnv(task, controller_spec=FEW_DECISIONS, engine=TrainerEngine())
+    shown, expected = episode(trainer, seed=3), episode(vector, seed=3)
+    assert len(shown) == len(expected)
+    for ours, theirs in zip(shown, expected, strict=True):
+        np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-2, atol=1e-2)
+        assert ours[-1]["lr"] == pytest.approx(theirs[-1]["lr"], rel=1e-3)
+    assert shown[-1][-1]["final_loss"] == pytest.approx(expected[-1][-1]["final_loss"], rel=1e-3)
+    trainer.reset(seed=3)
+    trainer.close()
+
+
 def test_the_global_random_states_are_left_alone_even_by_dropout():
     env = LRControlEnv(TinyTasks())
     torch.manual_seed(3)
@@ -100,17 +115,6 @@ def test_the_global_random_states_are_left_alone_even_by_dropout():
     episode(env, seed=0)
     assert torch.equal(torch.get_rng_state(), before)
     assert (np.random.get_state()[1] == numpys).all()
-
-
-def test_dropout_differs_between_runs_and_between_intervals():
-    """Random numbers that began anew with each step would drop the same units for ever."""
-    env = LRControlEnv(TinyTasks())
-    env.reset(options={"task_seed": 0, "run_seed": 1})
-    states = [env._episodes._randomness._states[0]]
-    for _ in range(3):
-        env.step(KEEP)
-        states.append(env._episodes._randomness._states[0])
-    assert len({tuple(state.tolist()) for state in states}) == 4
 
 
 def test_each_reset_draws_another_task_of_the_split():
@@ -176,10 +180,14 @@ def test_another_reward_and_another_observation_and_action_table_are_taken():
 class Blowing(LightningModule):
     """A slope without end, whose loss turns infinite once the parameter has gone far enough."""
 
-    def __init__(self, limit):
+    def __init__(self, limit, optimizer):
         super().__init__()
+        self.optimizer = optimizer
         self.theta = nn.Parameter(torch.ones(6))
         self.register_buffer("limit", torch.tensor(limit))
+
+    def configure_optimizers(self):
+        return self.optimizer.build(self.parameters(), lr=0.1)
 
     def training_step(self, batch, batch_idx):
         travelled = 1.0 - self.theta.mean() + 0.0 * batch[0].mean()
@@ -188,10 +196,11 @@ class Blowing(LightningModule):
 
 def blowing_task(limits):
     """Replica i overflows once it has travelled `limits[i]`; infinity never does."""
-    plain = make_task(OptimizerSpec("sgd"), horizon=40)
+    optimizer = OptimizerSpec("sgd")
+    plain = make_task(optimizer, horizon=40)
 
     def build(seed):
-        return Blowing(limits[seed] if seed < len(limits) else 1e30)
+        return Blowing(limits[seed] if seed < len(limits) else 1e30, optimizer)
 
     return Task(**{**vars(plain), "build": build})
 
