@@ -17,13 +17,13 @@ from lightning_dqnlr.control.features import FEATURES, SCALE_FREE, FeatureSpec
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.gym import ENV_ID, LRControlEnv, LRControlVectorEnv
 from lightning_dqnlr.envs.trainer import TrainerEngine
-from lightning_dqnlr.errors import CallOrderError, ConfigurationError
+from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.rl.rewards import LossChange
 from lightning_dqnlr.tasks.families import NoisyQuadratics
 from lightning_dqnlr.tasks.task import OptimizerSpec, Task
 
 from ..meta.tiny_tasks import TinyTasks
-from .test_replicas import make_task
+from .test_replicas import Branching, make_task
 
 KEEP, QUADRUPLE = 3, 6
 QUADRATICS = NoisyQuadratics(min_horizon=20, max_horizon=40)
@@ -81,7 +81,18 @@ def test_the_vectorised_environment_needs_no_gymnasium_and_the_other_names_the_e
     assert 'pip install "lightning-dqnlr[gym]"' in last
 
 
-@pytest.mark.parametrize("family", [QUADRATICS, TinyTasks()], ids=["quadratics", "dropout"])
+class CarelessTasks:
+    """Draws from the global random state, as a user's family may."""
+
+    def sample(self, seed, split="train"):
+        return QUADRATICS.sample(seed + int(torch.randint(1000, ())), split)
+
+
+@pytest.mark.parametrize(
+    "family",
+    [QUADRATICS, TinyTasks(), CarelessTasks()],
+    ids=["quadratics", "dropout", "global_draws"],
+)
 def test_a_seed_fixes_the_whole_episode_bit_for_bit(family):
     first = LRControlEnv(family, controller_spec=FEW_DECISIONS)
     second = LRControlEnv(family, controller_spec=FEW_DECISIONS)
@@ -91,6 +102,10 @@ def test_a_seed_fixes_the_whole_episode_bit_for_bit(family):
     assert (episode(second, seed=5), episode(second)) == expected
     assert episode(first, seed=5) == expected[0]
     assert expected[0] != expected[1]
+    assert (
+        first.reset(options={"task_seed": 1, "run_seed": 1})[1]
+        != (first.reset(options={"task_seed": 1, "run_seed": 2})[1])
+    )
 
 
 def test_a_real_trainer_can_run_the_episodes_and_shows_nearly_the_same():
@@ -107,8 +122,17 @@ def test_a_real_trainer_can_run_the_episodes_and_shows_nearly_the_same():
     trainer.close()
 
 
-def test_the_global_random_states_are_left_alone_even_by_dropout():
-    env = LRControlEnv(TinyTasks())
+def test_a_module_that_vmap_cannot_carry_runs_on_the_trainer_engine():
+    task = make_task(OptimizerSpec("sgd"), module=Branching, horizon=20)
+    with pytest.raises(UnsupportedTrainingError):
+        LRControlEnv(task).reset()
+    env = LRControlEnv(task, controller_spec=FEW_DECISIONS, engine=TrainerEngine())
+    assert episode(env, seed=0)[-1][-1]["final_loss"] > 0
+
+
+@pytest.mark.parametrize("family", [TinyTasks(), CarelessTasks()], ids=["dropout", "global_draws"])
+def test_the_global_random_states_are_left_alone(family):
+    env = LRControlEnv(family, controller_spec=FEW_DECISIONS)
     torch.manual_seed(3)
     np.random.seed(3)
     before, numpys = torch.get_rng_state(), np.random.get_state()[1].copy()
