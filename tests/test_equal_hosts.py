@@ -1,5 +1,6 @@
-"""One controller, three hosts: the same run must get the same learning rates in all of them."""
+"""One controller, four hosts: the same run must get the same learning rates in all of them."""
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningModule
@@ -8,6 +9,7 @@ from lightning_dqnlr import DQNLRCallback, DQNLRScheduler
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import IntervalStats
+from lightning_dqnlr.envs.gym import LRControlEnv, LRControlVectorEnv
 from lightning_dqnlr.envs.replicas import BatchOrder
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.rl.rewards import log_progress
@@ -103,6 +105,52 @@ def test_environment_loop_and_trainer_give_the_same_learning_rates(tmp_path, opt
     assert len(loop) > 15
     assert len(set(loop)) > 10
     assert loop == pytest.approx(env[: len(loop)], rel=1e-4)
+
+
+def replayed(task, spec, seeds, actions):
+    """Observations, rewards and rates of `actions`, (T, R), in the vectorised environment."""
+    env = VectorLREnv(task, spec, seeds, reward=log_progress)
+    observations, rewards, rates = [env.reset()], [], [env.controller.lr]
+    for action in actions:
+        result = env.step(action)
+        observations.append(result.observation)
+        rewards.append(result.reward)
+        rates.append(env.controller.lr)
+    return [torch.stack(rows).numpy() for rows in (observations, rewards, rates)]
+
+
+def replayed_in_gymnasium(env, options, actions):
+    """The same of one of the Gymnasium environments; `actions` as it takes them."""
+    observation, info = env.reset(options=options)
+    observations, rewards, rates = [observation], [], [info["lr"]]
+    for action in actions:
+        observation, reward, _, _, info = env.step(action)
+        observations.append(observation)
+        rewards.append(reward)
+        rates.append(info["lr"])
+    return [np.stack(rows).astype(np.float32) for rows in (observations, rewards, rates)]
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adam"])
+def test_gymnasium_shows_what_the_vectorised_environment_shows(optimizer):
+    task, seeds, spec = task_with(optimizer), (5, 6, 7, 8), ControllerSpec()
+    draws = torch.Generator().manual_seed(1)
+    # More raises than cuts, or the runs would never leave their safe start.
+    actions = torch.randint(2, len(spec.actions), (20, len(seeds)), generator=draws)
+    many = replayed(task, spec, seeds, actions)
+    vector = LRControlVectorEnv(len(seeds), task, controller_spec=spec)
+    options = {"run_seeds": seeds}
+    for shown, expected in zip(
+        replayed_in_gymnasium(vector, options, actions.numpy()), many, strict=True
+    ):
+        np.testing.assert_array_equal(shown, expected)
+    few = replayed(task, spec, seeds[1:2], actions[:, 1:2])
+    single = LRControlEnv(task, controller_spec=spec)
+    alone = replayed_in_gymnasium(single, {"run_seed": seeds[1]}, actions[:, 1].tolist())
+    for shown, expected, among_many in zip(alone, few, many, strict=True):
+        np.testing.assert_array_equal(shown, expected[:, 0])
+        np.testing.assert_allclose(shown, among_many[:, 1], rtol=1e-3, atol=1e-3)
+    assert len(set(alone[2].tolist())) > 10
 
 
 def recorded(intervals, lead):

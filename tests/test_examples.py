@@ -28,3 +28,16 @@ def test_a_policy_trained_on_ones_own_modules_is_used_and_compared(tmp_path):
         assert max(own, bundled) < 0.7 * start, done.stdout
     policy = re.search(r'policy="(.+)"', done.stdout)[1]
     assert (Path(policy) / "policy.safetensors").is_file()
+
+
+def test_a_dqn_that_is_not_ours_learns_on_the_gymnasium_environment():
+    arguments = ["--steps", "400", "--tasks", "4"]
+    command = [sys.executable, str(EXAMPLES / "sb3_dqn.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    rows = re.findall(r"^(\S.*?) +(-?[0-9.]+)$", done.stdout, flags=re.MULTILINE)
+    levels = {name: float(level) for name, level in rows}
+    assert len(levels) == 5
+    untrained = min(levels["random actions"], levels["always x1"])
+    assert levels["Stable-Baselines3 DQN"] < untrained - 0.5
+    assert levels["our DQNLearner"] < untrained - 0.5

@@ -255,9 +255,13 @@ class FeatureSpec:
     def __len__(self) -> int:
         return len(self.names)
 
+    @property
+    def limits(self) -> tuple[float, ...]:
+        """The largest absolute value of each feature: 3 if scale-free, 10,000 if raw."""
+        return tuple(1e4 if name.startswith("raw_") else CLIP for name in self.names)
+
     def select(self, features: dict[str, Tensor]) -> Tensor:
-        """Stacks the selected features, clipped to +-3 if scale-free: (*lead, len(self))."""
+        """Stacks the selected features, clipped to +-`limits`: (*lead, len(self))."""
         columns = torch.stack([features[name] for name in self.names], dim=-1)
-        limits = [1e4 if name.startswith("raw_") else CLIP for name in self.names]
-        limit = torch.tensor(limits, device=columns.device)
+        limit = torch.tensor(self.limits, device=columns.device)
         return torch.minimum(torch.maximum(columns.nan_to_num(0.0), -limit), limit)

@@ -1,0 +1,311 @@
+"""Learning-rate control as Gymnasium environments: for agents that are not ours.
+
+An episode is one training run of a task drawn from a family. The observation is exactly what the
+policy of a callback sees, the action is the index of an LR multiplier, the reward is paid per
+interval between two decisions. The end of the run is a terminal, not a truncation: no reward comes
+after the last step, so there is nothing to bootstrap from (and where the horizon is known the
+observation shows what is left of it: Pardo et al. 2018, arXiv:1712.00378). So is a failure.
+
+Everything random comes from the seed: the task, the initial weights, the order of the batches and
+what the task draws itself (dropout). The global random states are left as they were.
+
+Importing this module registers `ENV_ID` for `gymnasium.make` and `gymnasium.make_vec`. (Gymnasium
+itself looks for no plugins since version 1.0.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.envs.environment import Engine, Reward
+from lightning_dqnlr.envs.episode import Episodes
+from lightning_dqnlr.envs.vector import ON_CPU
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.rl.rewards import LogProgress
+from lightning_dqnlr.tasks.families import NoisyQuadratics
+from lightning_dqnlr.tasks.sampling import Split
+from lightning_dqnlr.tasks.task import Task, TaskFamily
+
+try:
+    import gymnasium
+    import numpy as np
+    from gymnasium import spaces
+    from gymnasium.vector import AutoresetMode, VectorEnv
+    from gymnasium.vector.utils import batch_space
+    from numpy.typing import NDArray
+except ImportError as error:
+    raise ConfigurationError(
+        "lightning_dqnlr.envs.gym needs gymnasium, which is not installed; "
+        'run: pip install "lightning-dqnlr[gym]"'
+    ) from error
+
+ENV_ID = "lightning_dqnlr/LRControl-v0"
+_SEEDS = 2**31
+_TASKS, _CONTROLLER, _REWARD = NoisyQuadratics(), ControllerSpec(), LogProgress()
+
+
+class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
+    """One training run per episode.
+
+    Observation: float32 (F,), the controller's, within +-3. Action: index of an LR multiplier.
+    Reward: by default the decrease of log loss over the interval. `info` holds "task" (its name),
+    "step" (optimizer steps made), "lr" (that they were last made with), "loss" (mean of the
+    interval) and "tripped" (the circuit breaker undid the interval); at the end of an episode also
+    "initial_loss", "final_loss" (mean over the training set, in eval mode; NaN if the run failed)
+    and "trips".
+
+    `reset(options=...)` takes "task_seed", which the family's task, and "run_seed", which fixes
+    initial weights, batches and dropout; both are drawn from the environment's own seed otherwise.
+
+    Args:
+        tasks: the family to draw each episode's task from, or one task for all episodes.
+        split: of the family. Judge what was trained on "train" on another one.
+        controller_spec: features, actions and decision times; shared with the policy.
+        reward: of an interval.
+        circuit_breaker: whether blown-up intervals are undone. If not, a loss that is not finite
+            ends the episode with reward -1.
+        trip_penalty: subtracted from the reward of an undone interval.
+        engine: trains: `VectorEngine()`, or `TrainerEngine()` for a real Trainer, which carries
+            any LightningModule.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own type)
+
+    def __init__(
+        self,
+        tasks: TaskFamily | Task = _TASKS,
+        *,
+        split: Split = "train",
+        controller_spec: ControllerSpec = _CONTROLLER,
+        reward: Reward = _REWARD,
+        circuit_breaker: bool = True,
+        trip_penalty: float = 0.2,
+        engine: Engine = ON_CPU,
+    ) -> None:
+        self.observation_space, self.action_space = _spaces(controller_spec)
+        self._episodes = Episodes(
+            tasks,
+            split,
+            controller_spec,
+            reward,
+            circuit_breaker=circuit_breaker,
+            trip_penalty=trip_penalty,
+            engine=engine,
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Begins a run and makes its first step at the safe start.
+
+        Raises:
+            ConfigurationError: an unknown option, or a task of fewer than two steps.
+        """
+        super().reset(seed=seed)
+        chosen = _choose(options, "run_seed")
+        drawn = self.np_random.integers(_SEEDS, size=2).tolist()
+        task_seed = int(chosen.get("task_seed", drawn[0]))
+        run_seed = int(chosen.get("run_seed", drawn[1]))
+        observation = self._episodes.begin(task_seed, [run_seed])
+        return _array(observation)[0], _first(_info(self._episodes))
+
+    def step(
+        self, action: np.int64 | int
+    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+        """Trains to the next decision.
+
+        Raises:
+            ConfigurationError: not an action of the action space.
+            CallOrderError: before the first reset, or after the end of an episode.
+        """
+        _check_action(self.action_space, action)
+        result = self._episodes.advance(torch.tensor([int(action)]))
+        info, over = _info(self._episodes, result.tripped), self._episodes.over
+        if over:
+            info |= _summary(self._episodes)
+        return _array(result.observation)[0], float(result.reward[0]), over, False, _first(info)
+
+    def close(self) -> None:
+        """Ends a run under way."""
+        self._episodes.close()
+
+
+class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "NDArray[Any]"]):
+    """`num_envs` runs of one task per episode, in one `vmap`ped training step.
+
+    All replicas train the task of the moment, so their episodes end at one time and the next
+    `step` (whose action is ignored) begins the next task: `AutoresetMode.NEXT_STEP`. A replica
+    that fails earlier has nothing to restart with while the others train on. It stays "terminated"
+    with reward 0 until then: a learner that leaves out the step after a termination, as this mode
+    asks of it, leaves out all of that time, and the others' transitions go on untouched. (A
+    counter of episodes takes each of those steps for an episode of length zero.)
+
+    `info` holds the arrays (num_envs,) of what `LRControlEnv` has, beside Gymnasium's masks.
+    `reset(options=...)` takes "task_seed" and "run_seeds" (`num_envs` of them).
+
+    Args:
+        num_envs: the number of replicas.
+        tasks: as in `LRControlEnv`, like all that follow.
+        split: see there.
+        controller_spec: see there.
+        reward: see there.
+        circuit_breaker: see there.
+        trip_penalty: see there.
+        engine: see there.
+
+    Raises:
+        ConfigurationError: num_envs < 1.
+    """
+
+    metadata: dict[str, Any] = {  # noqa: RUF012 (Gymnasium's own type)
+        "render_modes": [],
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        tasks: TaskFamily | Task = _TASKS,
+        *,
+        split: Split = "train",
+        controller_spec: ControllerSpec = _CONTROLLER,
+        reward: Reward = _REWARD,
+        circuit_breaker: bool = True,
+        trip_penalty: float = 0.2,
+        engine: Engine = ON_CPU,
+    ) -> None:
+        if num_envs < 1:
+            raise ConfigurationError(f"num_envs must be at least 1; got {num_envs}.")
+        self.num_envs = num_envs
+        self.single_observation_space, self.single_action_space = _spaces(controller_spec)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._episodes = Episodes(
+            tasks,
+            split,
+            controller_spec,
+            reward,
+            circuit_breaker=circuit_breaker,
+            trip_penalty=trip_penalty,
+            engine=engine,
+        )
+        self._done = np.zeros(num_envs, dtype=np.bool_)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Begins a run of every replica.
+
+        Raises:
+            ConfigurationError: as `LRControlEnv.reset`, or not one run seed per replica.
+        """
+        super().reset(seed=seed)
+        chosen = _choose(options, "run_seeds")
+        drawn = self.np_random.integers(_SEEDS, size=1 + self.num_envs).tolist()
+        run_seeds = [int(s) for s in chosen.get("run_seeds", drawn[1:])]
+        if len(run_seeds) != self.num_envs:
+            raise ConfigurationError(
+                f'options["run_seeds"] must hold {self.num_envs} seeds, one per replica; '
+                f"got {len(run_seeds)}."
+            )
+        observation = self._episodes.begin(int(chosen.get("task_seed", drawn[0])), run_seeds)
+        self._done = np.zeros(self.num_envs, dtype=np.bool_)
+        return _array(observation), _masked(_info(self._episodes), ~self._done)
+
+    def step(
+        self, actions: NDArray[np.int64]
+    ) -> tuple[
+        NDArray[np.float32], NDArray[Any], NDArray[np.bool_], NDArray[np.bool_], dict[str, Any]
+    ]:
+        """Trains every replica to the next decision, or begins the next task.
+
+        Raises:
+            ConfigurationError: not `num_envs` actions of the action space.
+            CallOrderError: before the first reset.
+        """
+        never = np.zeros(self.num_envs, dtype=np.bool_)
+        if self._done.all():
+            observation, info = self.reset()
+            return observation, np.zeros(self.num_envs, np.float32), never, never.copy(), info
+        _check_action(self.action_space, actions)
+        result = self._episodes.advance(torch.as_tensor(actions))
+        reward = np.where(self._done, 0.0, _array(result.reward))
+        info = _masked(_info(self._episodes, result.tripped), ~self._done)
+        ended = ~self._done & (~_array(result.alive) | self._episodes.over)
+        if ended.any():
+            info |= _masked(_summary(self._episodes), ended)
+        self._done = self._done | ended
+        return _array(result.observation), reward, self._done.copy(), never, info
+
+    def close_extras(self) -> None:
+        """Ends the runs under way; `close` calls it."""
+        self._episodes.close()
+
+
+def _spaces(
+    spec: ControllerSpec,
+) -> tuple[gymnasium.Space[NDArray[np.float32]], gymnasium.Space[np.int64]]:
+    limits = np.array(spec.features.limits, dtype=np.float32)
+    return spaces.Box(-limits, limits, dtype=np.float32), spaces.Discrete(len(spec.actions))
+
+
+def _choose(options: Mapping[str, Any] | None, runs: str) -> Mapping[str, Any]:
+    """The options of a reset, checked."""
+    chosen = options or {}
+    unknown = sorted(set(chosen) - {"task_seed", runs})
+    if unknown:
+        raise ConfigurationError(f'options may hold "task_seed" and "{runs}"; got {unknown}.')
+    return chosen
+
+
+def _check_action(space: gymnasium.Space[Any], action: Any) -> None:
+    # An index of -1 would otherwise be taken for the largest multiplier.
+    if not space.contains(action):
+        raise ConfigurationError(f"action={action!r} is not in the action space, {space}.")
+
+
+def _info(episodes: Episodes, tripped: Tensor | None = None) -> dict[str, NDArray[Any]]:
+    """What the last interval was like; (R,) each."""
+    env = episodes.env
+    loss = env.controller.history.loss
+    return {
+        "task": np.full(len(loss), env.task.name, dtype=object),
+        "step": np.full(len(loss), env.controller.step, dtype=np.int64),
+        "lr": _array(env.controller.lr),
+        "loss": _array(loss),
+        "tripped": _array(torch.zeros_like(loss, dtype=torch.bool) if tripped is None else tripped),
+    }
+
+
+def _summary(episodes: Episodes) -> dict[str, NDArray[Any]]:
+    summary = {key: _array(value) for key, value in episodes.summary()._asdict().items()}
+    return summary | {"trips": summary["trips"].astype(np.int64)}
+
+
+def _array(tensor: Tensor) -> NDArray[Any]:
+    # A copy: an array that shares its memory would hand out the runs' own state.
+    array: NDArray[Any] = tensor.detach().cpu().numpy().copy()
+    return array
+
+
+def _first(info: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """The only replica's values, as Python's own numbers and strings."""
+    return {key: values[0] if key == "task" else values[0].item() for key, values in info.items()}
+
+
+def _masked(info: Mapping[str, NDArray[Any]], valid: NDArray[np.bool_]) -> dict[str, Any]:
+    """Gymnasium's form of the infos of several environments: values, and who has one."""
+    arrays: dict[str, Any] = dict(info)
+    return arrays | {f"_{key}": valid.copy() for key in info}
+
+
+gymnasium.register(
+    ENV_ID,
+    entry_point="lightning_dqnlr.envs.gym:LRControlEnv",
+    vector_entry_point="lightning_dqnlr.envs.gym:LRControlVectorEnv",
+)
