@@ -3,8 +3,7 @@
     python benchmarks/overhead.py
 
 Prints (1) the callback's share of the step time of a model of a million parameters, (2) its host
-time per batch on a tiny model, (3) inner steps per second of the vectorised environment, a plain
-torch loop and a `Trainer` on one task. Runs with and without the callback alternate; the figure is
+time per batch on a tiny model. Runs with and without the callback alternate; the figure is
 the median of the paired ratios, because the machine's speed drifts.
 """
 
@@ -21,16 +20,9 @@ from collections.abc import Iterator
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from lightning_dqnlr import DQNLRCallback
-from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.optimizers import configured_optimizer
-from lightning_dqnlr.envs.replicas import BatchOrder
-from lightning_dqnlr.envs.vector import VectorLREnv
-from lightning_dqnlr.rl.rewards import log_progress
-from lightning_dqnlr.tasks.families import DigitsMLPs
-from lightning_dqnlr.tasks.task import Task
 
 
 class Regression(LightningModule):
@@ -100,43 +92,8 @@ def paired(width: int, batch: int, steps: int, repeats: int) -> tuple[float, flo
     )
 
 
-def vector_rate(task: Task, replicas: int, seconds: float) -> float:
-    """Inner steps per second over all replicas, telemetry and control included."""
-    env = VectorLREnv(task, ControllerSpec(), range(replicas), reward=log_progress)
-    keep = torch.full((replicas,), env.controller.spec.actions.keep)
-    env.reset()
-    steps, began = env.controller.step, time.perf_counter()
-    while not env.finished and time.perf_counter() - began < seconds:
-        env.step(keep)
-    return (env.controller.step - steps) * replicas / (time.perf_counter() - began)
-
-
-def plain_rate(task: Task, seconds: float) -> float:
-    """Steps per second of a plain torch loop."""
-    module = task.build(0)
-    optimizer = configured_optimizer(module)
-    order, steps = BatchOrder(len(task.train_data[0]), task.batch_size, [0]), 0
-    began = time.perf_counter()
-    while time.perf_counter() - began < seconds:
-        index = order.next()[0]
-        optimizer.zero_grad()
-        module.training_step(tuple(t[index] for t in task.train_data), 0).backward()
-        optimizer.step()
-        steps += 1
-    return steps / (time.perf_counter() - began)
-
-
-def trainer_rate(task: Task, steps: int) -> float:
-    """Steps per second of a Trainer with the callback."""
-    loader = DataLoader(TensorDataset(*task.train_data), task.batch_size, shuffle=True)
-    trainer = quiet_trainer(steps, [DQNLRCallback()])
-    began = time.perf_counter()
-    trainer.fit(task.build(0), loader)
-    return steps / (time.perf_counter() - began)
-
-
 def main() -> None:
-    """Prints the three tables."""
+    """Prints both figures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2000)
@@ -158,16 +115,6 @@ def main() -> None:
         print(
             f"tiny model, {steps} steps: {1e6 * base:.0f} us per batch, x{ratio:.3f} with "
             f"callback, {1e6 * extra:+.0f} us per batch"
-        )
-    family = DigitsMLPs(min_horizon=5000, max_horizon=5000, batch_sizes=(32,))
-    task = family.sample(0, "test")
-    plain, trainer = plain_rate(task, 5.0), trainer_rate(task, 2000)
-    print(f"inner steps per second on {task.name}: Trainer {trainer:,.0f}, plain loop {plain:,.0f}")
-    for replicas in (16, 64, 256):
-        rate = vector_rate(task, replicas, 10.0)
-        print(
-            f"  vectorised, R = {replicas:3d}: {rate:9,.0f}   "
-            f"x{rate / plain:.1f} plain, x{rate / trainer:.1f} Trainer"
         )
 
 

@@ -31,6 +31,8 @@ LINEAR = (
     optim.NAdam,
     optim.RAdam,
 )
+# One kernel instead of one per operation, on the CPU too.
+FUSED = (optim.SGD, optim.Adam, optim.AdamW, optim.Adagrad)
 # Set anew for the replicas, or about how the very same update is computed.
 _OWN = ("params", "lr", "initial_lr", "weight_decay")
 _HOW = ("foreach", "fused", "capturable", "differentiable")
@@ -87,7 +89,8 @@ class ReplicatedOptimizer:
             # Releases of torch before the option had a class of its own for it.
             options = {"decoupled_weight_decay": kind is optim.AdamW, **group}
             self._groups.append(_Group(unit, slice(start, stop), base / rates.reference, options))
-        settings = [_settings(group.options, group.unit) for group in self._groups]
+        fused = {"fused": True} if kind in FUSED else {}
+        settings = [{**_settings(g.options, g.unit), **fused} for g in self._groups]
         self._optimizer = kind(settings, lr=1.0)
 
     @torch.no_grad()
@@ -126,7 +129,7 @@ class _Group:
             own.mul_(1 - (lr * (self._ratio * self._decay)).unsqueeze(-1))
         elif self._decay:
             gradient = gradient.add(own, alpha=self._decay)
-        self.unit.grad = gradient
+        self.unit.grad = gradient.contiguous()
 
     def finish(self, weights: Tensor, lr: Tensor) -> None:
         weights[:, self._columns].addcmul_(self.unit, (lr * self._ratio).unsqueeze(-1))

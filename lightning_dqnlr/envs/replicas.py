@@ -255,4 +255,4 @@ def _flat(step: _TrainingStep, names: Sequence[str]) -> Tensor:
 
 def _assign(target: Tensor, source: Tensor, where: Tensor) -> None:
     mask = where.view(-1, *[1] * (target.dim() - 1))
-    target.copy_(torch.where(mask, source, target))
+    torch.where(mask, source, target, out=target)

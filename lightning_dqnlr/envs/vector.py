@@ -69,6 +69,7 @@ class VectorLREnv:
         self.alive = torch.ones(lead, dtype=torch.bool, device=device)
         self._reward, self._start, self._trip_penalty = reward, start, trip_penalty
         self._interval = 1
+        self._probed_weights: Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -112,11 +113,13 @@ class VectorLREnv:
         with self.replicas.randomness():
             for _ in range(self._interval):
                 self._inner_step()
-        weights = self.probe.read_flat(self.replicas.weights)
+        weights = self._read_weights()
         decision = self.controller.observe(self.telemetry.read(weights))
         if self.controller.circuit_breaker:
-            if self.controller.decisions > 1:
+            # Worth waiting for the device: a restore reads and writes everything.
+            if self.controller.decisions > 1 and bool(decision.tripped.any()):
                 self.replicas.restore(decision.tripped)
+                self._probed_weights = None
             self.replicas.snapshot(decision.healthy)
         return decision
 
@@ -125,19 +128,26 @@ class VectorLREnv:
         losses = self.replicas.backward()
         if observing:
             gradient = self.probe.read_flat(self.replicas.gradient)
-            self.telemetry.before(gradient, self.probe.read_flat(self.replicas.weights))
+            self.telemetry.before(gradient, self._read_weights())
             if self.telemetry.total_steps == 0:
                 self._set_start(gradient)
         self.replicas.update(self.controller.lr)
+        self._probed_weights = None
         if observing:
-            self.telemetry.after(self.probe.read_flat(self.replicas.weights))
+            self.telemetry.after(self._read_weights())
         self.telemetry.add_loss(losses)
+
+    def _read_weights(self) -> Tensor:
+        """The probe's weights; read once between two updates."""
+        if self._probed_weights is None:
+            self._probed_weights = self.probe.read_flat(self.replicas.weights)
+        return self._probed_weights
 
     def _set_start(self, gradient: Tensor) -> None:
         if self._start.lr is not None:
             self.controller.start(self._start.lr.to(self.replicas.device))
             return
-        weights = self.probe.read_flat(self.replicas.weights)
+        weights = self._read_weights()
         self.controller.safe_start(
             gradient.norm(dim=-1),
             weights.norm(dim=-1),
