@@ -8,8 +8,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks import DigitsCNNs, DigitsMLPs, Mixture, NoisyQuadratics, TeacherMLPs
-from lightning_dqnlr.tasks.families import affordable_width, bounded_scale
 from lightning_dqnlr.tasks.mixtures import SplitTasks
+from lightning_dqnlr.tasks.random_tasks import affordable_width, bounded_scale
 
 FAMILIES = (NoisyQuadratics, DigitsMLPs, TeacherMLPs, DigitsCNNs)
 SEEDS = range(6)

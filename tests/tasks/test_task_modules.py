@@ -6,13 +6,8 @@ from lightning import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_dqnlr.tasks.modules import (
-    CNNSpec,
-    MLPSpec,
-    QuadraticModule,
-    SupervisedBuilder,
-    SupervisedModule,
-)
+from lightning_dqnlr.tasks.modules import QuadraticModule, SupervisedBuilder, SupervisedModule
+from lightning_dqnlr.tasks.networks import CNNSpec, MLPSpec
 from lightning_dqnlr.tasks.task import OptimizerSpec
 
 SGD = OptimizerSpec("sgd")
@@ -97,7 +92,7 @@ def test_mlp_has_depth_hidden_layers_each_followed_by_its_activation(depth, acti
 
 @pytest.mark.parametrize("downsample", ["stride", "pool"])
 @pytest.mark.parametrize("channels", [(4, 8), (6, 12, 16)])
-@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+@pytest.mark.parametrize("norm", ["none", "batch", "group", "layer"])
 def test_cnn_reads_8x8_images_with_any_of_its_options(downsample, channels, norm):
     net = CNNSpec(channels, norm=norm, downsample=downsample, dropout=0.1).build()
     assert sum(isinstance(layer, nn.Conv2d) for layer in net) == len(channels)
