@@ -16,11 +16,12 @@ from lightning_dqnlr.tasks.image_networks import (
 from lightning_dqnlr.tasks.modules import SupervisedBuilder
 from lightning_dqnlr.tasks.networks import CNNNorm, CNNSpec, MLPNorm, NetworkSpec
 from lightning_dqnlr.tasks.photographs import (
-    QUARTER_TURNS,
+    PHOTOGRAPHS,
+    TREATMENTS,
     coordinates,
     noisy_patches,
     patches,
-    rotated_patches,
+    treated_patches,
 )
 from lightning_dqnlr.tasks.random_tasks import (
     ACTIVATIONS,
@@ -39,7 +40,7 @@ FLAT_NORMS: tuple[MLPNorm, ...] = ("none", "batch", "layer")
 
 @dataclass(frozen=True)
 class PhotoCNNs(RandomTasks):
-    """Small convolutional networks that tell by how much a patch of a photograph was turned."""
+    """Small convolutional networks that tell a patch's photograph and how it was treated."""
 
     batch_sizes: Sequence[int] = (8, 16, 32)
 
@@ -51,7 +52,7 @@ class PhotoCNNs(RandomTasks):
         norm, scale = draws.choice(CNN_NORMS), self.draw_initial_scale(draws)
         network = CNNSpec(
             channels=(first, *later[:later_layers]),
-            outputs=QUARTER_TURNS,
+            outputs=PHOTOGRAPHS * TREATMENTS,
             activation=draws.choice(ACTIVATIONS),
             norm=norm,
             downsample=draws.choice(("stride", "pool")),
@@ -59,7 +60,7 @@ class PhotoCNNs(RandomTasks):
             initial_scale=bounded_scale(scale, later_layers + 2) if norm == "none" else scale,
             inputs=3,
         )
-        data = rotated_patches(split, SIDE, draw_examples(draws), draws)
+        data = treated_patches(split, SIDE, draw_examples(draws), draws)
         build = SupervisedBuilder(task, network, "cross_entropy", optimizer)
         return Problem(build, _scaled(data, self.draw_input_scale(draws)))
 

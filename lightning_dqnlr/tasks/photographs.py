@@ -1,4 +1,4 @@
-"""Data from scikit-learn's two sample photographs: patches, rotated patches, coordinates.
+"""Data from scikit-learn's two sample photographs: patches, treated patches, coordinates.
 
 Each split of the tasks has columns of its own, and within a task training and validation have rows
 of their own, so that no pixel of one is seen by the other.
@@ -7,6 +7,7 @@ of their own, so that no pixel of one is seen by the other.
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_dqnlr.errors import ConfigurationError
@@ -21,7 +22,7 @@ COLUMNS: dict[Split, tuple[int, int]] = {
     "test": (512, 640),
 }
 TRAIN_ROWS, VALIDATION_ROWS = (0, 320), (320, 427)
-QUARTER_TURNS = 4
+TREATMENTS, NOISE = 4, 0.3
 
 
 @lru_cache(maxsize=1)
@@ -57,17 +58,21 @@ def patches(split: Split, size: int, examples: int, draws: Draws) -> tuple[Tenso
     Raises:
         ConfigurationError: scikit-learn or Pillow is not installed.
     """
-    rows = TRAIN_ROWS, VALIDATION_ROWS
-    train, validation = (
-        _cut(count, size, where, COLUMNS[split], draws)
-        for count, where in zip((examples, examples // 4), rows, strict=True)
-    )
+    (train, _), (validation, _) = _parts(split, size, examples, draws)
     return train, validation
 
 
-def rotated_patches(split: Split, size: int, examples: int, draws: Draws) -> Examples:
-    """Patches turned by 0 to 3 quarter turns; the label counts them (Gidaris 2018, 1803.07728)."""
-    train, validation = (_turned(p, draws) for p in patches(split, size, examples, draws))
+def treated_patches(split: Split, size: int, examples: int, draws: Draws) -> Examples:
+    """Patches of which a quarter each are plain, blurred along x, blurred along y, and noisy.
+
+    Returns:
+        Patches as of `patches`, and labels int64 (N,): the treatment in the order above, plus 4
+        for the second photograph.
+
+    Raises:
+        ConfigurationError: scikit-learn or Pillow is not installed.
+    """
+    train, validation = (_treated(part, draws) for part in _parts(split, size, examples, draws))
     return Examples(train, validation)
 
 
@@ -102,21 +107,33 @@ def coordinates(split: Split, side: int, draws: Draws) -> Examples:
     return Examples((positions[:cut], colours[:cut]), (positions[cut:], colours[cut:]))
 
 
+def _parts(
+    split: Split, size: int, examples: int, draws: Draws
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Patches and their photographs, for training and for validation."""
+    columns = COLUMNS[split]
+    train = _cut(examples, size, TRAIN_ROWS, columns, draws)
+    return train, _cut(examples // 4, size, VALIDATION_ROWS, columns, draws)
+
+
 def _cut(
     count: int, size: int, rows: tuple[int, int], columns: tuple[int, int], draws: Draws
-) -> Tensor:
-    """Returns patches (count, 3, size, size) that lie within the rows and columns."""
+) -> tuple[Tensor, Tensor]:
+    """Patches (count, 3, size, size) within rows and columns, and whose they are (count,)."""
     photographs = _photographs()
-    which = torch.randint(PHOTOGRAPHS, (count,), generator=draws.generator).tolist()
+    which = torch.randint(PHOTOGRAPHS, (count,), generator=draws.generator)
     tops = torch.randint(rows[0], rows[1] - size + 1, (count,), generator=draws.generator)
     lefts = torch.randint(columns[0], columns[1] - size + 1, (count,), generator=draws.generator)
-    corners = zip(which, tops.tolist(), lefts.tolist(), strict=True)
-    return torch.stack(
-        [photographs[k][:, top : top + size, left : left + size] for k, top, left in corners]
-    )
+    corners = zip(which.tolist(), tops.tolist(), lefts.tolist(), strict=True)
+    cut = [photographs[k][:, top : top + size, left : left + size] for k, top, left in corners]
+    return torch.stack(cut), which
 
 
-def _turned(images: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    turns = torch.randint(QUARTER_TURNS, (len(images),), generator=draws.generator)
-    every = torch.stack([torch.rot90(images, k, (2, 3)) for k in range(QUARTER_TURNS)])
-    return every[turns, torch.arange(len(images))], turns
+def _treated(part: tuple[Tensor, Tensor], draws: Draws) -> tuple[Tensor, Tensor]:
+    images, photographs = part
+    treatment = torch.randint(TREATMENTS, (len(images),), generator=draws.generator)
+    along_x = F.avg_pool2d(images, (1, 3), 1, (0, 1), count_include_pad=False)
+    along_y = F.avg_pool2d(images, (3, 1), 1, (1, 0), count_include_pad=False)
+    noisy = images + NOISE * draws.normal(*images.shape)
+    every = torch.stack([images, along_x, along_y, noisy])
+    return every[treatment, torch.arange(len(images))], TREATMENTS * photographs + treatment

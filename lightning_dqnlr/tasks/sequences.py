@@ -86,7 +86,7 @@ class TextTransformers(RandomTasks):
     name: ClassVar[str] = "text_transformers"
 
     def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
-        length, examples = draws.choice((16, 24, 32)), draws.log_integer(24, 64) * 8
+        length, examples = draws.choice((16, 24, 32)), draws.log_integer(16, 48) * 8
         heads, width = draws.choice((1, 2, 4)), draws.choice((16, 32, 48), (3.0, 3.0, 1.0))
         network = TransformerSpec(
             vocabulary=VOCABULARY,
