@@ -349,6 +349,11 @@ def test_mixture_refuses_weights_that_do_not_fit(families, weights):
         Mixture(families, weights)
 
 
+def test_mixture_of_mixtures_is_refused_because_both_would_draw_the_same_number():
+    with pytest.raises(ConfigurationError, match="families must not hold another Mixture"):
+        Mixture([TeacherMLPs(), Mixture([NoisyQuadratics(), DigitsMLPs()])])
+
+
 def test_split_tasks_keep_training_and_held_out_distributions_apart():
     short = NoisyQuadratics(min_horizon=50, max_horizon=60)
     long = NoisyQuadratics(min_horizon=500, max_horizon=600)
