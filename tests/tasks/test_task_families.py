@@ -57,7 +57,7 @@ def test_every_family_has_a_stream_of_its_own():
 def test_no_task_of_one_split_is_drawn_again_in_another(family):
     # Clipping and weight decay are drawn from a continuum, so equal draws mean an equal stream.
     def drawn(task):
-        spec = task.build(0).optimizer_spec
+        spec = task.build.optimizer
         return spec, task.batch_size, task.horizon, task.known_horizon, task.gradient_clip
 
     tasks = {split: [family().sample(seed, split) for seed in range(10)] for split in SPLITS}
@@ -65,18 +65,6 @@ def test_no_task_of_one_split_is_drawn_again_in_another(family):
     assert sum(map(len, fingerprints)) == len(set().union(*fingerprints)) == 30
     names = [{task.name for task in tasks[split]} for split in SPLITS]
     assert len(set().union(*names)) == 30
-
-
-@every_family
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_a_split_draws_other_tasks_than_training_does(family, split):
-    # Weights differ by the task's name alone, so the drawn fields themselves are compared.
-    def drawn(task):
-        return task.optimizer, task.batch_size, task.horizon, task.known_horizon
-
-    tasks = [(family().sample(seed), family().sample(seed, split)) for seed in range(5)]
-    assert all(ours.name != held_out.name for ours, held_out in tasks)
-    assert all(drawn(ours) != drawn(held_out) for ours, held_out in tasks)
 
 
 @every_family
@@ -250,7 +238,7 @@ def test_curvature_and_noise_of_the_quadratics_span_their_ranges():
 
 @parametrized(FAMILIES[1:])
 def test_networks_stay_small(family):
-    modules = [family().sample(seed).build(0) for seed in range(20)]
+    modules = [family().sample(seed).build(0) for seed in range(12)]
     sizes = [sum(p.numel() for p in m.parameters()) for m in modules]
     assert min(sizes) >= 500
     assert max(sizes) <= (50_000 if family is TextTransformers else 32_000)
