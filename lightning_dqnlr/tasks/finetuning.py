@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_dqnlr.tasks.data import DIGITS_CLASSES, Examples, digits, multiple_of_eight
-from lightning_dqnlr.tasks.modules import SupervisedBuilder, SupervisedModule, seeded_weights
+from lightning_dqnlr.tasks.modules import SupervisedBuilder, SupervisedModule
 from lightning_dqnlr.tasks.networks import CNNNorm, CNNSpec, NetworkSpec, scale_weights
 from lightning_dqnlr.tasks.random_tasks import ACTIVATIONS, Problem, RandomTasks
 from lightning_dqnlr.tasks.sampling import Draws, Split
 from lightning_dqnlr.tasks.task import OptimizerSpec
+from lightning_dqnlr.tasks.user import seeded_weights
 
 PRETRAIN_BATCH, PRETRAIN_LR = 32, 3e-3
 PRETRAIN_SEED = -1  # no replica's
@@ -80,7 +81,7 @@ class FineTunedDigits(RandomTasks):
     name: ClassVar[str] = "fine_tuned_digits"
 
     def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
-        convolutional, steps = draws.chance(0.5), draws.log_integer(30, 200)
+        convolutional, steps = draws.chance(0.5), draws.log_integer(30, 120)
         shape = (1, 8, 8) if convolutional else (64,)
         (images, labels), (held_out, held_out_labels) = digits(self.draw_input_scale(draws))
         images, held_out = images.reshape(-1, *shape), held_out.reshape(-1, *shape)

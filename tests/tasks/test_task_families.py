@@ -22,7 +22,7 @@ from tests.tasks.every_family import FAMILIES, ORDINARY, TOKENS, every_family, p
 
 SPLITS = ("train", "validation", "test")
 
-every_seed = pytest.mark.parametrize("seed", range(3))
+every_seed = pytest.mark.parametrize("seed", range(2))
 
 
 def describe(task):
@@ -60,11 +60,11 @@ def test_no_task_of_one_split_is_drawn_again_in_another(family):
         spec = task.build.optimizer
         return spec, task.batch_size, task.horizon, task.known_horizon, task.gradient_clip
 
-    tasks = {split: [family().sample(seed, split) for seed in range(10)] for split in SPLITS}
+    tasks = {split: [family().sample(seed, split) for seed in range(6)] for split in SPLITS}
     fingerprints = [{drawn(task) for task in tasks[split]} for split in SPLITS]
-    assert sum(map(len, fingerprints)) == len(set().union(*fingerprints)) == 30
+    assert sum(map(len, fingerprints)) == len(set().union(*fingerprints)) == 18
     names = [{task.name for task in tasks[split]} for split in SPLITS]
-    assert len(set().union(*names)) == 30
+    assert len(set().union(*names)) == 18
 
 
 @every_family
@@ -81,7 +81,7 @@ def test_build_is_decided_by_its_seed_and_leaves_the_global_generator_alone(fami
 
 
 @every_family
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(8))
 def test_loss_and_gradients_are_finite_at_the_initial_weights(family, seed):
     task = family().sample(seed)
     module = task.build(0).train()
@@ -143,7 +143,7 @@ def test_a_real_trainer_fits_every_module(family, seed, tmp_path):
 @every_family
 def test_fields_narrow_the_distribution(family):
     narrow = family(optimizers=["adam", "rmsprop"], min_horizon=20, max_horizon=30, batch_sizes=[4])
-    tasks = [narrow.sample(seed) for seed in range(20)]
+    tasks = [narrow.sample(seed) for seed in range(12)]
     assert {task.optimizer for task in tasks} == {"adam", "rmsprop"}
     assert {task.batch_size for task in tasks} == {4}
     assert min(task.horizon for task in tasks) >= 20
@@ -220,9 +220,7 @@ def test_default_distribution_covers_what_it_promises():
     assert {task.batch_size for task in tasks} == {8, 16, 32, 64}
     assert 0.8 < sum(task.known_horizon for task in tasks) / 600 < 0.9
     assert 0.75 < sum(task.gradient_clip is None for task in tasks) / 600 < 0.85
-    assert (
-        0.43 < sum(task.build(0).optimizer_spec.weight_decay == 0.0 for task in tasks) / 600 < 0.57
-    )
+    assert 0.43 < sum(task.build.optimizer.weight_decay == 0.0 for task in tasks) / 600 < 0.57
     assert all(100 <= task.horizon <= 2000 for task in tasks)
     # Log-uniform on 100..2000 has its median at 447; uniform would have it at 1050.
     assert 350 < sorted(task.horizon for task in tasks)[300] < 560
@@ -238,8 +236,8 @@ def test_curvature_and_noise_of_the_quadratics_span_their_ranges():
 
 @parametrized(FAMILIES[1:])
 def test_networks_stay_small(family):
-    modules = [family().sample(seed).build(0) for seed in range(12)]
-    sizes = [sum(p.numel() for p in m.parameters()) for m in modules]
+    networks = [family().sample(seed).build.network.build() for seed in range(20)]
+    sizes = [sum(p.numel() for p in net.parameters()) for net in networks]
     assert min(sizes) >= 500
     assert max(sizes) <= (50_000 if family is TextTransformers else 32_000)
 
