@@ -1,27 +1,50 @@
 """What meta-training trains on: tasks, their modules and data, and distributions over them."""
 
-from lightning_dqnlr.tasks.families import (
-    DigitsCNNs,
-    DigitsMLPs,
-    NoisyQuadratics,
-    TeacherMLPs,
+from lightning_dqnlr.tasks.families import DigitsCNNs, DigitsMLPs, NoisyQuadratics, TeacherMLPs
+from lightning_dqnlr.tasks.finetuning import FineTunedDigits
+from lightning_dqnlr.tasks.images import (
+    Autoencoders,
+    CoordinateNetworks,
+    PhotoCNNs,
+    PhotoDenoisers,
 )
 from lightning_dqnlr.tasks.mixtures import Mixture, SplitTasks
 from lightning_dqnlr.tasks.modules import QuadraticModule, SupervisedModule
 from lightning_dqnlr.tasks.own import OwnTasks
+from lightning_dqnlr.tasks.sequences import SyntheticRNNs, TextRNNs, TextTransformers
+from lightning_dqnlr.tasks.tables import (
+    EmbeddingClassifiers,
+    ImbalancedMLPs,
+    MatrixFactorizations,
+    NoisyLabelMLPs,
+    TableMLPs,
+)
 from lightning_dqnlr.tasks.task import OptimizerSpec, Task, TaskFamily
 
 __all__ = [
+    "Autoencoders",
+    "CoordinateNetworks",
     "DigitsCNNs",
     "DigitsMLPs",
+    "EmbeddingClassifiers",
+    "FineTunedDigits",
+    "ImbalancedMLPs",
+    "MatrixFactorizations",
     "Mixture",
+    "NoisyLabelMLPs",
     "NoisyQuadratics",
     "OptimizerSpec",
     "OwnTasks",
+    "PhotoCNNs",
+    "PhotoDenoisers",
     "QuadraticModule",
     "SplitTasks",
     "SupervisedModule",
+    "SyntheticRNNs",
+    "TableMLPs",
     "Task",
     "TaskFamily",
     "TeacherMLPs",
+    "TextRNNs",
+    "TextTransformers",
 ]

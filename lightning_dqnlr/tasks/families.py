@@ -1,22 +1,15 @@
-"""Distributions over tasks for meta-training.
+"""Quadratics, MLPs and CNNs: the families that the bundled policy was trained and measured on.
 
-Everything a learning rate depends on is randomised: curvature, noise, width, depth, activation,
-normalisation, the scale of weights and inputs, batch size, optimizer, weight decay, clipping and
-length. Wide scales put into training the states in which a policy is lost otherwise: plateaus of
-tiny weights and inputs, and starts far past stability (LHOPT, arXiv:2106.00958; Celo,
-arXiv:2501.12670).
+Their optimizers and lengths are narrower than the other families', so that the tasks behind the
+published figures stay what they were.
 """
 
-import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, get_args
+from typing import ClassVar
 
 import torch
-from lightning import LightningModule
 
-from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.data import (
     DIGITS_CLASSES,
     Examples,
@@ -24,160 +17,36 @@ from lightning_dqnlr.tasks.data import (
     digits,
     teacher_data,
 )
-from lightning_dqnlr.tasks.modules import (
-    Activation,
-    CNNNorm,
-    CNNSpec,
-    Loss,
-    MLPNorm,
-    MLPSpec,
-    QuadraticBuilder,
-    SupervisedBuilder,
+from lightning_dqnlr.tasks.modules import Loss, QuadraticBuilder, SupervisedBuilder
+from lightning_dqnlr.tasks.networks import CNNNorm, CNNSpec
+from lightning_dqnlr.tasks.random_tasks import (
+    ACTIVATIONS,
+    Problem,
+    RandomTasks,
+    bounded_scale,
+    draw_examples,
 )
-from lightning_dqnlr.tasks.sampling import Draws, Split, derive_seed
-from lightning_dqnlr.tasks.task import OptimizerName, OptimizerSpec, Task
+from lightning_dqnlr.tasks.sampling import Draws, Split
+from lightning_dqnlr.tasks.task import OptimizerName, OptimizerSpec
 
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
-NESTEROV_WEIGHT = 0.25
-# The product of the layers' scales is kept within this factor of 1 in networks without
-# normalisation: past it float32 gradients and Adam's squares overflow or vanish at any LR.
-LARGEST_FUNCTION_SCALE = 1e4
-MLP_WEIGHTS = (500, 30_000)
-
-
-class Problem(NamedTuple):
-    """The part of a task that differs between families."""
-
-    build: Callable[[int], LightningModule]
-    examples: Examples
+BUNDLED_OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "momentum", "nesterov", "adam", "adamw")
+BUNDLED_HORIZON = 2000
 
 
 @dataclass(frozen=True)
-class RandomTasks(ABC):
-    """What the random families share; the fields narrow the distribution.
-
-    Attributes:
-        optimizers: the update rules to draw from, equally often but for a rarer "nesterov".
-        min_horizon: shortest run in optimizer steps.
-        max_horizon: longest run; lengths are log-uniform between the two.
-        batch_sizes: the batch sizes to draw from.
-        initial_scales: range of the factor on the initial weights, log-uniform.
-        wide_initial_scales: the range used with probability `wide_probability` instead.
-        wide_probability: see above.
-        input_scales: range of the factor on the inputs, log-uniform.
-        known_horizon_probability: share of tasks whose length the controller may know.
-
-    Raises:
-        ConfigurationError: a field is empty, out of range, or its bounds are reversed.
-    """
-
-    optimizers: Sequence[OptimizerName] = ("sgd", "momentum", "nesterov", "adam", "adamw")
-    min_horizon: int = 100
-    max_horizon: int = 2000
-    batch_sizes: Sequence[int] = (8, 16, 32, 64)
-    initial_scales: Sequence[float] = (0.1, 10.0)
-    wide_initial_scales: Sequence[float] = (0.01, 100.0)
-    wide_probability: float = 0.15
-    input_scales: Sequence[float] = (0.1, 10.0)
-    known_horizon_probability: float = 0.85
-
-    name: ClassVar[str]
-
-    def __post_init__(self) -> None:
-        _check_optimizers(self.optimizers)
-        if not self.batch_sizes or not all(2 <= size <= 256 for size in self.batch_sizes):
-            raise ConfigurationError(
-                f"batch_sizes must be sizes in 2..256, got {list(self.batch_sizes)}."
-            )
-        _check_range("min_horizon and max_horizon", (self.min_horizon, self.max_horizon))
-        _check_range("initial_scales", self.initial_scales)
-        _check_range("wide_initial_scales", self.wide_initial_scales)
-        _check_range("input_scales", self.input_scales)
-        _check_probability("wide_probability", self.wide_probability)
-        _check_probability("known_horizon_probability", self.known_horizon_probability)
-
-    @abstractmethod
-    def problem(self, task: str, optimizer: OptimizerSpec, draws: Draws) -> Problem:
-        """Draws the model and the data of the task of this name."""
-
-    def sample(self, seed: int, split: Split = "train") -> Task:
-        """Returns the task of this seed; the same for the same family, fields, split and seed.
-
-        Args:
-            seed: any integer.
-            split: the three splits share no random stream, whatever the seeds.
-
-        Raises:
-            ConfigurationError: unknown split, or scikit-learn is needed and missing.
-        """
-        draws = Draws(derive_seed(self.name, split, seed))
-        optimizer = self._draw_optimizer(draws)
-        batch_size = draws.choice(self.batch_sizes)
-        horizon = draws.log_integer(self.min_horizon, self.max_horizon)
-        known_horizon = draws.chance(self.known_horizon_probability)
-        clipped, largest_norm = draws.chance(0.2), draws.log_uniform(0.1, 10.0)
-        name = f"{self.name}/{split}/{seed}"
-        build, examples = self.problem(name, optimizer, draws)
-        return Task(
-            name=name,
-            family=self.name,
-            seed=seed,
-            build=build,
-            train_data=examples.train,
-            validation_data=examples.validation,
-            batch_size=batch_size,
-            optimizer=optimizer.name,
-            horizon=horizon,
-            known_horizon=known_horizon,
-            gradient_clip=largest_norm if clipped else None,
-        )
-
-    def _draw_optimizer(self, draws: Draws) -> OptimizerSpec:
-        weights = [NESTEROV_WEIGHT if name == "nesterov" else 1.0 for name in self.optimizers]
-        name = draws.choice(self.optimizers, weights)
-        decayed, decay = draws.chance(0.5), draws.log_uniform(1e-5, 1e-2)
-        return OptimizerSpec(
-            name=name,
-            weight_decay=decay if decayed else 0.0,
-            momentum=draws.choice((0.8, 0.9, 0.95)),
-            beta2=draws.choice((0.99, 0.999)),
-        )
-
-    def _draw_initial_scale(self, draws: Draws) -> float:
-        wide = draws.chance(self.wide_probability)
-        low, high = self.wide_initial_scales if wide else self.initial_scales
-        return draws.log_uniform(low, high)
-
-    def _draw_input_scale(self, draws: Draws) -> float:
-        low, high = self.input_scales
-        return draws.log_uniform(low, high)
-
-    def _draw_mlp(self, inputs: int, outputs: int, draws: Draws) -> MLPSpec:
-        depth, width = draws.integer(1, 4), draws.log_integer(8, 96)
-        norm: MLPNorm = draws.choice(("none", "batch", "layer"), (2.0, 1.0, 1.0))
-        scale = self._draw_initial_scale(draws)
-        return MLPSpec(
-            inputs=inputs,
-            outputs=outputs,
-            width=affordable_width(width, inputs, outputs, depth),
-            depth=depth,
-            activation=draws.choice(ACTIVATIONS),
-            norm=norm,
-            dropout=0.1 if draws.chance(0.25) else 0.0,
-            initial_scale=bounded_scale(scale, depth + 1) if norm == "none" else scale,
-        )
-
-
 class NoisyQuadratics(RandomTasks):
     """Quadratics in 32..512 dimensions, conditioned 1..1e4, with noisy mini-batch gradients."""
 
-    name = "noisy_quadratics"
+    optimizers: Sequence[OptimizerName] = BUNDLED_OPTIMIZERS
+    max_horizon: int = BUNDLED_HORIZON
 
-    def problem(self, task: str, optimizer: OptimizerSpec, draws: Draws) -> Problem:
+    name: ClassVar[str] = "noisy_quadratics"
+
+    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
         dimension = draws.log_integer(32, 512)
         steepest, condition = draws.log_uniform(0.1, 10.0), draws.log_uniform(1.0, 1e4)
         rotated, noise = draws.chance(0.5), draws.log_uniform(0.01, 3.0)
-        input_scale, initial_scale = self._draw_input_scale(draws), self._draw_initial_scale(draws)
+        input_scale, initial_scale = self.draw_input_scale(draws), self.draw_initial_scale(draws)
         examples = draw_examples(draws)
         exponents = torch.rand(dimension, generator=draws.generator)
         exponents[0], exponents[-1] = 0.0, 1.0
@@ -192,32 +61,40 @@ class NoisyQuadratics(RandomTasks):
         return Problem(build, Examples((centres[:examples],), (centres[examples:],)))
 
 
+@dataclass(frozen=True)
 class DigitsMLPs(RandomTasks):
     """Random MLPs that classify the digits; half of the tasks have up to 20% random labels."""
 
-    name = "digits_mlps"
+    optimizers: Sequence[OptimizerName] = BUNDLED_OPTIMIZERS
+    max_horizon: int = BUNDLED_HORIZON
 
-    def problem(self, task: str, optimizer: OptimizerSpec, draws: Draws) -> Problem:
-        (images, labels), validation = digits(self._draw_input_scale(draws))
+    name: ClassVar[str] = "digits_mlps"
+
+    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
+        (images, labels), validation = digits(self.draw_input_scale(draws))
         noisy, fraction = draws.chance(0.5), draws.uniform(0.0, 0.2)
         if noisy:
             labels = corrupt_labels(labels, fraction, DIGITS_CLASSES, draws)
-        network = self._draw_mlp(images.shape[1], DIGITS_CLASSES, draws)
+        network = self.draw_mlp(images.shape[1], DIGITS_CLASSES, draws)
         build = SupervisedBuilder(task, network, "cross_entropy", optimizer)
         return Problem(build, Examples((images, labels), validation))
 
 
+@dataclass(frozen=True)
 class TeacherMLPs(RandomTasks):
     """Random MLPs that learn from random teachers, by regression or by classification."""
 
-    name = "teacher_mlps"
+    optimizers: Sequence[OptimizerName] = BUNDLED_OPTIMIZERS
+    max_horizon: int = BUNDLED_HORIZON
 
-    def problem(self, task: str, optimizer: OptimizerSpec, draws: Draws) -> Problem:
+    name: ClassVar[str] = "teacher_mlps"
+
+    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
         regression = draws.chance(0.5)
         dimension, examples = draws.log_integer(4, 64), draw_examples(draws)
         outputs = draws.integer(1, 4) if regression else draws.integer(2, 10)
-        input_scale = self._draw_input_scale(draws)
-        network = self._draw_mlp(dimension, outputs, draws)
+        input_scale = self.draw_input_scale(draws)
+        network = self.draw_mlp(dimension, outputs, draws)
         data = teacher_data(
             "regression" if regression else "classification",
             examples=examples,
@@ -237,17 +114,19 @@ class TeacherMLPs(RandomTasks):
 class DigitsCNNs(RandomTasks):
     """Random small convolutional networks that classify the digits as 8x8 images."""
 
+    optimizers: Sequence[OptimizerName] = BUNDLED_OPTIMIZERS
+    max_horizon: int = BUNDLED_HORIZON
     batch_sizes: Sequence[int] = (8, 16, 32)
 
     name: ClassVar[str] = "digits_cnns"
 
-    def problem(self, task: str, optimizer: OptimizerSpec, draws: Draws) -> Problem:
-        data = digits(self._draw_input_scale(draws))
+    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
+        data = digits(self.draw_input_scale(draws))
         train, validation = ((images.reshape(-1, 1, 8, 8), labels) for images, labels in data)
         later_layers = draws.integer(1, 2)
         first, later = draws.choice((4, 6, 8)), [draws.choice((8, 12, 16)) for _ in range(2)]
         norm: CNNNorm = draws.choice(("none", "batch", "group"), (2.0, 1.0, 1.0))
-        scale = self._draw_initial_scale(draws)
+        scale = self.draw_initial_scale(draws)
         network = CNNSpec(
             channels=(first, *later[:later_layers]),
             outputs=DIGITS_CLASSES,
@@ -259,52 +138,3 @@ class DigitsCNNs(RandomTasks):
         )
         build = SupervisedBuilder(task, network, "cross_entropy", optimizer)
         return Problem(build, Examples(train, validation))
-
-
-def draw_examples(draws: Draws) -> int:
-    """Draws 256..2048 training examples, log-uniformly.
-
-    A multiple of eight, so that an epoch's last batch is never the single example on which
-    BatchNorm fails.
-    """
-    return draws.log_integer(32, 256) * 8
-
-
-def affordable_width(width: int, inputs: int, outputs: int, depth: int) -> int:
-    """Returns the width nearest to `width` that keeps an MLP between 500 and 30,000 weights."""
-    fewest, most = MLP_WEIGHTS
-
-    def weights(candidate: int) -> int:
-        return candidate * (inputs + outputs + (depth - 1) * candidate)
-
-    while weights(width) < fewest:
-        width += 1
-    while weights(width) > most:
-        width -= 1
-    return width
-
-
-def bounded_scale(scale: float, layers: int) -> float:
-    """Returns the scale per layer, limited so that its product over `layers` stays trainable."""
-    limit = math.exp(math.log(LARGEST_FUNCTION_SCALE) / layers)
-    return min(max(scale, 1.0 / limit), limit)
-
-
-def _check_optimizers(names: Sequence[str]) -> None:
-    unknown = sorted(set(names) - set(get_args(OptimizerName)))
-    if not names or unknown:
-        raise ConfigurationError(
-            f"optimizers must be chosen from {get_args(OptimizerName)}, got {list(names)}."
-        )
-
-
-def _check_range(argument: str, bounds: Sequence[float]) -> None:
-    if len(bounds) != 2 or not 0.0 < bounds[0] <= bounds[1] < math.inf:
-        raise ConfigurationError(
-            f"{argument} must be two finite bounds with 0 < low <= high, got {list(bounds)}."
-        )
-
-
-def _check_probability(argument: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ConfigurationError(f"{argument} must lie in [0, 1], got {value}.")

@@ -18,7 +18,7 @@ class Mixture:
         weights: their relative frequencies; None for equal ones.
 
     Raises:
-        ConfigurationError: no families, or weights that do not fit them.
+        ConfigurationError: no families, another mixture among them, or weights that do not fit.
     """
 
     families: Sequence[TaskFamily]
@@ -27,6 +27,11 @@ class Mixture:
     def __post_init__(self) -> None:
         if not self.families:
             raise ConfigurationError("families must hold at least one task family.")
+        if any(isinstance(family, Mixture) for family in self.families):
+            raise ConfigurationError(
+                "families must not hold another Mixture, which would choose by the very number "
+                "that this one chooses by; list its families here, with their weights multiplied."
+            )
         if self.weights is None:
             return
         if len(self.weights) != len(self.families):

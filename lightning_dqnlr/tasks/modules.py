@@ -6,7 +6,6 @@ only while a Trainer drives the module.
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -15,21 +14,56 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from lightning_dqnlr.tasks.networks import NetworkSpec
 from lightning_dqnlr.tasks.task import OptimizerSpec
 from lightning_dqnlr.tasks.user import seeded_weights
 
-Activation = Literal["relu", "tanh", "gelu", "silu", "leaky_relu"]
-Loss = Literal["cross_entropy", "mse"]
-MLPNorm = Literal["none", "batch", "layer"]
-CNNNorm = Literal["none", "batch", "group"]
+Loss = Literal["cross_entropy", "mse", "huber"]
 
 
-class SupervisedModule(LightningModule):
+class TaskModule(LightningModule):
+    """What the modules share: their optimizer, and logging while a Trainer drives them.
+
+    Args:
+        optimizer: the update rule that `configure_optimizers` builds.
+        lr: its learning rate.
+    """
+
+    def __init__(self, optimizer: OptimizerSpec, lr: float) -> None:
+        super().__init__()
+        self.optimizer_spec = optimizer
+        self.lr = lr
+        # Loops of a Trainer that are running. Not counted in `setup`, which other loops call, too.
+        self.running_loops = 0
+
+    def on_fit_start(self) -> None:
+        self.running_loops = 1
+
+    def on_fit_end(self) -> None:
+        self.running_loops = 0
+
+    def on_validation_start(self) -> None:
+        self.running_loops += 1
+
+    def on_validation_end(self) -> None:
+        self.running_loops -= 1
+
+    def log_in_trainer(self, name: str, value: Tensor, batch_size: int | None = None) -> None:
+        """Logs a value if a Trainer drives the module; does nothing otherwise."""
+        if self.running_loops:
+            self.log(name, value, batch_size=batch_size)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.optimizer_spec.build(self.parameters(), self.lr)
+
+
+class SupervisedModule(TaskModule):
     """A network trained on batches (inputs, targets).
 
     Args:
-        net: maps inputs (N, ...) to outputs (N, C).
-        loss: "cross_entropy" for labels (N,) int64, "mse" for targets (N, C).
+        net: maps inputs (N, ...) to outputs (N, ..., C).
+        loss: "cross_entropy" for labels (N, ...) int64; "mse" or "huber" (Huber 1964, with its
+            bend at 1) for targets of the shape of the outputs.
         optimizer: the update rule that `configure_optimizers` builds.
         lr: its learning rate.
     """
@@ -37,54 +71,47 @@ class SupervisedModule(LightningModule):
     def __init__(
         self, net: nn.Module, loss: Loss, optimizer: OptimizerSpec, lr: float = 1e-3
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr)
         self.net = net
         self.loss_kind = loss
-        self.optimizer_spec = optimizer
-        self.lr = lr
-        self.driven_by_trainer = False
-
-    def setup(self, stage: str) -> None:
-        self.driven_by_trainer = True
-
-    def teardown(self, stage: str) -> None:
-        self.driven_by_trainer = False
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Maps inputs (N, ...) to outputs (N, C)."""
+        """Maps inputs (N, ...) to outputs (N, ..., C)."""
         return torch.as_tensor(self.net(inputs))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Returns the mean loss over the batch, shape ()."""
-        if self.loss_kind == "cross_entropy":
-            return F.cross_entropy(outputs, targets)
-        return F.mse_loss(outputs, targets)
+        """Returns the mean loss over the batch (and, of sequences, over their steps), shape ()."""
+        match self.loss_kind:
+            case "cross_entropy":
+                return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+            case "mse":
+                return F.mse_loss(outputs, targets)
+            case "huber":
+                return F.huber_loss(outputs, targets)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         inputs, targets = batch
         loss = self.loss(self(inputs), targets)
-        if self.driven_by_trainer:
-            self.log("train_loss", loss.detach())
+        self.log_in_trainer("train_loss", loss.detach())
         return loss
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         inputs, targets = batch
         outputs = self(inputs)
         loss = self.loss(outputs, targets)
-        if self.driven_by_trainer:
-            self.log("val_loss", loss, batch_size=len(inputs))
-            if self.loss_kind == "cross_entropy":
-                accuracy = multiclass_accuracy(
-                    outputs, targets, num_classes=outputs.shape[-1], average="micro"
-                )
-                self.log("val_accuracy", accuracy, batch_size=len(inputs))
+        self.log_in_trainer("val_loss", loss, len(inputs))
+        if self.running_loops and self.loss_kind == "cross_entropy":
+            accuracy = multiclass_accuracy(
+                outputs.flatten(0, -2),
+                targets.flatten(),
+                num_classes=outputs.shape[-1],
+                average="micro",
+            )
+            self.log_in_trainer("val_accuracy", accuracy, len(inputs))
         return loss
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer_spec.build(self.parameters(), self.lr)
 
-
-class QuadraticModule(LightningModule):
+class QuadraticModule(TaskModule):
     """The noisy quadratic: mean over the batch of 0.5 (theta - c)^T Q diag(h) Q^T (theta - c).
 
     Mini-batches of centres c make its gradient noisy, so that its best learning rate must fall
@@ -109,19 +136,10 @@ class QuadraticModule(LightningModule):
         optimizer: OptimizerSpec,
         lr: float = 1e-3,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr)
         self.theta = nn.Parameter(theta.clone())
         self.register_buffer("curvature", curvature.clone())
         self.register_buffer("rotation", None if rotation is None else rotation.clone())
-        self.optimizer_spec = optimizer
-        self.lr = lr
-        self.driven_by_trainer = False
-
-    def setup(self, stage: str) -> None:
-        self.driven_by_trainer = True
-
-    def teardown(self, stage: str) -> None:
-        self.driven_by_trainer = False
 
     def forward(self, centres: Tensor) -> Tensor:
         """Returns each centre's loss: (N, D) to (N,)."""
@@ -130,110 +148,41 @@ class QuadraticModule(LightningModule):
             offset = offset @ self.rotation
         return 0.5 * (self.curvature * offset.square()).sum(-1)
 
+    def gradients_and_losses(
+        self, weights: Tensor, buffers: dict[str, Tensor], batch: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients and losses of `training_step` for many replicas at once, without autograd.
+
+        With o = Q^T (theta - c) for each centre, the loss is the mean of 0.5 h . o^2 and its
+        gradient Q (h * mean o).
+
+        Args:
+            weights: theta of each replica, (R, D).
+            buffers: not read. Replicas of one task share Q and h, and one product with a shared
+                matrix is many times faster than R products with copies of it.
+            batch: the centres, one tensor (R, B, D).
+
+        Returns:
+            Gradients (R, D) and losses (R,).
+        """
+        offset = weights.unsqueeze(1) - batch[0]
+        if self.rotation is not None:
+            offset = offset @ self.rotation
+        losses = 0.5 * (offset.square() @ self.curvature).mean(-1)
+        gradients = self.curvature * offset.mean(1)
+        if self.rotation is not None:
+            gradients = gradients @ self.rotation.T
+        return gradients, losses
+
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         loss = torch.as_tensor(self(batch[0])).mean()
-        if self.driven_by_trainer:
-            self.log("train_loss", loss.detach())
+        self.log_in_trainer("train_loss", loss.detach())
         return loss
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         loss = torch.as_tensor(self(batch[0])).mean()
-        if self.driven_by_trainer:
-            self.log("val_loss", loss, batch_size=len(batch[0]))
+        self.log_in_trainer("val_loss", loss, len(batch[0]))
         return loss
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer_spec.build(self.parameters(), self.lr)
-
-
-def activation_layer(name: Activation) -> nn.Module:
-    """Returns the named activation as a layer."""
-    match name:
-        case "relu":
-            return nn.ReLU()
-        case "tanh":
-            return nn.Tanh()
-        case "gelu":
-            return nn.GELU()
-        case "silu":
-            return nn.SiLU()
-        case "leaky_relu":
-            return nn.LeakyReLU()
-
-
-@dataclass(frozen=True)
-class MLPSpec:
-    """A multi-layer perceptron on flat inputs (N, inputs).
-
-    Attributes:
-        depth: number of hidden layers, each of `width` units.
-        initial_scale: factor on PyTorch's initial weights of every linear layer, not its biases.
-    """
-
-    inputs: int
-    outputs: int
-    width: int
-    depth: int = 2
-    activation: Activation = "relu"
-    norm: MLPNorm = "none"
-    dropout: float = 0.0
-    initial_scale: float = 1.0
-
-    def build(self) -> nn.Sequential:
-        """Returns the network with initial weights from torch's global random state."""
-        layers: list[nn.Module] = []
-        for fan_in in [self.inputs] + [self.width] * (self.depth - 1):
-            layers.append(nn.Linear(fan_in, self.width))
-            if self.norm == "batch":
-                layers.append(nn.BatchNorm1d(self.width))
-            elif self.norm == "layer":
-                layers.append(nn.LayerNorm(self.width))
-            layers.append(activation_layer(self.activation))
-            if self.dropout > 0.0:
-                layers.append(nn.Dropout(self.dropout))
-        layers.append(nn.Linear(self.width, self.outputs))
-        return _scale_weights(nn.Sequential(*layers), self.initial_scale)
-
-
-@dataclass(frozen=True)
-class CNNSpec:
-    """A convolutional network on images (N, 1, 8, 8).
-
-    The last two convolutions halve the image, by their stride or by average pooling (max pooling
-    is slow under `vmap`); a linear layer reads the remaining 2x2 positions.
-
-    Attributes:
-        channels: output channels of each 3x3 convolution; at least two, even for "group".
-        initial_scale: factor on PyTorch's initial weights of every layer, not its biases.
-    """
-
-    channels: tuple[int, ...]
-    outputs: int = 10
-    activation: Activation = "relu"
-    norm: CNNNorm = "none"
-    downsample: Literal["stride", "pool"] = "stride"
-    dropout: float = 0.0
-    initial_scale: float = 1.0
-
-    def build(self) -> nn.Sequential:
-        """Returns the network with initial weights from torch's global random state."""
-        layers: list[nn.Module] = []
-        for index, (fan_in, fan_out) in enumerate(pairwise((1, *self.channels))):
-            halve = index >= len(self.channels) - 2
-            stride = 2 if halve and self.downsample == "stride" else 1
-            layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1))
-            if self.norm == "batch":
-                layers.append(nn.BatchNorm2d(fan_out))
-            elif self.norm == "group":
-                layers.append(nn.GroupNorm(2, fan_out))
-            layers.append(activation_layer(self.activation))
-            if halve and self.downsample == "pool":
-                layers.append(nn.AvgPool2d(2))
-        layers.append(nn.Flatten())
-        if self.dropout > 0.0:
-            layers.append(nn.Dropout(self.dropout))
-        layers.append(nn.Linear(4 * self.channels[-1], self.outputs))
-        return _scale_weights(nn.Sequential(*layers), self.initial_scale)
 
 
 @dataclass(frozen=True)
@@ -245,7 +194,7 @@ class SupervisedBuilder:
     """
 
     task: str
-    network: MLPSpec | CNNSpec
+    network: NetworkSpec
     loss: Loss
     optimizer: OptimizerSpec
 
@@ -274,11 +223,3 @@ class QuadraticBuilder:
         with seeded_weights(self.task, seed):
             theta = self.initial_scale * torch.randn(self.curvature.shape)
         return QuadraticModule(theta, self.curvature, self.rotation, self.optimizer)
-
-
-def _scale_weights(net: nn.Sequential, scale: float) -> nn.Sequential:
-    with torch.no_grad():
-        for layer in net:
-            if isinstance(layer, nn.Linear | nn.Conv2d):
-                layer.weight.mul_(scale)
-    return net

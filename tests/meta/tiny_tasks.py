@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from lightning_dqnlr.tasks.modules import MLPSpec, SupervisedBuilder
+from lightning_dqnlr.tasks.modules import SupervisedBuilder
+from lightning_dqnlr.tasks.networks import MLPSpec
 from lightning_dqnlr.tasks.task import OptimizerSpec, Task
 
 

@@ -6,13 +6,8 @@ from lightning import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_dqnlr.tasks.modules import (
-    CNNSpec,
-    MLPSpec,
-    QuadraticModule,
-    SupervisedBuilder,
-    SupervisedModule,
-)
+from lightning_dqnlr.tasks.modules import QuadraticModule, SupervisedBuilder, SupervisedModule
+from lightning_dqnlr.tasks.networks import CNNSpec, MLPSpec
 from lightning_dqnlr.tasks.task import OptimizerSpec
 
 SGD = OptimizerSpec("sgd")
@@ -97,7 +92,7 @@ def test_mlp_has_depth_hidden_layers_each_followed_by_its_activation(depth, acti
 
 @pytest.mark.parametrize("downsample", ["stride", "pool"])
 @pytest.mark.parametrize("channels", [(4, 8), (6, 12, 16)])
-@pytest.mark.parametrize("norm", ["none", "batch", "group"])
+@pytest.mark.parametrize("norm", ["none", "batch", "group", "layer"])
 def test_cnn_reads_8x8_images_with_any_of_its_options(downsample, channels, norm):
     net = CNNSpec(channels, norm=norm, downsample=downsample, dropout=0.1).build()
     assert sum(isinstance(layer, nn.Conv2d) for layer in net) == len(channels)
@@ -151,3 +146,35 @@ def test_steps_outside_a_trainer_are_silent_before_and_after_a_fit(kind):
         module.training_step(tensors, 0)
         module.validation_step(tensors, 0)
     assert not caught
+
+
+@pytest.mark.parametrize("kind", ["supervised", "quadratic"])
+@pytest.mark.filterwarnings("error:You are trying to `self.log")
+def test_a_hook_called_by_another_loop_does_not_start_the_logging(kind):
+    module = quadratic() if kind == "quadratic" else linear_module("mse")
+    module.setup("fit")
+    module.training_step((torch.ones(8, 2),) * (1 if kind == "quadratic" else 2), 0)
+
+
+@pytest.mark.parametrize("kind", ["supervised", "quadratic"])
+def test_trainer_validate_logs_without_a_fit(kind):
+    module = quadratic() if kind == "quadratic" else linear_module("mse")
+    tensors = (torch.ones(8, 2),) * (1 if kind == "quadratic" else 2)
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False)
+    loader = DataLoader(TensorDataset(*tensors), batch_size=4)
+    (metrics,) = trainer.validate(module, loader, verbose=False)
+    assert set(metrics) == {"val_loss"}
+
+
+def test_huber_loss_is_quadratic_up_to_an_error_of_one_and_linear_beyond():
+    batch = torch.tensor([[0.5, 0.0], [0.0, 3.0]]), torch.zeros(2, 2)
+    # 0.5 * 0.5^2 = 0.125 and 3 - 0.5 = 2.5, over four outputs
+    assert linear_module("huber").training_step(batch, 0).item() == pytest.approx(2.625 / 4)
+
+
+def test_cross_entropy_of_sequences_averages_over_examples_and_steps():
+    logits = torch.tensor([[[1.0, 0.0], [0.0, 3.0]]])
+    module = SupervisedModule(nn.Identity(), "cross_entropy", SGD)
+    # As above: log(1 + e^-1) and log(1 + e^3)
+    loss = module.training_step((logits, torch.tensor([[0, 0]])), 0)
+    assert loss.item() == pytest.approx((0.313262 + 3.048587) / 2, abs=1e-5)

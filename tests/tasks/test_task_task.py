@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.modules import MLPSpec, SupervisedBuilder
+from lightning_dqnlr.tasks.modules import SupervisedBuilder
+from lightning_dqnlr.tasks.networks import MLPSpec
 from lightning_dqnlr.tasks.task import OptimizerSpec, Task
 
 NAMES = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop")

@@ -1,0 +1,141 @@
+"""Networks for flat inputs and for images, each described by a spec whose `build` draws weights."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+Activation = Literal["relu", "tanh", "gelu", "silu", "leaky_relu"]
+MLPNorm = Literal["none", "batch", "layer"]
+CNNNorm = Literal["none", "batch", "group", "layer"]
+
+_Net = TypeVar("_Net", bound=nn.Module)
+
+
+class NetworkSpec(Protocol):
+    """Describes a network; plain numbers and names, so that tasks can be compared and sent."""
+
+    def build(self) -> nn.Module:
+        """Returns the network with initial weights from torch's global random state."""
+
+
+def activation_layer(name: Activation) -> nn.Module:
+    """Returns the layer of that name."""
+    match name:
+        case "relu":
+            return nn.ReLU()
+        case "tanh":
+            return nn.Tanh()
+        case "gelu":
+            return nn.GELU()
+        case "silu":
+            return nn.SiLU()
+        case "leaky_relu":
+            return nn.LeakyReLU()
+
+
+def flat_norm(name: MLPNorm, width: int) -> list[nn.Module]:
+    """Returns the normalisation of activations (N, width): one layer, or none."""
+    match name:
+        case "batch":
+            return [nn.BatchNorm1d(width)]
+        case "layer":
+            return [nn.LayerNorm(width)]
+        case "none":
+            return []
+
+
+def image_norm(name: CNNNorm, channels: int) -> list[nn.Module]:
+    """Returns the normalisation of images (N, channels, H, W): one layer, or none."""
+    match name:
+        case "batch":
+            return [nn.BatchNorm2d(channels)]
+        case "group":
+            return [nn.GroupNorm(2, channels)]
+        case "layer":  # over channels and positions, whatever the image's size: one group
+            return [nn.GroupNorm(1, channels)]
+        case "none":
+            return []
+
+
+def scale_weights(net: _Net, scale: float) -> _Net:
+    """Multiplies every weight matrix, kernel and embedding; biases and norms stay."""
+    scaled = nn.Linear | nn.Conv2d | nn.ConvTranspose2d | nn.Embedding
+    with torch.no_grad():
+        for layer in net.modules():
+            if isinstance(layer, scaled):
+                layer.weight.mul_(scale)
+    return net
+
+
+@dataclass(frozen=True)
+class MLPSpec:
+    """A multi-layer perceptron on flat inputs (N, inputs).
+
+    Attributes:
+        depth: number of hidden layers, each of `width` units.
+        initial_scale: factor on PyTorch's initial weights of every linear layer, not its biases.
+    """
+
+    inputs: int
+    outputs: int
+    width: int
+    depth: int = 2
+    activation: Activation = "relu"
+    norm: MLPNorm = "none"
+    dropout: float = 0.0
+    initial_scale: float = 1.0
+
+    def build(self) -> nn.Sequential:
+        """Returns the network with initial weights from torch's global random state."""
+        layers: list[nn.Module] = []
+        for fan_in in [self.inputs] + [self.width] * (self.depth - 1):
+            layers.append(nn.Linear(fan_in, self.width))
+            layers += flat_norm(self.norm, self.width)
+            layers.append(activation_layer(self.activation))
+            if self.dropout > 0.0:
+                layers.append(nn.Dropout(self.dropout))
+        layers.append(nn.Linear(self.width, self.outputs))
+        return scale_weights(nn.Sequential(*layers), self.initial_scale)
+
+
+@dataclass(frozen=True)
+class CNNSpec:
+    """A convolutional network on images (N, inputs, 8, 8).
+
+    The last two convolutions halve the image, by their stride or by average pooling (max pooling
+    is slow under `vmap`); a linear layer reads the remaining 2x2 positions.
+
+    Attributes:
+        channels: output channels of each 3x3 convolution; at least two, even for "group".
+        initial_scale: factor on PyTorch's initial weights of every layer, not its biases.
+        inputs: channels of the image.
+    """
+
+    channels: tuple[int, ...]
+    outputs: int = 10
+    activation: Activation = "relu"
+    norm: CNNNorm = "none"
+    downsample: Literal["stride", "pool"] = "stride"
+    dropout: float = 0.0
+    initial_scale: float = 1.0
+    inputs: int = 1
+
+    def build(self) -> nn.Sequential:
+        """Returns the network with initial weights from torch's global random state."""
+        layers: list[nn.Module] = []
+        for index, (fan_in, fan_out) in enumerate(pairwise((self.inputs, *self.channels))):
+            halve = index >= len(self.channels) - 2
+            stride = 2 if halve and self.downsample == "stride" else 1
+            layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1))
+            layers += image_norm(self.norm, fan_out)
+            layers.append(activation_layer(self.activation))
+            if halve and self.downsample == "pool":
+                layers.append(nn.AvgPool2d(2))
+        layers.append(nn.Flatten())
+        if self.dropout > 0.0:
+            layers.append(nn.Dropout(self.dropout))
+        layers.append(nn.Linear(4 * self.channels[-1], self.outputs))
+        return scale_weights(nn.Sequential(*layers), self.initial_scale)
