@@ -25,7 +25,8 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_dqnlr.control.controller import LRController
-from lightning_dqnlr.driver import OptimizerDriver, check_arguments
+from lightning_dqnlr.control.spec import check_arguments
+from lightning_dqnlr.driver import OptimizerDriver
 from lightning_dqnlr.errors import (
     CallOrderError,
     ConfigurationError,
@@ -47,7 +48,7 @@ class DQNLRCallback(Callback):
     Args:
         policy: "default" for the bundled policy, the folder of a saved one, or an `LRPolicy`.
         start: "auto" for a safe start independent of the optimizer's learning rate, "optimizer" to
-            start at that.
+            start at that; None for what the policy was trained with ("auto" for the bundled one).
         horizon: optimizer steps of the whole run; None to take them from the Trainer (max_steps,
             or max_epochs times the loader's length). Without either the run has no known end and
             the learning rate no built-in decay.
@@ -56,7 +57,8 @@ class DQNLRCallback(Callback):
         monitor: name of a metric that `training_step` logs at every step, to be followed instead
             of the loss it returns. It must be a training loss, to be minimised.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
-            weights, buffers and optimizer state, of which one copy is then kept.
+            weights, buffers and optimizer state, of which one copy is then kept; None for what the
+            policy was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
         log: whether to log the learning rate used as "dqnlr/lr", and its decimal logarithm to the
@@ -73,12 +75,12 @@ class DQNLRCallback(Callback):
         self,
         policy: str | Path | LRPolicy = "default",
         *,
-        start: Literal["auto", "optimizer"] = "auto",
+        start: Literal["auto", "optimizer"] | None = None,
         horizon: int | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
         monitor: str | None = None,
-        circuit_breaker: bool = True,
+        circuit_breaker: bool | None = None,
         epsilon: float = 0.0,
         seed: int = 0,
         log: bool = True,

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dqnlr.control.controller import LRController
-from lightning_dqnlr.control.spec import check_bounds, check_horizon
+from lightning_dqnlr.control.spec import check_arguments
 from lightning_dqnlr.control.telemetry import IntervalStats, Probe, Telemetry
 from lightning_dqnlr.errors import (
     ConfigurationError,
@@ -34,21 +34,6 @@ from lightning_dqnlr.trace import Circumstances, Record, TripLog, explain
 Start = Literal["auto", "optimizer"]
 
 
-def check_arguments(
-    *, start: str, horizon: int | None, min_lr: float | None, max_lr: float | None, epsilon: float
-) -> None:
-    """Raises ConfigurationError, naming the argument, unless all of them can work."""
-    if start not in ("auto", "optimizer"):
-        raise ConfigurationError(
-            f"start={start!r} must be 'auto' (a safe start) or 'optimizer' (the optimizer's own "
-            "learning rate)."
-        )
-    check_horizon(horizon)
-    check_bounds(min_lr, max_lr)
-    if not 0.0 <= epsilon <= 1.0:
-        raise ConfigurationError(f"epsilon={epsilon!r} must be a probability, 0 to 1.")
-
-
 class OptimizerDriver:
     """Sets the learning rates of one optimizer.
 
@@ -59,11 +44,13 @@ class OptimizerDriver:
     Args:
         optimizer: any `torch.optim` optimizer but LBFGS.
         policy: chooses the actions.
-        start: "auto" for the controller's safe start, "optimizer" for the optimizer's own rate.
+        start: "auto" for the controller's safe start, "optimizer" for the optimizer's own rate,
+            None for what the policy was trained with.
         horizon: optimizer steps of the run; None if unknown.
         min_lr, max_lr: bounds of the reference group's learning rate.
-        circuit_breaker: whether blown-up intervals are undone. It keeps one copy of the trained
-            weights, their optimizer state and the module's buffers.
+        circuit_breaker: whether blown-up intervals are undone, None for what the policy was
+            trained with. It keeps one copy of the trained weights, their optimizer state and the
+            module's buffers.
         epsilon: probability of a random action.
         seed: of these random actions.
         module: whose buffers belong to the training state; None for none.
@@ -84,16 +71,19 @@ class OptimizerDriver:
         optimizer: torch.optim.Optimizer,
         policy: LRPolicy,
         *,
-        start: Start = "auto",
+        start: Start | None = None,
         horizon: int | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
-        circuit_breaker: bool = True,
+        circuit_breaker: bool | None = None,
         epsilon: float = 0.0,
         seed: int = 0,
         module: nn.Module | None = None,
         across_ranks: bool = False,
     ) -> None:
+        start = start if start is not None else policy.start  # type: ignore[assignment]
+        if circuit_breaker is None:
+            circuit_breaker = policy.circuit_breaker
         check_arguments(start=start, horizon=horizon, min_lr=min_lr, max_lr=max_lr, epsilon=epsilon)
         self.optimizer, self.policy = optimizer, policy
         self.trace: list[Record] = []

@@ -37,11 +37,12 @@ class DQNLRScheduler:
         horizon: optimizer steps of the whole run; None if unknown (the learning rate then has no
             built-in decay).
         start: "auto" for a safe start independent of the optimizer's learning rate, "optimizer" to
-            start at that.
+            start at that; None for what the policy was trained with ("auto" for the bundled one).
         min_lr: lower bound of the learning rate (of the parameter group with the largest one).
         max_lr: upper bound.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
-            weights and optimizer state, of which one copy is then kept.
+            weights and optimizer state, of which one copy is then kept; None for what the policy
+            was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
         module: the model. Its buffers (BatchNorm's statistics) are then restored along with the
@@ -62,10 +63,10 @@ class DQNLRScheduler:
         policy: str | Path | LRPolicy = "default",
         *,
         horizon: int | None = None,
-        start: Start = "auto",
+        start: Start | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
-        circuit_breaker: bool = True,
+        circuit_breaker: bool | None = None,
         epsilon: float = 0.0,
         seed: int = 0,
         module: nn.Module | None = None,

@@ -37,6 +37,19 @@ class Endless(IterableDataset):
             yield from zip(*examples(), strict=True)
 
 
+def test_a_policy_is_used_as_it_was_trained_unless_told_otherwise(tmp_path):
+    policy = random_policy()
+    policy.record = {"start": "optimizer", "circuit_breaker": False}
+    callback = DQNLRCallback(policy)
+    fit(tmp_path, callback, Net(lr=0.25), max_steps=3)
+    assert callback.trace[0]["lr"] == pytest.approx(0.25, rel=0.1)  # the decay has begun
+    assert not callback.controller.circuit_breaker
+    told = DQNLRCallback(policy, start="auto", circuit_breaker=True)
+    fit(tmp_path, told, Net(lr=0.25), max_steps=3)
+    assert told.trace[0]["lr"] < 0.01
+    assert told.controller.circuit_breaker
+
+
 def test_a_learning_rate_of_ten_is_replaced_by_a_safe_one_before_the_first_step(tmp_path):
     callback = DQNLRCallback(constant_policy(KEEP))
     module, _ = fit(tmp_path, callback, max_steps=3)

@@ -99,3 +99,23 @@ def check_bounds(min_lr: float | None, max_lr: float | None) -> None:
             raise ConfigurationError(f"{name}={value!r} must be a positive, finite learning rate.")
     if min_lr is not None and max_lr is not None and min_lr > max_lr:
         raise ConfigurationError(f"min_lr={min_lr} > max_lr={max_lr}; swap them or drop one.")
+
+
+def check_arguments(
+    *,
+    start: str | None,
+    horizon: int | None,
+    min_lr: float | None,
+    max_lr: float | None,
+    epsilon: float,
+) -> None:
+    """Raises ConfigurationError, naming the argument, unless all of them can work."""
+    if start not in (None, "auto", "optimizer"):
+        raise ConfigurationError(
+            f"start={start!r} must be 'auto' (a safe start) or 'optimizer' (the optimizer's own "
+            "learning rate)."
+        )
+    check_horizon(horizon)
+    check_bounds(min_lr, max_lr)
+    if not 0.0 <= epsilon <= 1.0:
+        raise ConfigurationError(f"epsilon={epsilon!r} must be a probability, 0 to 1.")

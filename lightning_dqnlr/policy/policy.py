@@ -58,6 +58,16 @@ class LRPolicy:
                 "network from the same ControllerSpec."
             )
 
+    @property
+    def start(self) -> str:
+        """How a run should begin, as the policy was trained: "auto" or "optimizer"."""
+        return str(self.record.get("start", "auto"))
+
+    @property
+    def circuit_breaker(self) -> bool:
+        """Whether it was trained with blown-up intervals undone."""
+        return bool(self.record.get("circuit_breaker", True))
+
     @torch.no_grad()
     def q_values(self, observation: Tensor) -> Tensor:
         """Q-values (*lead, actions) of observations (*lead, features)."""
