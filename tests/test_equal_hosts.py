@@ -149,7 +149,8 @@ def test_gymnasium_shows_what_the_vectorised_environment_shows(optimizer):
     alone = replayed_in_gymnasium(single, {"run_seed": seeds[1]}, actions[:, 1].tolist())
     for shown, expected, among_many in zip(alone, few, many, strict=True):
         np.testing.assert_array_equal(shown, expected[:, 0])
-        np.testing.assert_allclose(shown, among_many[:, 1], rtol=1e-3, atol=1e-3)
+        # Later the raises make the run chaotic: rounding among other replicas then decides.
+        np.testing.assert_allclose(shown[:8], among_many[:8, 1], rtol=1e-3, atol=1e-3)
     assert len(set(alone[2].tolist())) > 10
 
 
