@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import shlex
 import sys
@@ -15,6 +16,7 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
@@ -29,6 +31,7 @@ EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 _TRACEBACKS_WANTED = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, largest file
 _OURS = (ConfigurationError, PolicyFileError)
 
 
@@ -41,9 +44,15 @@ def train() -> None:
 
 @hydra.main(version_base="1.3", config_path="pkg://lightning_dqnlr.conf", config_name="train")
 def _app(config: DictConfig) -> float:
+    settings = HydraConfig.get()
+    overrides, folder = list(settings.overrides.task), Path(settings.runtime.output_dir)
+    if config.resume and not any(override.startswith("folder=") for override in overrides):
+        _stop("resume=true needs folder=..., that of the run to go on with.")
+    if settings.mode == RunMode.MULTIRUN:
+        # One failed job is an error that the launcher and the sweeper know how to handle.
+        return run(config, folder, overrides, Path(settings.sweep.dir) / "rivals")
     with _errors_in_one_line():  # here too: Hydra announces errors that leave a job
-        overrides = list(HydraConfig.get().overrides.task)
-        return run(config, Path(HydraConfig.get().runtime.output_dir), overrides)
+        return run(config, folder, overrides)
 
 
 def combine() -> None:
@@ -67,13 +76,16 @@ def combine() -> None:
         print(f"{len(policy.record['members'])} policies averaged in {policy.save(arguments.into)}")
 
 
-def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> float:
+def run(
+    config: DictConfig, folder: Path, overrides: Sequence[str] = (), rivals: Path | None = None
+) -> float:
     """Trains as configured; returns the best validation score, a finite number (lower is better).
 
     Args:
         config: the composed `conf/train.yaml`.
         folder: of the run.
         overrides: what the command line changed, for the policy's record.
+        rivals: folder of the tuned cosines, unless `train.rivals` names one.
 
     Raises:
         ConfigurationError: a value cannot work, or the folder does not fit `resume`.
@@ -81,7 +93,7 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> floa
     from lightning_dqnlr.meta.report import summary
 
     torch.set_num_threads(_positive(config, "threads"))
-    trainer = build_trainer(config, folder)
+    trainer = build_trainer(config, folder, rivals)
     elsewhere = [override for override in overrides if not override.startswith("folder=")]
     trainer.record |= {"command": _command(), "overrides": elsewhere}
     _begin(trainer, config)
@@ -101,12 +113,13 @@ def run(config: DictConfig, folder: Path, overrides: Sequence[str] = ()) -> floa
     return score
 
 
-def build_trainer(config: DictConfig, folder: Path) -> MetaTrainer:
+def build_trainer(config: DictConfig, folder: Path, rivals: Path | None = None) -> MetaTrainer:
     """The trainer that a composed `conf/train.yaml` describes.
 
     Args:
         config: the composed configuration.
         folder: of the run.
+        rivals: folder of the tuned cosines, unless `train.rivals` names one.
 
     Raises:
         ConfigurationError: the device is unknown or absent.
@@ -119,6 +132,8 @@ def build_trainer(config: DictConfig, folder: Path) -> MetaTrainer:
         return instantiate(node, _convert_="all")
 
     device = find_device(config.device)
+    if config.train.rivals is None and rivals is not None:
+        config = OmegaConf.merge(config, {"train": {"rivals": str(rivals)}})
     return MetaTrainer(
         tasks=plain(config.tasks),
         reward=plain(config.reward),
@@ -128,6 +143,7 @@ def build_trainer(config: DictConfig, folder: Path) -> MetaTrainer:
         config=instantiate(config.train, _convert_="all", device=device),
         engine=plain(config.env.engine)(device),
         folder=folder,
+        workers=plain(config.collector),
     )
 
 
@@ -177,9 +193,12 @@ def one_line(error: BaseException) -> str:
 def _begin(trainer: MetaTrainer, config: DictConfig) -> None:
     from lightning_dqnlr.meta.checkpoint import CHECKPOINT
 
-    if config.resume:
+    begun = (trainer.folder / CHECKPOINT).exists()
+    if config.resume and not begun:
+        print("No checkpoint yet: this run begins with its first episode.", flush=True)
+    elif config.resume:
         trainer.load_checkpoint()
-    elif (trainer.folder / CHECKPOINT).exists():
+    elif begun:
         raise ConfigurationError(
             f"folder={str(trainer.folder)!r} holds a run already; add resume=true to go on with "
             "it, or choose another folder."
@@ -210,6 +229,11 @@ def _errors_in_one_line() -> Iterator[None]:
     except (*_OURS, HydraException, OmegaConfBaseException) as error:
         _stop(one_line(error))
     except OSError as error:
+        if error.errno in _FULL:
+            _stop(
+                f"{error.filename or 'a log'} cannot be written ({error.strerror}); free some "
+                "space. The last checkpoint is whole: resume=true folder=... goes on."
+            )
         if error.filename is None:
             raise  # a closed pipe, say: nothing that another path could mend
         _stop(f"{error.filename}: {error.strerror}; choose another folder.")
@@ -219,5 +243,5 @@ def _errors_in_one_line() -> Iterator[None]:
 
 
 def _stop(message: str) -> NoReturn:
-    print(f"dqnlr-train: error: {message}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name}: error: {message}", file=sys.stderr)
     sys.exit(EXIT_CONFIGURATION)

@@ -15,8 +15,8 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.meta.collect import Episode
 from lightning_dqnlr.meta.evaluate import Scores
+from lightning_dqnlr.meta.workers import TaskSummary
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.tasks.task import Task
 
 CSV_FILE = "episodes.csv"
 COLUMNS = (
@@ -65,7 +65,7 @@ class Progress:
     inner_steps: int
     loss: float
     result: Episode | None
-    task: Task | None
+    task: TaskSummary | None
     failure: str | None = None
     scores: Scores | None = None
     seconds: float = 0.0
