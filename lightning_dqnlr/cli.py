@@ -46,12 +46,12 @@ def train() -> None:
 def _app(config: DictConfig) -> float:
     settings = HydraConfig.get()
     overrides, folder = list(settings.overrides.task), Path(settings.runtime.output_dir)
-    if config.resume and not any(override.startswith("folder=") for override in overrides):
-        _stop("resume=true needs folder=..., that of the run to go on with.")
     if settings.mode == RunMode.MULTIRUN:
         # One failed job is an error that the launcher and the sweeper know how to handle.
+        _check_resume(config, overrides)
         return run(config, folder, overrides, Path(settings.sweep.dir) / "rivals")
     with _errors_in_one_line():  # here too: Hydra announces errors that leave a job
+        _check_resume(config, overrides)
         return run(config, folder, overrides)
 
 
@@ -188,6 +188,12 @@ def one_line(error: BaseException) -> str:
     if cause is None or cause is error:
         return " ".join(str(error).split())
     return " ".join(f"{key.removeprefix('full_key: ')}: {cause}".split()).lstrip(": ")
+
+
+def _check_resume(config: DictConfig, overrides: Sequence[str]) -> None:
+    """A run may have been killed before its first checkpoint, so the folder alone tells nothing."""
+    if config.resume and not any(override.startswith("folder=") for override in overrides):
+        raise ConfigurationError("resume=true needs folder=..., that of the run to go on with.")
 
 
 def _begin(trainer: MetaTrainer, config: DictConfig) -> None:

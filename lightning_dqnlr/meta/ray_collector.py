@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -98,7 +99,7 @@ class RayWorkers:
 
         try:
             if self.address is not None:
-                ray.init(address=self.address, log_to_driver=False, logging_level="error")
+                ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
                 return
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it works without a network
             ray.init(
@@ -106,7 +107,7 @@ class RayWorkers:
                 num_cpus=max(1, math.ceil(self.workers * self.num_cpus)),
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="error",
+                logging_level=logging.ERROR,
                 _temp_dir=folder,
             )
         except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -140,18 +141,17 @@ class _Actors:
     """Hands the jobs of a round to actors, two at a time, and replaces the dead."""
 
     def __init__(self, settings: RayWorkers) -> None:
-        import ray
-
-        self._ray, self._settings, self._restarts = ray, settings, settings.restarts
+        self._ray: Any = import_module("ray")
+        self._settings, self._restarts = settings, settings.restarts
         options = {"num_cpus": settings.num_cpus, "num_gpus": settings.num_gpus}
-        self._rollout: Any = ray.remote(**options)(Rollout)
+        self._rollout: Any = self._ray.remote(**options)(Rollout)
         self._starting: dict[Any, Any] = {}  # the call that tells -> the actor
         self._load: dict[Any, int] = {}  # the actor -> episodes it was given
         self._running: dict[Any, tuple[int, Any]] = {}  # the call -> number of the job, the actor
         for _ in range(settings.workers):
             self._start()
         started = list(self._starting)
-        ray.wait(started, num_returns=len(started), timeout=60 * settings.start_minutes)
+        self._ray.wait(started, num_returns=len(started), timeout=60 * settings.start_minutes)
 
     def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         if not jobs:
