@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import hydra
 import torch
@@ -18,7 +18,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
@@ -74,6 +74,75 @@ def combine() -> None:
         }
         policy.record = {**policy.record, **totals, **provenance()}
         print(f"{len(policy.record['members'])} policies averaged in {policy.save(arguments.into)}")
+
+
+def promote() -> None:
+    """The console script `dqnlr-promote`: compares policies on fresh tasks, copies the best."""
+    from lightning_dqnlr.meta import promote as promotion
+
+    parser = argparse.ArgumentParser(prog="dqnlr-promote", description=promotion.__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="of sweeps, runs or policies")
+    parser.add_argument("--into", required=True, type=Path, help="folder of the winner's copy")
+    parser.add_argument("--tasks", type=int, default=24, help="validation tasks (default 24)")
+    parser.add_argument("--seeds", type=int, default=8, help="runs of each (default 8)")
+    parser.add_argument("--family", help="as in dqnlr-train tasks=...; default: that of the runs")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with _errors_in_one_line():
+        _promote(arguments)
+
+
+def _promote(arguments: argparse.Namespace) -> None:
+    from lightning_dqnlr.meta.evaluate import Rivals
+    from lightning_dqnlr.meta.failures import Failures, usable_tasks
+    from lightning_dqnlr.meta.promote import (
+        FIRST_TASK,
+        compare,
+        find_candidates,
+        promote,
+        table,
+        verdict,
+    )
+    from lightning_dqnlr.meta.workers import check_count
+
+    check_count("--tasks", arguments.tasks, 1)
+    check_count("--seeds", arguments.seeds, 1)
+    device = find_device(arguments.device)
+    found = find_candidates(arguments.folders, lambda text: print(f"Skipped: {text}"))
+    candidates = [c for c in found if c.folder != arguments.into.resolve()]
+    family = instantiate(_family(arguments.family, [c.folder for c in candidates]), _convert_="all")
+    rivals = Rivals(arguments.folders[0] / "rivals", device)
+    print(
+        f"{len(candidates)} policies, {arguments.tasks} tasks, {arguments.seeds} seeds", flush=True
+    )
+    numbers = range(FIRST_TASK, FIRST_TASK + arguments.tasks)
+    tasks = usable_tasks(family, numbers, rivals, Failures())
+    standings = compare(candidates, tasks, rivals, range(arguments.seeds), device)
+    print("Regret to the tuned cosine on validation tasks; lower is better:")
+    print(f"{table(standings)}\n{verdict(standings)}")
+    copied = promote(standings, arguments.into, arguments.seeds)
+    print(f"{standings[0].candidate.name} is now in {copied}")
+
+
+def _family(name: str | None, policies: Sequence[Path]) -> DictConfig:
+    """The task family that the runs were configured with, or the one of a name.
+
+    Raises:
+        ConfigurationError: if the runs do not agree, or say nothing about it.
+    """
+    if name is not None:
+        with hydra.initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
+            return cast(DictConfig, hydra.compose("train", [f"tasks={name}"]).tasks)
+    paths = [policy.parent / ".hydra" / "config.yaml" for policy in policies]
+    configs = [OmegaConf.load(path) for path in paths if path.is_file()]
+    families = [OmegaConf.to_container(config.tasks, resolve=True) for config in configs]
+    if not families or any(family != families[0] for family in families):
+        raise ConfigurationError(
+            f"The task families of {len(families)} runs are recorded and they "
+            "must agree; say on which to compare: --family quick, say."
+        )
+    return cast(DictConfig, OmegaConf.create(families[0]))
 
 
 def run(
