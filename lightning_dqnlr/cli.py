@@ -7,8 +7,9 @@ import errno
 import os
 import shlex
 import sys
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
@@ -173,11 +174,12 @@ def run(
         for reporter in reporters:
             reporter(progress)
 
-    try:
-        score = trainer.fit(report)
-    finally:
+    with ExitStack() as at_the_end:
+        at_the_end.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = _quiet_when_full
         for reporter in reporters:
-            reporter.close()
+            at_the_end.callback(reporter.close)
+        score = trainer.fit(report)
     print(summary(folder), flush=True)
     return score
 
@@ -305,16 +307,19 @@ def _errors_in_one_line() -> Iterator[None]:
         _stop(one_line(error))
     except OSError as error:
         if error.errno in _FULL:
-            _stop(
-                f"{error.filename or 'a log'} cannot be written ({error.strerror}); free some "
-                "space. The last checkpoint is whole: resume=true folder=... goes on."
-            )
+            _stop(f"{error.strerror}; free some space. What was saved before is unchanged.")
         if error.filename is None:
             raise  # a closed pipe, say: nothing that another path could mend
         _stop(f"{error.filename}: {error.strerror}; choose another folder.")
     except KeyboardInterrupt:
         print("\ndqnlr-train: interrupted; resume=true folder=... goes on.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+
+
+def _quiet_when_full(error: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread, and hands its errors to the main one as well."""
+    if not isinstance(error.exc_value, OSError) or error.exc_value.errno not in _FULL:
+        threading.__excepthook__(error)
 
 
 def _stop(message: str) -> NoReturn:

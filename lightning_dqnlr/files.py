@@ -52,13 +52,18 @@ def write_together(files: Mapping[Path, bytes | memoryview]) -> None:
         for temporary, path in finished.items():
             os.replace(temporary, path)
     except OSError as error:
-        raise ConfigurationError(
-            f"path={str(path)!r} cannot be written ({error.strerror}); choose another folder or "
-            "free some space. What was there before is unchanged."
-        ) from error
+        raise cannot_write(path, error) from error
     finally:
         for temporary in finished:
             Path(temporary).unlink(missing_ok=True)
+
+
+def cannot_write(path: Path, error: OSError) -> ConfigurationError:
+    """What to tell whoever chose the path."""
+    return ConfigurationError(
+        f"path={str(path)!r} cannot be written ({error.strerror}); choose another folder or free "
+        "some space. What was there before is unchanged."
+    )
 
 
 def _write_beside(path: Path, content: bytes | memoryview, written: dict[str, Path]) -> None:

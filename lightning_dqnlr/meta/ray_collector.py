@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 import sys
 import tempfile
 from collections import deque
@@ -19,6 +20,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
+from urllib.parse import urlsplit
 
 import torch
 
@@ -99,6 +101,7 @@ class RayWorkers:
 
         try:
             if self.address is not None:
+                _check_reachable(self.address)
                 ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
                 return
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it works without a network
@@ -110,10 +113,10 @@ class RayWorkers:
                 logging_level=logging.ERROR,
                 _temp_dir=folder,
             )
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ConfigurationError(
-                f"collector.address={self.address!r}: {error} Start a cluster with `ray start "
-                "--head`, or leave the address out."
+                f"collector.address={self.address!r} did not answer ({_last_line(error)}). Start "
+                "a cluster with `ray start --head`, or leave the address out."
             ) from error
 
 
@@ -252,8 +255,21 @@ def _clear_errors(ray: Any, what: str) -> Iterator[None]:
         ) from error
 
 
+def _check_reachable(address: str) -> None:
+    """Ray itself would try for many minutes.
+
+    Raises:
+        OSError: nobody answers at the address.
+        ValueError: it is not an address.
+    """
+    if ":" not in address:
+        return  # "auto", which looks on this machine only
+    place = urlsplit(address if "://" in address else f"//{address}")
+    socket.create_connection((place.hostname or "", place.port or 10001), timeout=10).close()
+
+
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip() or type(error).__name__).splitlines()[-1]
 
 
 def _short_folder() -> str | None:
