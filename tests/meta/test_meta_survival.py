@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,8 +149,8 @@ def test_a_full_disk_under_a_policy_leaves_its_two_files_as_they_were(tmp_path, 
     trainer = make_trainer(tmp_path, episodes=1)
     old = trainer.policy.save(tmp_path / "policy")
     before = {path.name: path.read_bytes() for path in old.iterdir()}
-    trainer.policy.record["note"] = "x"
-    new = replace(trainer.policy, record={"note": "x" * 100_000})
+    new = make_trainer(tmp_path, episodes=1, seed=1).policy
+    new.record["note"] = "x" * 100_000
     largest_file(90_000)
     with pytest.raises(ConfigurationError, match=r"policy.json.*File too large"):
         new.save(old)
