@@ -27,6 +27,7 @@ from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 if TYPE_CHECKING:
     from lightning_dqnlr.meta.report import Progress, Reporter
     from lightning_dqnlr.meta.train import MetaTrainer
+    from lightning_dqnlr.tasks.task import TaskFamily
 
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130
@@ -112,38 +113,46 @@ def _promote(arguments: argparse.Namespace) -> None:
     device = find_device(arguments.device)
     found = find_candidates(arguments.folders, lambda text: print(f"Skipped: {text}"))
     candidates = [c for c in found if c.folder != arguments.into.resolve()]
-    family = instantiate(_family(arguments.family, [c.folder for c in candidates]), _convert_="all")
-    rivals = Rivals(arguments.folders[0] / "rivals", device)
+    family, open_engine = _recorded(arguments.family, [c.folder for c in candidates])
+    engine = open_engine(device)
+    for candidate in candidates:
+        candidate.policy.network.to(device)
+    rivals = Rivals(arguments.folders[0] / "rivals", engine)
     print(
         f"{len(candidates)} policies, {arguments.tasks} tasks, {arguments.seeds} seeds", flush=True
     )
     numbers = range(FIRST_TASK, FIRST_TASK + arguments.tasks)
     tasks = usable_tasks(family, numbers, rivals, Failures())
-    standings = compare(candidates, tasks, rivals, range(arguments.seeds), device)
+    standings = compare(candidates, tasks, rivals, range(arguments.seeds), engine)
     print("Regret to the tuned cosine on validation tasks; lower is better:")
     print(f"{table(standings)}\n{verdict(standings)}")
     copied = promote(standings, arguments.into, arguments.seeds)
     print(f"{standings[0].candidate.name} is now in {copied}")
 
 
-def _family(name: str | None, policies: Sequence[Path]) -> DictConfig:
-    """The task family that the runs were configured with, or the one of a name.
+def _recorded(name: str | None, policies: Sequence[Path]) -> tuple[TaskFamily, Any]:
+    """The tasks and the engine that the runs were configured with, or tasks of a name.
 
     Raises:
         ConfigurationError: if the runs do not agree, or say nothing about it.
     """
     if name is not None:
         with hydra.initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
-            return cast(DictConfig, hydra.compose("train", [f"tasks={name}"]).tasks)
-    paths = [policy.parent / ".hydra" / "config.yaml" for policy in policies]
-    configs = [OmegaConf.load(path) for path in paths if path.is_file()]
-    families = [OmegaConf.to_container(config.tasks, resolve=True) for config in configs]
-    if not families or any(family != families[0] for family in families):
+            configs = [hydra.compose("train", [f"tasks={name}"])]
+    else:
+        paths = [policy.parent / ".hydra" / "config.yaml" for policy in policies]
+        configs = [cast(DictConfig, OmegaConf.load(path)) for path in paths if path.is_file()]
+    settings = [
+        tuple(OmegaConf.to_container(node, resolve=True) for node in (c.tasks, c.env.engine))
+        for c in configs
+    ]
+    if not settings or any(each != settings[0] for each in settings):
         raise ConfigurationError(
-            f"The task families of {len(families)} runs are recorded and they "
-            "must agree; say on which to compare: --family quick, say."
+            f"The tasks and engines of {len(settings)} runs are recorded and they must agree; "
+            "say on which tasks to compare: --family quick, say."
         )
-    return cast(DictConfig, OmegaConf.create(families[0]))
+    tasks, engine = (instantiate(node, _convert_="all") for node in settings[0])
+    return tasks, engine
 
 
 def run(
@@ -204,7 +213,7 @@ def build_trainer(config: DictConfig, folder: Path, rivals: Path | None = None) 
 
     device = find_device(config.device)
     if config.train.rivals is None and rivals is not None:
-        config = OmegaConf.merge(config, {"train": {"rivals": str(rivals)}})
+        config = cast(DictConfig, OmegaConf.merge(config, {"train": {"rivals": str(rivals)}}))
     return MetaTrainer(
         tasks=plain(config.tasks),
         reward=plain(config.reward),

@@ -39,7 +39,7 @@ def test_every_job_of_a_sweep_has_its_own_folder_and_all_share_the_rivals(swept)
     assert done.returncode == 0, done.stderr
     names = {path.name for path in (cwd / "sweep").iterdir()}
     assert names == {"0", "1", "multirun.yaml", "rivals"}
-    agents = [LRPolicy.load(cwd / "sweep" / job / "best").record["dqn"] for job in "01"]
+    agents = [LRPolicy.load(cwd / "sweep" / job / "best").record["agent"] for job in "01"]
     assert ["double=True" in agent for agent in agents] == [False, True]
     assert len(list((cwd / "sweep/rivals").iterdir())) == 1
     assert not (cwd / "sweep/0/rivals").exists()
@@ -47,7 +47,7 @@ def test_every_job_of_a_sweep_has_its_own_folder_and_all_share_the_rivals(swept)
 
 def test_a_sweeper_receives_the_validation_score_as_its_objective(tmp_path):
     sweeper = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1")
-    varied = "agent.dqn.learning_rate=tag(log,interval(1e-4,1e-2))"
+    varied = "agent.learner.learning_rate=tag(log,interval(1e-4,1e-2))"
     done = run_command("-m", *SHORT, *sweeper, varied, "folder=sweep", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     found = yaml.safe_load((tmp_path / "sweep/optimization_results.yaml").read_text())
@@ -55,16 +55,18 @@ def test_a_sweeper_receives_the_validation_score_as_its_objective(tmp_path):
     records = [LRPolicy.load(tmp_path / "sweep" / job / "best").record for job in "01"]
     assert found["best_value"] == min(record["validation"]["score"] for record in records)
     rates = [
-        f"learning_rate={found['best_params']['agent.dqn.learning_rate']}" in r["dqn"]
+        f"learning_rate={found['best_params']['agent.learner.learning_rate']}" in r["agent"]
         for r in records
     ]
     assert rates.count(True) == 1
 
 
 def test_a_job_that_fails_is_named_and_does_not_keep_the_others_from_running(tmp_path):
-    done = run_command("-m", *SHORT, "agent.dqn.loss=l1,mse", "folder=sweep", cwd=tmp_path)
+    done = run_command("-m", *SHORT, "agent.learner.loss=l1,mse", "folder=sweep", cwd=tmp_path)
     assert done.returncode == 2
-    assert "dqnlr-train: error: agent.dqn: DQNConfig.loss must be" in done.stderr.splitlines()[-1]
+    assert (
+        "dqnlr-train: error: agent.learner: DQNConfig.loss must be" in done.stderr.splitlines()[-1]
+    )
     assert (tmp_path / "sweep/1/best/policy.json").is_file()
 
 
@@ -161,6 +163,8 @@ def test_the_table_shows_what_the_runs_did_differently():
 def test_runs_on_different_tasks_are_not_compared_in_silence(tmp_path):
     for name in "ab":
         (tmp_path / name / ".hydra").mkdir(parents=True)
-        (tmp_path / name / ".hydra/config.yaml").write_text(f"tasks: {{_target_: {name}}}\n")
+        (tmp_path / name / ".hydra/config.yaml").write_text(
+            f"tasks: {{_target_: {name}}}\nenv: {{engine: {{}}}}\n"
+        )
     with pytest.raises(ConfigurationError, match="must agree"):
-        cli._family(None, [tmp_path / "a/best", tmp_path / "b/best"])
+        cli._recorded(None, [tmp_path / "a/best", tmp_path / "b/best"])

@@ -20,6 +20,8 @@ from torch import Tensor
 
 from lightning_dqnlr.bench.cosine import regret
 from lightning_dqnlr.bench.scores import interquartile_mean, stratified_bootstrap
+from lightning_dqnlr.envs.environment import Engine
+from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.meta.evaluate import Rivals, Scores, evaluate
 from lightning_dqnlr.policy.policy import RECORD, WEIGHTS, LRPolicy
@@ -110,20 +112,19 @@ def compare(
     tasks: Sequence[Task],
     rivals: Rivals,
     seeds: Sequence[int],
-    device: torch.device | str = "cpu",
+    engine: Engine = ON_CPU,
 ) -> list[Standing]:
     """Every candidate on every task and seed, each started as it was trained; the best first."""
     standings = []
     for candidate in candidates:
         policy, record = candidate.policy, candidate.policy.record
-        policy.network.to(device)
         scores = evaluate(
             policy.act,
             policy.spec,
             tasks,
             rivals,
             seeds,
-            device,
+            engine,
             start="safe" if record.get("start", "auto") == "auto" else "user",
             circuit_breaker=record.get("circuit_breaker", True),
         )
