@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_dqnlr.errors import ConfigurationError
 
+# Marks what a killed process had not finished writing; nothing of ours ever reads it.
+_PARTIAL = ".partial"
 
-def write_atomically(path: str | Path, content: bytes) -> Path:
+
+def write_atomically(path: str | Path, content: bytes | memoryview) -> Path:
     """Writes a new file beside `path`, flushes it to disk, and renames it over `path`.
 
     Args:
@@ -23,22 +27,70 @@ def write_atomically(path: str | Path, content: bytes) -> Path:
         ConfigurationError: if the folder cannot be written or the disk is full; the previous file
             is then untouched.
     """
-    path = Path(path)
-    temporary: str | None = None
+    write_together({Path(path): content})
+    return Path(path)
+
+
+def write_together(files: Mapping[Path, bytes | memoryview]) -> None:
+    """Writes files that belong together: all are on disk before the first takes its place.
+
+    A full disk leaves every previous file whole. A kill does too, but for the instant between two
+    renames, after which the pair does not fit together; whoever reads it must be able to tell.
+
+    Args:
+        files: the contents by path; missing parent folders are made.
+
+    Raises:
+        ConfigurationError: as `write_atomically`.
+    """
+    finished: dict[str, Path] = {}
+    path = Path()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        for path, content in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_beside(path, content, finished)
+        for temporary, path in finished.items():
+            os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
+        raise cannot_write(path, error) from error
+    finally:
+        for temporary in finished:
             Path(temporary).unlink(missing_ok=True)
-        raise ConfigurationError(
-            f"path={str(path)!r} cannot be written ({error.strerror}); choose another folder or "
-            "free some space. What was there before is unchanged."
-        ) from error
-    return path
+
+
+def cannot_write(path: Path, error: OSError) -> ConfigurationError:
+    """What to tell whoever chose the path."""
+    return ConfigurationError(
+        f"path={str(path)!r} cannot be written ({error.strerror}); choose another folder or free "
+        "some space. What was there before is unchanged."
+    )
+
+
+def _write_beside(path: Path, content: bytes | memoryview, written: dict[str, Path]) -> None:
+    """Adds the temporary file's name to `written` before there is anything in it."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=_PARTIAL, dir=path.parent)
+    written[temporary] = path
+    with os.fdopen(handle, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(temporary, 0o644)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what killed processes left half-written in a folder and right below it.
+
+    Only for a folder that no other process writes to.
+
+    Raises:
+        ConfigurationError: if one cannot be deleted.
+    """
+    for pattern in (f".*{_PARTIAL}", f"*/.*{_PARTIAL}"):
+        for path in folder.glob(pattern):
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"{path} cannot be deleted ({error.strerror}); another user's? Choose another "
+                    "folder."
+                ) from error

@@ -4,10 +4,8 @@ import csv
 import json
 import math
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from lightning_dqnlr.control.actions import CLASSIC_MULTIPLIERS, DEFAULT_MULTIPL
 from lightning_dqnlr.control.features import CLASSIC, SCALE_FREE
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.meta.checkpoint import CHECKPOINT, read_checkpoint
+from lightning_dqnlr.meta.checkpoint import CHECKPOINT
 from lightning_dqnlr.meta.collect import CollectConfig
 from lightning_dqnlr.meta.report import CSV_FILE
 from lightning_dqnlr.meta.train import TrainConfig
@@ -33,7 +31,7 @@ COMMAND = Path(sys.executable).with_name("dqnlr-train")
 # As if the extras were not installed: neither importable nor listed as distributions.
 WITHOUT_EXTRAS = """
 import importlib.metadata, sys
-hidden = {"sklearn", "scikit-learn", "tensorboard", "rich", "matplotlib"}
+hidden = {"sklearn", "scikit-learn", "tensorboard", "rich", "matplotlib", "ray", "optuna"}
 distribution = importlib.metadata.distribution
 def visible(name):
     if name in hidden:
@@ -111,7 +109,7 @@ def test_every_choice_of_every_group_builds_a_trainer(choice, tmp_path):
 
 def test_the_groups_of_the_design_are_all_there():
     groups = {choice.split("=")[0] for choice in CHOICES}
-    assert groups == {"agent", "reward", "tasks", "env", "experiment"}
+    assert groups == {"agent", "reward", "tasks", "env", "collector", "experiment"}
     assert {"experiment=quick", "experiment=classic", "experiment=default"} <= set(CHOICES)
 
 
@@ -170,33 +168,6 @@ def test_the_policy_records_the_command_that_made_it(finished):
         assert record["versions"]["torch"] == str(torch.__version__)
 
 
-def test_a_killed_run_resumes_to_the_very_same_weights(finished, tmp_path):
-    """Killed after the fifth episode at the earliest: past an evaluation and a checkpoint."""
-    arguments = (*TINY, "folder=run", "tensorboard=false")
-    process = subprocess.Popen(
-        [COMMAND, *arguments],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    folder = tmp_path / "run"
-    while process.poll() is None:
-        if (folder / CHECKPOINT).is_file() and len(rows(folder)) >= 5:
-            process.kill()
-            process.wait()
-        time.sleep(0.005)
-    assert process.returncode == -signal.SIGKILL
-    assert 0 < read_checkpoint(folder)["episode"] < 14
-    resumed = run_command(*arguments, "resume=true", cwd=tmp_path)
-    assert resumed.returncode == 0, resumed.stderr
-    whole = finished[0] / "run"
-    for name in ("best", "last"):
-        file = f"{name}/policy.safetensors"
-        assert (folder / file).read_bytes() == (whole / file).read_bytes(), name
-    assert rows(folder) == rows(whole)
-
-
 def test_the_objective_of_a_sweep_is_the_best_score(tmp_path):
     overrides = ("train.episodes=2", "train.evaluate_every=1", "tensorboard=false")
     score = cli.run(composed(*TINY, *overrides), tmp_path)
@@ -217,7 +188,7 @@ ERRORS = {
     ),
     "a key that does not exist": (["train.epochs=3"], "Could not override 'train.epochs'"),
     "a choice that does not exist": (["agent=best"], "Could not find 'agent/best'"),
-    "nothing to resume": (["resume=true"], "does not exist; start with resume=false"),
+    "no process": (["collector.workers=0"], "collector.workers=0 must be an integer of at least 1"),
     "a device that does not exist": (["device=tpu"], "device='tpu' must be cpu, cuda or auto"),
     "no threads": (["threads=0"], "threads=0 must be"),
     "an impossible reward": (["reward=loss_change", "reward.limit=0"], "reward: limit must be"),
@@ -237,6 +208,16 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(case, tmp_path, monkeypatch
     assert message in shown.err
     assert len(shown.err.splitlines()) == 1
     assert shown.out == ""
+
+
+def test_resuming_needs_the_folder_to_be_named(tmp_path, monkeypatch, capsys):
+    """A new, empty folder named after the time of day is never what was meant."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["dqnlr-train", "resume=true"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")
+    with pytest.raises(SystemExit):
+        cli.train()
+    assert "resume=true needs folder=" in capsys.readouterr().err
 
 
 def test_tracebacks_come_back_on_demand(tmp_path, monkeypatch):

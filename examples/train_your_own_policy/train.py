@@ -37,7 +37,7 @@ def train_policy(folder: Path, episodes: int, workers: int, overrides: list[str]
     command = [
         str(Path(sys.executable).with_name("dqnlr-train")),
         *("--config-dir", str(HERE / "conf"), "tasks=mine", f"folder={folder}"),
-        *(f"train.episodes={episodes}", "env.collect.replicas=32", f"train.workers={workers}"),
+        *(f"train.episodes={episodes}", "env.collect.replicas=32", f"collector.workers={workers}"),
         *("train.round=4", "train.updates=60", f"train.evaluate_every={max(1, episodes // 3)}"),
         *("train.evaluation_tasks=6", "train.evaluation_seeds=4", *overrides),
     ]

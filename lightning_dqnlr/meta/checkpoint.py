@@ -27,7 +27,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     """
     content = io.BytesIO()
     torch.save(state, content)
-    return write_atomically(folder / CHECKPOINT, content.getvalue())
+    return write_atomically(folder / CHECKPOINT, content.getbuffer())
 
 
 def read_checkpoint(folder: Path) -> dict[str, Any]:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
+import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.files import cannot_write, write_atomically
 from lightning_dqnlr.meta.collect import Episode
 from lightning_dqnlr.meta.evaluate import Scores
+from lightning_dqnlr.meta.workers import TaskSummary
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.tasks.task import Task
 
 CSV_FILE = "episodes.csv"
 COLUMNS = (
@@ -65,7 +69,7 @@ class Progress:
     inner_steps: int
     loss: float
     result: Episode | None
-    task: Task | None
+    task: TaskSummary | None
     failure: str | None = None
     scores: Scores | None = None
     seconds: float = 0.0
@@ -125,14 +129,20 @@ class CSVLog:
         content = io.StringIO(newline="")
         csv.writer(content).writerows([COLUMNS, *_rows_until(path, episode)])
         write_atomically(path, content.getvalue().encode())
-        self._file = path.open("a", newline="")
-        self._writer = csv.writer(self._file)
+        self._path, self._file = path, path.open("ab", buffering=0)
 
     def __call__(self, progress: Progress) -> None:
-        """Appends the episode's row."""
-        values = row(progress)
-        self._writer.writerow([_cell(values.get(name, "")) for name in COLUMNS])
-        self._file.flush()
+        """Appends the episode's row.
+
+        Raises:
+            ConfigurationError: if the disk is full.
+        """
+        values, text = row(progress), io.StringIO(newline="")
+        csv.writer(text).writerow([_cell(values.get(name, "")) for name in COLUMNS])
+        content = text.getvalue().encode()
+        with _clear_errors(self._path):
+            if self._file.write(content) != len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
         """Closes the file."""
@@ -166,18 +176,29 @@ class TensorBoardLog:
     def __init__(self, folder: Path, episode: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = episode + 1 if episode else None
-        self._writer = SummaryWriter(folder / "tensorboard", purge_step=purge)
+        purge, self._path = episode + 1 if episode else None, folder / "tensorboard"
+        with _clear_errors(self._path):
+            self._writer = SummaryWriter(self._path, purge_step=purge)
 
     def __call__(self, progress: Progress) -> None:
         """Writes the episode's scalars."""
-        for name, value in row(progress).items():
-            if name != "episode" and not isinstance(value, str):
-                self._writer.add_scalar(name, value, progress.episode)
+        with _clear_errors(self._path):
+            for name, value in row(progress).items():
+                if name != "episode" and not isinstance(value, str):
+                    self._writer.add_scalar(name, value, progress.episode)
 
     def close(self) -> None:
         """Flushes and closes the event file."""
-        self._writer.close()
+        with _clear_errors(self._path):
+            self._writer.close()
+
+
+@contextmanager
+def _clear_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 class ProgressBar:

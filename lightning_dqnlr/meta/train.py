@@ -20,6 +20,7 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Engine, Reward
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.files import remove_leftovers
 from lightning_dqnlr.meta.checkpoint import (
     check_same_settings,
     read_checkpoint,
@@ -27,17 +28,15 @@ from lightning_dqnlr.meta.checkpoint import (
 )
 from lightning_dqnlr.meta.collect import CollectConfig
 from lightning_dqnlr.meta.evaluate import Rivals, Scores, evaluate
+from lightning_dqnlr.meta.failures import Failures, usable_tasks
 from lightning_dqnlr.meta.provenance import provenance
 from lightning_dqnlr.meta.report import Progress
-from lightning_dqnlr.meta.workers import Collector, Job, Outcome, open_collector
+from lightning_dqnlr.meta.workers import Collector, Job, LocalWorkers, Outcome, Workers
 from lightning_dqnlr.policy.network import Network
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.agent import Agent
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
-# Tasks are code and data of others and may fail now and then; if this many fail in a row, the
-# fault is not theirs.
-MOST_FAILURES_IN_A_ROW = 10
 _COUNTS = (
     "episodes",
     "capacity",
@@ -46,7 +45,6 @@ _COUNTS = (
     "evaluation_seeds",
     "checkpoint_every",
     "round",
-    "workers",
 )
 _SETTINGS = ("tasks", "reward", "spec", "agent", "collect", "engine")
 _FIXED = ("updates", "round", "warm_up_episodes", "capacity", "seed")
@@ -66,7 +64,6 @@ class TrainConfig:
         evaluation_seeds: replicas of each.
         checkpoint_every: episodes between checkpoints.
         round: episodes collected with one state of the network before learning from them.
-        workers: processes that share the episodes of a round; the result does not depend on it.
         rivals: folder of the tuned cosines, which runs of the same tasks can share; None for
             `rivals` in the run's own folder.
         max_minutes: stop after this wall-clock time; None for no limit.
@@ -86,7 +83,6 @@ class TrainConfig:
     evaluation_seeds: int = 8
     checkpoint_every: int = 25
     round: int = 1
-    workers: int = 1
     rivals: str | None = None
     max_minutes: float | None = None
     seed: int = 0
@@ -120,7 +116,8 @@ class MetaTrainer:
         agent: what learns, and from which transitions.
         collect: the rollouts.
         config: the outer loop.
-        folder: checkpoints, the policies and the rivals' cache go here.
+        folder: checkpoints and the policies go here; this run alone writes to it.
+        workers: where episodes are collected; the result does not depend on it.
         record: plain JSON data put into the record of every policy saved (the command, say).
         engine: runs the inner loops.
     """
@@ -132,16 +129,16 @@ class MetaTrainer:
     collect: CollectConfig
     config: TrainConfig
     folder: Path
+    workers: Workers = field(default_factory=LocalWorkers)
     record: dict[str, Any] = field(default_factory=dict)
     engine: Engine = ON_CPU
     episode: int = 0
     inner_steps: int = 0
     seconds: float = 0.0
     best_score: float = float("inf")
-    failures: list[str] = field(default_factory=list)
+    failures: Failures = field(default_factory=Failures)
 
     def __post_init__(self) -> None:
-        self._failures_in_a_row = 0
         self._last_validation: dict[str, Any] = {}
         torch.manual_seed(self.config.seed)
         self.generator = torch.Generator().manual_seed(self.config.seed)
@@ -162,13 +159,15 @@ class MetaTrainer:
 
     def validation_tasks(self) -> Sequence[Task]:
         """The tasks that choose; never trained on, never reported on."""
-        return [self.tasks.sample(i, "validation") for i in range(self.config.evaluation_tasks)]
+        numbers = range(self.config.evaluation_tasks)
+        return usable_tasks(self.tasks, numbers, self.rivals, self.failures)
 
     def fit(self, report: Callable[[Progress], None]) -> float:
         """Runs to the last episode (or the time limit); returns the best validation score."""
-        validation = self.validation_tasks()
+        remove_leftovers(self.folder)
         started = time.monotonic() - self.seconds
-        with open_collector(self.config.workers) as collect:
+        validation = self.validation_tasks()
+        with self.workers.open() as collect:
             while not self.finished:
                 before = self.episode
                 last = min(before + self.config.round, self.config.episodes)
@@ -209,27 +208,16 @@ class MetaTrainer:
         self.episode += 1
         result = outcome.episode
         progress = Progress(self.episode, self.inner_steps, float("nan"), result, outcome.task)
-        if outcome.error is not None:
-            progress.failure = self._record_failure(seed, outcome.error)
         if result is None:
+            name = outcome.task.name if outcome.task else f"seed {seed}"
+            progress.failure = self.failures.note_training(name, str(outcome.failure))
             return progress
-        self._failures_in_a_row = 0
+        self.failures.in_a_row = 0
         self.inner_steps = progress.inner_steps = self.inner_steps + result.steps
         self.replay.extend(result.transitions)
         if self.episode > self.config.warm_up_episodes:
             progress.loss = self._learn()
         return progress
-
-    def _record_failure(self, seed: int, error: Exception) -> str:
-        failure = f"task seed {seed}: {type(error).__name__}: {error}"
-        self.failures.append(failure)
-        self._failures_in_a_row += 1
-        if self._failures_in_a_row >= MOST_FAILURES_IN_A_ROW:
-            raise ConfigurationError(
-                f"tasks: {self._failures_in_a_row} failed in a row, the last with {failure}. "
-                "Mend or drop that family of tasks."
-            ) from error
-        return failure
 
     def _learn(self) -> float:
         total = torch.zeros((), device=self.config.device)
@@ -270,7 +258,8 @@ class MetaTrainer:
             "circuit_breaker": self.collect.circuit_breaker,
             "validation": self._last_validation,
             "episodes": self.episode,
-            "failed_tasks": len(self.failures),
+            "failed_tasks": len(self.failures.texts),
+            "failures": list(self.failures.texts),
             "inner_steps": self.inner_steps,
             "updates": self.learner.updates,
             "minutes": round(self.seconds / 60, 2),
@@ -307,8 +296,7 @@ class MetaTrainer:
             "inner_steps": self.inner_steps,
             "seconds": self.seconds,
             "best_score": self.best_score,
-            "failures": list(self.failures),
-            "failures_in_a_row": self._failures_in_a_row,
+            "failures": self.failures.state_dict(),
             "validation": self._last_validation,
             "settings": self._settings(),
         }
@@ -325,8 +313,7 @@ class MetaTrainer:
         self.generator.set_state(state["generator"])
         self.episode, self.inner_steps = state["episode"], state["inner_steps"]
         self.seconds, self.best_score = state["seconds"], state["best_score"]
-        self.failures = list(state["failures"])
-        self._failures_in_a_row = state["failures_in_a_row"]
+        self.failures.load_state_dict(state["failures"])
         self._last_validation = state["validation"]
 
     def _settings(self) -> dict[str, str]:

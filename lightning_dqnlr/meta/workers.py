@@ -1,20 +1,22 @@
 """Episodes of one round, one after the other or in several processes: the results are the same.
 
-A round is a fixed number of episodes collected with one state of the network. Its results are
-learned from in the order of the episodes, so how many processes shared the work, and which was
-faster, changes nothing.
+A round is a fixed number of episodes collected with one state of the network. An episode is a
+function of its job alone, and its result is learned from in the order of the episodes, exactly
+once. So how many processes shared the work, which was faster, and which was killed and replaced,
+changes nothing.
 """
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -24,12 +26,18 @@ from lightning_dqnlr.envs.environment import Engine, Reward
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig, Episode, collect_episode
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.tasks.task import Task, TaskFamily
+from lightning_dqnlr.rl.replay import Transitions
+from lightning_dqnlr.tasks.task import TaskFamily
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to collect; `seed` fixes the task, the replicas and the exploration."""
+    """One episode to collect; `seed` fixes the task, the replicas and the exploration.
+
+    The jobs of a round differ in `seed` and `config` only.
+    """
 
     tasks: TaskFamily
     seed: int
@@ -39,12 +47,23 @@ class Job:
     engine: Engine
 
 
-class Outcome(NamedTuple):
-    """What became of a job: an episode, or the error that its task raised."""
+class TaskSummary(NamedTuple):
+    """What a log says of a task. The task itself, with its data, stays in the worker."""
 
-    task: Task | None
+    name: str
+    optimizer: str
+    horizon: int
+
+
+class Outcome(NamedTuple):
+    """What became of a job: an episode, or in words why its task failed.
+
+    In words, because not every exception survives the way from one process to another.
+    """
+
+    task: TaskSummary | None
     episode: Episode | None
-    error: Exception | None
+    failure: str | None
 
 
 class Collector(Protocol):
@@ -54,16 +73,45 @@ class Collector(Protocol):
         """The outcomes, as they become available."""
 
 
+class Workers(Protocol):
+    """Where episodes are collected."""
+
+    def open(self) -> AbstractContextManager[Collector]:
+        """A collector, whose processes end with the context."""
+
+
 def run_job(job: Job) -> Outcome:
     """Collects one episode. A task that fails is an outcome, not an error: others go on."""
-    task: Task | None = None
+    summary: TaskSummary | None = None
     try:
         task = job.tasks.sample(job.seed, "train")
+        summary = TaskSummary(task.name, task.optimizer, task.horizon)
         generator = torch.Generator().manual_seed(job.seed)
         episode = collect_episode(task, job.policy, job.config, job.reward, generator, job.engine)
-    except Exception as error:
-        return Outcome(task, None, error)
-    return Outcome(task, episode, None)
+    except (Exception, SystemExit) as error:
+        return Outcome(summary, None, f"{type(error).__name__}: {error}")
+    if not episode.final_losses.isfinite().any():
+        count = len(episode.final_losses)
+        return Outcome(summary, None, f"not one of {count} replicas ended with a finite loss")
+    transitions = finite(episode.transitions)
+    if len(transitions.action) == 0:
+        return Outcome(summary, None, "not one finite transition")
+    return Outcome(summary, episode._replace(transitions=transitions), None)
+
+
+def finite(transitions: Transitions) -> Transitions:
+    """The transitions that can be learned from; one NaN in the replay would end up everywhere.
+
+    Those whose observation or return is not finite are dropped, and those that bootstrap from a
+    next observation that is not. Where nothing is bootstrapped (discount 0: a replica that blew
+    up, say) the next observation plays no part, and zeros replace it.
+    """
+    ends = transitions.discount == 0
+    next_finite = transitions.next_observation.isfinite().all(-1)
+    keep = transitions.observation.isfinite().all(-1) & transitions.reward.isfinite()
+    keep &= transitions.discount.isfinite() & (next_finite | ends)
+    following = torch.where(next_finite.unsqueeze(-1), transitions.next_observation, 0.0)
+    return Transitions(*(x[keep] for x in transitions._replace(next_observation=following)))
 
 
 def in_this_process(jobs: Sequence[Job]) -> Iterator[Outcome]:
@@ -71,29 +119,114 @@ def in_this_process(jobs: Sequence[Job]) -> Iterator[Outcome]:
     return map(run_job, jobs)
 
 
-@contextmanager
-def open_collector(workers: int) -> Iterator[Collector]:
-    """A collector on so many processes, which end with the context (or with this process).
+@dataclass(frozen=True)
+class LocalWorkers:
+    """Collects in this process, or in several of this machine.
+
+    Args:
+        workers: number of processes; 1 for this one alone.
+        restarts: how often in a row killed processes are replaced without a single episode coming
+            back in between.
 
     Raises:
-        ConfigurationError: from the collector, if a process was killed (out of memory, say).
+        ConfigurationError: for a count out of range; from the collector, if processes are killed
+            again and again (out of memory, say).
     """
-    if workers == 1:
-        yield in_this_process
-        return
-    context = multiprocessing.get_context("spawn")  # fork would copy torch's threads half-alive
-    with ProcessPoolExecutor(workers, context, initializer=_begin_worker) as pool:
 
-        def collect(jobs: Sequence[Job]) -> Iterator[Outcome]:
+    workers: int = 1
+    restarts: int = 3
+
+    def __post_init__(self) -> None:
+        check_count("collector.workers", self.workers, 1)
+        check_count("collector.restarts", self.restarts, 0)
+
+    @contextmanager
+    def open(self) -> Iterator[Collector]:
+        """A collector, whose processes end with the context (or with this process)."""
+        if self.workers == 1:
+            yield in_this_process
+            return
+        processes = _Processes(self.workers, self.restarts)
+        try:
+            yield processes
+        finally:
+            processes.pool.shutdown(cancel_futures=True)
+
+
+def check_count(name: str, value: object, least: int) -> None:
+    """Refuses what is not an integer of at least so much.
+
+    Raises:
+        ConfigurationError: names the setting.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(f"{name}={value!r} must be an integer of at least {least}.")
+
+
+class _Processes:
+    """A pool of spawned processes, which is replaced when one of them is killed."""
+
+    def __init__(self, workers: int, restarts: int) -> None:
+        self._workers, self._restarts = workers, restarts
+        self.pool = self._open_pool()
+
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        futures = [self._submit(job) for job in jobs]
+        left, i = self._restarts, 0
+        while i < len(jobs):
             try:
-                yield from pool.map(run_job, jobs)
+                outcome = futures[i].result()
             except BrokenProcessPool as error:
+                left = self._one_restart_less(left, error)
+                futures[i:] = self._collect_again(jobs[i:], futures[i:])
+                continue
+            except Exception as error:  # `run_job` raises nothing: the job did not arrive
                 raise ConfigurationError(
-                    f"workers={workers}: a worker process was killed, perhaps for want of memory. "
-                    "Go on with resume=true and fewer workers or replicas."
+                    f"collector.workers={self._workers}: the tasks cannot be sent to another "
+                    f"process ({error}); define them in a module, or use collector.workers=1."
                 ) from error
+            yield outcome
+            left, i = self._restarts, i + 1
 
-        yield collect
+    def _collect_again(
+        self, jobs: Sequence[Job], futures: Sequence[Future[Outcome]]
+    ) -> list[Future[Outcome]]:
+        """A new pool for what the broken one left undone; finished episodes are kept."""
+        self.pool.shutdown()
+        self.pool = self._open_pool()
+        return [
+            future if _succeeded(future) else self._submit(job)
+            for job, future in zip(jobs, futures, strict=True)
+        ]
+
+    def _submit(self, job: Job) -> Future[Outcome]:
+        try:
+            return self.pool.submit(run_job, job)
+        except BrokenProcessPool:  # killed while it had nothing to do
+            self.pool = self._open_pool()
+            return self.pool.submit(run_job, job)
+
+    def _one_restart_less(self, left: int, error: BrokenProcessPool) -> int:
+        if left == 0:
+            raise workers_keep_dying(self._workers) from error
+        _log.warning("A worker was killed and is replaced; its episode is collected again.")
+        return left - 1
+
+    def _open_pool(self) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")  # fork would copy torch's threads half-alive
+        return ProcessPoolExecutor(self._workers, context, initializer=_begin_worker)
+
+
+def workers_keep_dying(workers: int) -> ConfigurationError:
+    """The error of a collector that replaced its workers as often as it may."""
+    return ConfigurationError(
+        f"collector.workers={workers}: worker processes were killed again and again, perhaps for "
+        "want of memory. Go on with resume=true and fewer workers or replicas."
+    )
+
+
+def _succeeded(future: Future[Outcome]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None
 
 
 def _begin_worker() -> None:

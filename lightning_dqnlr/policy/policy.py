@@ -22,7 +22,7 @@ from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
-from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.files import write_together
 from lightning_dqnlr.policy.exploration import epsilon_greedy
 from lightning_dqnlr.policy.network import Network, QEnsemble, build_network
 
@@ -94,7 +94,7 @@ class LRPolicy:
         return epsilon_greedy(q_values, epsilon, generator)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes the two files into `folder`, each atomically; returns the folder.
+        """Writes the two files into `folder`, atomically; returns the folder.
 
         Raises:
             ConfigurationError: if the folder cannot be written.
@@ -110,8 +110,8 @@ class LRPolicy:
             "controller": self.spec.to_dict(),
             "record": self.record,
         }
-        write_atomically(folder / WEIGHTS, weights)
-        write_atomically(folder / RECORD, (json.dumps(record, indent=2) + "\n").encode())
+        text = json.dumps(record, indent=2) + "\n"
+        write_together({folder / WEIGHTS: weights, folder / RECORD: text.encode()})
         return folder
 
     @classmethod

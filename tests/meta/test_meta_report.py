@@ -7,13 +7,13 @@ from lightning_dqnlr.meta.collect import Episode
 from lightning_dqnlr.meta.evaluate import Scores
 from lightning_dqnlr.meta.provenance import source_commit
 from lightning_dqnlr.meta.report import CSV_FILE, CSVLog, Progress, ProgressBar, TensorBoardLog
-from tests.meta.tiny_tasks import TinyTasks
+from lightning_dqnlr.meta.workers import TaskSummary
 
 
 def progress(episode, **changes):
     losses = torch.tensor([0.5, 0.25, 4.0])
     result = Episode(None, 12, losses, 2.0, 1.5, 0.0)
-    task = TinyTasks().sample(episode)
+    task = TaskSummary(f"tiny/train/{episode}", "sgd", 12)
     return Progress(episode, 12 * episode, 0.125, result, task, seconds=2.0 * episode, **changes)
 
 

@@ -10,7 +10,8 @@ from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.checkpoint import CHECKPOINT
 from lightning_dqnlr.meta.collect import CollectConfig
 from lightning_dqnlr.meta.evaluate import evaluate, fingerprint
-from lightning_dqnlr.meta.train import MOST_FAILURES_IN_A_ROW, MetaTrainer, TrainConfig
+from lightning_dqnlr.meta.failures import MOST_FAILURES_IN_A_ROW
+from lightning_dqnlr.meta.train import MetaTrainer, TrainConfig
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.agent import Agent
 from lightning_dqnlr.rl.dqn import DQNConfig
@@ -107,11 +108,12 @@ def test_a_task_that_raises_is_recorded_and_skipped(tmp_path):
     reports = []
     trainer = make_trainer(tmp_path, TinyTasks(failing=(1,)))
     trainer.fit(reports.append)
-    assert trainer.failures == ["task seed 1: LookupError: no such data"]
+    assert trainer.failures.texts == ["task seed 1: LookupError: no such data"]
     assert [p.episode for p in reports] == [1, 2, 3, 4, 5, 6]
     assert [p.failure is None for p in reports] == [True, False, True, True, True, True]
     assert reports[1].result is None
-    assert LRPolicy.load(tmp_path / "last").record["failed_tasks"] == 1
+    record = LRPolicy.load(tmp_path / "last").record
+    assert (record["failed_tasks"], record["failures"]) == (1, trainer.failures.texts)
 
 
 def test_a_failure_in_the_last_episode_does_not_lose_the_policy(tmp_path):
@@ -133,7 +135,7 @@ def test_failures_far_apart_do_not_stop_the_run(tmp_path):
         tmp_path, TinyTasks(failing=failing), episodes=36, updates=0, evaluate_every=36
     )
     trainer.fit(ignore)
-    assert len(trainer.failures) == 12
+    assert len(trainer.failures.texts) == 12
 
 
 def test_the_time_limit_ends_the_run_with_an_evaluated_policy(tmp_path):

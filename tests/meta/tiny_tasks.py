@@ -1,6 +1,9 @@
 """A task family small enough to meta-train on in a test."""
 
+import os
+import signal
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 
@@ -40,3 +43,31 @@ class TinyTasks:
             optimizer=optimizer.name,
             horizon=12,
         )
+
+
+@dataclass
+class Poisoned(TinyTasks):
+    """Tiny tasks; those of some seeds and one split have an input that is not a number."""
+
+    seeds: tuple[int, ...] = ()
+    split: str = "train"
+
+    def sample(self, seed, split="train"):
+        task = super().sample(seed, split)
+        if seed in self.seeds and split == self.split:
+            task.train_data[0][3, 1] = float("nan")
+        return task
+
+
+@dataclass
+class Deadly(TinyTasks):
+    """Tiny tasks; the first process that is asked for one seed is killed, the next one is not."""
+
+    marker: Path = Path()
+    seed: int = 0
+
+    def sample(self, seed, split="train"):
+        if (seed, split) == (self.seed, "train") and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().sample(seed, split)

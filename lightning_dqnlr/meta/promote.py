@@ -1,0 +1,209 @@
+"""Which policy of a sweep is the best: all of them again, side by side, on fresh tasks.
+
+Each run chose its best policy on a few validation tasks of its own, so the winner of a sweep by
+those scores is partly the luckiest. Here every policy meets the same validation tasks, which none
+was selected on, with the same seeds. The test split is never touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.bench.cosine import regret
+from lightning_dqnlr.bench.scores import interquartile_mean, stratified_bootstrap
+from lightning_dqnlr.envs.environment import Engine
+from lightning_dqnlr.envs.vector import ON_CPU
+from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
+from lightning_dqnlr.meta.evaluate import Rivals, Scores, evaluate
+from lightning_dqnlr.policy.policy import RECORD, WEIGHTS, LRPolicy
+from lightning_dqnlr.tasks.task import Task
+
+# Runs select on the validation tasks from number 0 on; none goes this far.
+FIRST_TASK = 1000
+_COLUMNS = ("score", "mean", "median", "IQM", "95% interval", "p90", "lost")
+_WIDTHS = (9, 9, 9, 9, 19, 9, 7)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A policy found on disk; the name is its folder below the sweep's."""
+
+    name: str
+    folder: Path
+    policy: LRPolicy
+
+    @property
+    def overrides(self) -> list[str]:
+        """What the command line of its run changed."""
+        return list(self.policy.record.get("overrides", []))
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How a candidate did. Regrets are of the training loss, as in selection; lower is better.
+
+    Attributes:
+        candidate: the policy.
+        scores: (tasks, seeds) regrets.
+        lost: runs whose loss diverged.
+    """
+
+    candidate: Candidate
+    scores: Scores
+    lost: int
+
+    def numbers(self) -> dict[str, Any]:
+        """The row of the table as plain JSON data."""
+        regrets = self.scores.train
+        low, high = stratified_bootstrap(regrets)
+        return {
+            "score": self.scores.score,
+            "mean": regrets.mean().item(),
+            "median": regrets.median().item(),
+            "iqm": interquartile_mean(regrets),
+            "iqm_interval_95": [low, high],
+            "p90": regrets.flatten().quantile(0.9).item(),
+            "lost": self.lost,
+        }
+
+
+def find_candidates(folders: Sequence[Path], skip: Callable[[str], None]) -> list[Candidate]:
+    """The policies under the folders, without a run's `last` that is its `best` once more.
+
+    Args:
+        folders: of runs, of sweeps or of policies.
+        skip: told in words of policies that cannot be read (of a run that was killed, say).
+
+    Raises:
+        ConfigurationError: if there is none.
+    """
+    found: list[Candidate] = []
+    known: set[tuple[Path, str]] = set()
+    root = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    for path in sorted({p.resolve() for folder in folders for p in folder.rglob(RECORD)}):
+        folder = path.parent
+        try:
+            candidate = Candidate(os.path.relpath(folder, root), folder, LRPolicy.load(folder))
+        except PolicyFileError as error:
+            skip(f"{error}")
+            continue
+        key = (folder.parent, hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest())
+        if key not in known:
+            known.add(key)
+            found.append(candidate)
+    if not found:
+        raise ConfigurationError(
+            f"No policy in {', '.join(map(str, folders))}: give folders that dqnlr-train wrote."
+        )
+    return found
+
+
+def compare(
+    candidates: Sequence[Candidate],
+    tasks: Sequence[Task],
+    rivals: Rivals,
+    seeds: Sequence[int],
+    engine: Engine = ON_CPU,
+) -> list[Standing]:
+    """Every candidate on every task and seed, each started as it was trained; the best first."""
+    standings = []
+    for candidate in candidates:
+        policy, record = candidate.policy, candidate.policy.record
+        scores = evaluate(
+            policy.act,
+            policy.spec,
+            tasks,
+            rivals,
+            seeds,
+            engine,
+            start="safe" if record.get("start", "auto") == "auto" else "user",
+            circuit_breaker=record.get("circuit_breaker", True),
+        )
+        standings.append(Standing(candidate, scores, _lost(scores.train, tasks, rivals)))
+    return sorted(standings, key=lambda standing: standing.scores.score)
+
+
+def _lost(regrets: Tensor, tasks: Sequence[Task], rivals: Rivals) -> int:
+    """Runs at the regret that stands for a loss beyond all bounds."""
+    worst = torch.tensor(math.inf)
+    limits = [regret(worst, rivals[t].train_loss, rivals[t].initial_loss) for t in tasks]
+    return int((~(regrets < torch.stack(limits)[:, None] - 1e-4)).sum())
+
+
+def difference(first: Standing, second: Standing) -> tuple[float, float]:
+    """95% interval of the second's score minus the first's, over what other tasks would say.
+
+    Both met the same tasks and seeds, so the differences are paired; tasks are resampled, because
+    they differ more than the seeds of one task do.
+    """
+    clipped = [s.scores.train.nan_to_num(2.0).clamp(-0.5, 2.0) for s in (first, second)]
+    by_task = (clipped[1] - clipped[0]).mean(-1)
+    return stratified_bootstrap(by_task[None], lambda values: values.mean().item())
+
+
+def verdict(standings: Sequence[Standing]) -> str:
+    """Whether the winner's lead means anything, in one sentence."""
+    if len(standings) == 1:
+        return "It is the only candidate."
+    low, high = difference(*standings[:2])
+    ahead = f"The second is behind by {low:.3f} to {high:.3f} in score (95%)"
+    if low <= 0:
+        return f"{ahead}: within noise, either could be the better one."
+    return f"{ahead}: more than noise."
+
+
+def table(standings: Sequence[Standing]) -> str:
+    """One line per candidate, the best first, with what its run was told to do differently."""
+    shared = set.intersection(*(set(s.candidate.overrides) for s in standings))
+    name = max(len("policy"), *(len(s.candidate.name) for s in standings))
+    header = "".join(f"{text:>{w}}" for text, w in zip(_COLUMNS, _WIDTHS, strict=True))
+    lines = [f"{'policy':<{name}}{header}  overrides"]
+    for standing in standings:
+        row = standing.numbers()
+        low, high = row["iqm_interval_95"]
+        cells = [f"{row[key]:.3f}" for key in ("score", "mean", "median", "iqm")]
+        cells += [f"[{low:.3f}, {high:.3f}]", f"{row['p90']:.3f}", f"{row['lost']}"]
+        text = "".join(f"{cell:>{w}}" for cell, w in zip(cells, _WIDTHS, strict=True))
+        own = " ".join(o for o in standing.candidate.overrides if o not in shared)
+        lines.append(f"{standing.candidate.name:<{name}}{text}  {own}".rstrip())
+    return "\n".join(lines)
+
+
+def promote(standings: Sequence[Standing], into: Path, seeds: int) -> Path:
+    """Copies the winner, with a record of what it was compared with; returns the folder.
+
+    Args:
+        standings: the best first.
+        into: folder of the copy; a policy in it is replaced as a whole.
+        seeds: how many each task was run with.
+
+    Raises:
+        ConfigurationError: if the folder cannot be written.
+    """
+    winner = standings[0].candidate.policy
+    interval = None if len(standings) == 1 else list(difference(*standings[:2]))
+    winner.record = {
+        **winner.record,
+        "promoted": {
+            "from": standings[0].candidate.name,
+            "split": "validation",
+            "tasks": list(standings[0].scores.names),
+            "seeds": seeds,
+            "lead_in_score_95": interval,
+            "within_noise": interval is not None and interval[0] <= 0,
+            "candidates": [
+                {"name": s.candidate.name, "overrides": s.candidate.overrides, **s.numbers()}
+                for s in standings
+            ],
+        },
+    }
+    return winner.save(into)
