@@ -116,7 +116,7 @@ def train_ours(steps: int, seed: int) -> Act:
         observation = env.reset()[0] if terminated else following
         if step >= min(WARM_UP, steps // 4):
             for _ in range(UPDATES_PER_DECISION):
-                learner.update(replay.sample(BATCH_SIZE, generator))
+                learner.update(replay.sample(BATCH_SIZE, generator).transitions)
     return act
 
 
