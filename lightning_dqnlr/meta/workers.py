@@ -214,7 +214,13 @@ class _Processes:
 
     def _open_pool(self) -> ProcessPoolExecutor:
         context = multiprocessing.get_context("spawn")  # fork would copy torch's threads half-alive
-        return ProcessPoolExecutor(self._workers, context, initializer=_begin_worker)
+        pool = ProcessPoolExecutor(self._workers, context, initializer=_begin_worker)
+        # The executor starts a process after it has told its watching thread of the work, so the
+        # thread may not watch the newest, and would never hear of its death. By the time all of
+        # them have answered, it watches them all.
+        for started in [pool.submit(os.getpid) for _ in range(self._workers)]:
+            started.result()
+        return pool
 
 
 def workers_keep_dying(workers: int) -> ConfigurationError:
