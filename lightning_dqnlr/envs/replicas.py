@@ -6,8 +6,8 @@ one (R, P) tensor, so that an optimizer step, the probe and a restore are one or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -157,16 +157,10 @@ class Replicas:
     def evaluate(self, data: Any) -> Tensor:
         """Mean training loss of each replica over a data set, in eval mode: (R,)."""
         self._template.eval()
-        try:
-            return self._mean_loss(self._loss, data, EVALUATION_CHUNK)
-        except RuntimeError as error:
-            # Recurrent layers have a batching rule only where gradients may be asked for. That
-            # costs memory for what a backward pass would need, hence the smaller chunks.
-            if "Batching rule" not in str(error):
-                raise
-            return self._mean_loss(self._differentiable_loss, data, EVALUATION_CHUNK // 8)
-        finally:
-            self._template.train()
+        with self._naming_the_remedy():
+            losses = self._evaluate(data)
+        self._template.train()
+        return losses
 
     def snapshot(self, where: Tensor) -> None:
         """Remembers weights, buffers and optimizer state of the replicas in the mask (R,)."""
@@ -184,6 +178,16 @@ class Replicas:
         live = self._state()
         for name, saved in self._snapshot.items():
             _assign(live[name], saved, where)
+
+    def _evaluate(self, data: Any) -> Tensor:
+        try:
+            return self._mean_loss(self._loss, data, EVALUATION_CHUNK)
+        except RuntimeError as error:
+            # Recurrent layers have a batching rule only where gradients may be asked for. That
+            # costs memory for what a backward pass would need, hence the smaller chunks.
+            if "Batching rule" not in str(error):
+                raise
+            return self._mean_loss(self._differentiable_loss, data, EVALUATION_CHUNK // 8)
 
     @torch.no_grad()
     def _mean_loss(self, loss: Callable[..., Tensor], data: Any, chunk_size: int) -> Tensor:
@@ -215,16 +219,21 @@ class Replicas:
         if self._closed_form is not None:
             buffers = {k.removeprefix("module."): v for k, v in self._buffers.items()}
             return self._closed_form.gradients_and_losses(self.weights, buffers, batch)
-        try:
+        with self._naming_the_remedy():
             gradient, losses = self._vmapped(self.weights, self._constants, self._buffers, batch)
-        except RuntimeError as error:
-            if any(words in str(error) for words in _UNCARRIED):
-                raise UnsupportedTrainingError(
-                    f"{type(self._template.module).__name__} cannot be replicated by vmap; train "
-                    f"it with env=trainer. ({' '.join(str(error).split())})"
-                ) from error
-            raise
         return gradient, losses
+
+    @contextmanager
+    def _naming_the_remedy(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            if not any(words in str(error) for words in _UNCARRIED):
+                raise
+            raise UnsupportedTrainingError(
+                f"{type(self._template.module).__name__} cannot be replicated by vmap; train "
+                f"it with env=trainer. ({' '.join(str(error).split())})"
+            ) from error
 
     def _differentiable_loss(self, flat: Tensor, *arguments: Any) -> Tensor:
         loss: Tensor = vjp(lambda weights: self._loss(weights, *arguments), flat)[0]

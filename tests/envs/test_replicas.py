@@ -168,8 +168,10 @@ def test_a_recurrent_layer_trains_and_evaluates_as_it_does_alone():
 
 def test_a_python_branch_on_a_tensor_is_refused_with_the_modules_name():
     task = make_task(OptimizerSpec("sgd"), module=Branching)
-    with pytest.raises(UnsupportedTrainingError, match=r"Branching.*env=trainer"):
-        Replicas(task, SEEDS).backward()
+    replicas = Replicas(task, SEEDS)
+    for use in (replicas.backward, lambda: replicas.evaluate(task.train_data)):
+        with pytest.raises(UnsupportedTrainingError, match=r"Branching.*env=trainer"):
+            use()
 
 
 LINEAR_IN_THE_RATE = {
