@@ -33,6 +33,7 @@ from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import Probe, Telemetry
 from lightning_dqnlr.envs.detached import training_loss
+from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.optimizers import configured_optimizer
 from lightning_dqnlr.envs.replicas import BatchOrder, Replicas
 from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
@@ -114,7 +115,7 @@ def rows(data: Any, index: torch.Tensor) -> Any:
 def vector_rate(task: Task, replicas: int, device: str, seconds: float) -> float:
     """Inner steps per second over all replicas, telemetry and control included."""
     engine = VectorEngine(device)
-    env = engine.open(task, ControllerSpec(), range(replicas), reward=LogProgress())
+    env = engine.open(task, ControllerSpec(), range(replicas), Terms(LogProgress()))
     keep = torch.full((replicas,), env.controller.spec.actions.keep, device=device)
     env.reset()
     steps, began = env.controller.step, time.perf_counter()
@@ -219,7 +220,7 @@ def growth(device: str, minutes: float) -> tuple[float, float]:
     marks, began, seed = [], time.monotonic(), 0
     for share in (0.1, 1.0):
         while time.monotonic() - began < 60 * minutes * share:
-            env = engine.open(tasks.sample(seed), ControllerSpec(), range(64), reward=LogProgress())
+            env = engine.open(tasks.sample(seed), ControllerSpec(), range(64), Terms(LogProgress()))
             env.reset()
             while not env.finished:
                 env.step(torch.full((64,), 3, device=device))

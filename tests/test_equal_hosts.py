@@ -9,6 +9,7 @@ from lightning_dqnlr import DQNLRCallback, DQNLRScheduler
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import IntervalStats
+from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.gym import LRControlEnv, LRControlVectorEnv
 from lightning_dqnlr.envs.replicas import BatchOrder
 from lightning_dqnlr.envs.vector import VectorLREnv
@@ -66,7 +67,7 @@ def task_with(optimizer):
 
 
 def in_the_environment(task, policy):
-    env = VectorLREnv(task, policy.spec, SEEDS, reward=log_progress)
+    env = VectorLREnv(task, policy.spec, SEEDS, Terms(log_progress))
     observation, rates = env.reset(), [env.controller.lr]
     while env.controller.step < STEPS:
         observation = env.step(policy.act(observation)).observation
@@ -109,7 +110,7 @@ def test_environment_loop_and_trainer_give_the_same_learning_rates(tmp_path, opt
 
 def replayed(task, spec, seeds, actions):
     """Observations, rewards and rates of `actions`, (T, R), in the vectorised environment."""
-    env = VectorLREnv(task, spec, seeds, reward=log_progress)
+    env = VectorLREnv(task, spec, seeds, Terms(log_progress))
     observations, rewards, rates = [env.reset()], [], [env.controller.lr]
     for action in actions:
         result = env.step(action)

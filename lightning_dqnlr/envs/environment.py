@@ -56,7 +56,36 @@ class Start:
     lr: Tensor | None = None
 
 
-SAFE_START = Start()
+@dataclass(frozen=True)
+class Terms:
+    """What an environment pays and allows.
+
+    Args:
+        reward: of an interval.
+        start: where the learning rates begin.
+        circuit_breaker: whether blown-up intervals are undone.
+        trip_penalty: subtracted from the reward of an undone interval.
+    """
+
+    reward: Reward
+    start: Start = Start()
+    circuit_breaker: bool = True
+    trip_penalty: float = 0.2
+
+    def transition(
+        self,
+        previous_loss: Tensor,
+        history: History,
+        observation: Tensor,
+        tripped: Tensor,
+        alive: Tensor,
+    ) -> StepResult:
+        """The result of an interval, the same whoever ran it; a failure is worth -1."""
+        value = self.reward(previous_loss, history.loss, history.initial_loss)
+        value = value - self.trip_penalty * tripped
+        alive = alive & history.loss.isfinite()
+        reward = torch.where(alive, value, torch.full_like(value, -1.0))
+        return StepResult(observation, reward, alive, tripped)
 
 
 class Control(Protocol):
@@ -122,11 +151,7 @@ class Engine(Protocol):
         task: Task,
         spec: ControllerSpec,
         seeds: Sequence[int],
-        *,
-        reward: Reward,
-        start: Start = SAFE_START,
-        circuit_breaker: bool = True,
-        trip_penalty: float = 0.2,
+        terms: Terms,
     ) -> LREnvironment:
         """An environment of one replica per seed.
 
@@ -134,10 +159,7 @@ class Engine(Protocol):
             task: what to train.
             spec: the controller's specification, shared with the policy.
             seeds: one per replica; fixes initial weights, data order and dropout.
-            reward: of an interval.
-            start: where the learning rates begin.
-            circuit_breaker: whether blown-up intervals are undone.
-            trip_penalty: subtracted from the reward of an undone interval.
+            terms: rewards, start and circuit breaker.
         """
 
     def follow(
@@ -155,20 +177,3 @@ class Engine(Protocol):
             lr: (R,) learning rates of a step, counted from 0.
             steps: how many; None for the task's horizon.
         """
-
-
-def transition(
-    reward: Reward,
-    trip_penalty: float,
-    previous_loss: Tensor,
-    history: History,
-    observation: Tensor,
-    tripped: Tensor,
-    alive: Tensor,
-) -> StepResult:
-    """The result of an interval, the same whoever ran it; a failure is worth -1."""
-    value = reward(previous_loss, history.loss, history.initial_loss) - trip_penalty * tripped
-    alive = alive & history.loss.isfinite()
-    return StepResult(
-        observation, torch.where(alive, value, torch.full_like(value, -1.0)), alive, tripped
-    )

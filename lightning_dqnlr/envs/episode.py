@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import Engine, LREnvironment, Reward, StepResult
+from lightning_dqnlr.envs.environment import Engine, LREnvironment, StepResult, Terms
 from lightning_dqnlr.envs.randomness import RandomStream
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError
 from lightning_dqnlr.tasks.sampling import Split
@@ -34,9 +34,7 @@ class Episodes:
         tasks: the family that `begin` draws from, or one task for all episodes.
         split: of the family.
         spec: of the controller.
-        reward: of an interval.
-        circuit_breaker: whether blown-up intervals are undone.
-        trip_penalty: subtracted from the reward of an undone interval.
+        terms: rewards and circuit breaker.
         engine: trains.
     """
 
@@ -45,15 +43,11 @@ class Episodes:
         tasks: TaskFamily | Task,
         split: Split,
         spec: ControllerSpec,
-        reward: Reward,
-        *,
-        circuit_breaker: bool,
-        trip_penalty: float,
+        terms: Terms,
         engine: Engine,
     ) -> None:
-        self._tasks, self._split, self._spec, self._reward = tasks, split, spec, reward
-        self._circuit_breaker, self._trip_penalty = circuit_breaker, trip_penalty
-        self._engine = engine
+        self._tasks, self._split, self._spec = tasks, split, spec
+        self._terms, self._engine = terms, engine
         self._env: LREnvironment | None = None
 
     def begin(self, task_seed: int, run_seeds: Sequence[int]) -> Tensor:
@@ -69,9 +63,7 @@ class Episodes:
                 self._task(task_seed),
                 self._spec,
                 run_seeds,
-                reward=self._reward,
-                circuit_breaker=self._circuit_breaker,
-                trip_penalty=self._trip_penalty,
+                self._terms,
             )
             observation = env.reset()
         self._env = env

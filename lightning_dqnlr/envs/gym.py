@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import Engine, Reward
+from lightning_dqnlr.envs.environment import Engine, Reward, Terms
 from lightning_dqnlr.envs.episode import Episodes
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
@@ -88,15 +88,8 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
         engine: Engine = ON_CPU,
     ) -> None:
         self.observation_space, self.action_space = _spaces(controller_spec)
-        self._episodes = Episodes(
-            tasks,
-            split,
-            controller_spec,
-            reward,
-            circuit_breaker=circuit_breaker,
-            trip_penalty=trip_penalty,
-            engine=engine,
-        )
+        terms = Terms(reward, circuit_breaker=circuit_breaker, trip_penalty=trip_penalty)
+        self._episodes = Episodes(tasks, split, controller_spec, terms, engine)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -185,15 +178,8 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
         self.single_observation_space, self.single_action_space = _spaces(controller_spec)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._episodes = Episodes(
-            tasks,
-            split,
-            controller_spec,
-            reward,
-            circuit_breaker=circuit_breaker,
-            trip_penalty=trip_penalty,
-            engine=engine,
-        )
+        terms = Terms(reward, circuit_breaker=circuit_breaker, trip_penalty=trip_penalty)
+        self._episodes = Episodes(tasks, split, controller_spec, terms, engine)
         self._done = np.zeros(num_envs, dtype=np.bool_)
 
     def reset(

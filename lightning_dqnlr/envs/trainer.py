@@ -15,14 +15,7 @@ from torch import Tensor
 
 from lightning_dqnlr.control.features import History
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import (
-    SAFE_START,
-    Losses,
-    Reward,
-    Start,
-    StepResult,
-    transition,
-)
+from lightning_dqnlr.envs.environment import Losses, StepResult, Terms
 from lightning_dqnlr.envs.randomness import RandomStream
 from lightning_dqnlr.envs.trainer_data import module_losses, quiet, task_loader, task_trainer
 from lightning_dqnlr.envs.trainer_run import Conditions, Schedule, TrainerRun
@@ -36,10 +29,7 @@ class TrainerLREnv:
         task: what to train.
         spec: the controller's specification, shared with the policy.
         seeds: one per replica.
-        reward: of an interval.
-        start: where the learning rates begin.
-        circuit_breaker: whether blown-up intervals are undone.
-        trip_penalty: subtracted from the reward of an undone interval.
+        terms: rewards, start and circuit breaker.
         device: where to train, and where observations and losses are returned.
     """
 
@@ -48,26 +38,22 @@ class TrainerLREnv:
         task: Task,
         spec: ControllerSpec,
         seeds: Sequence[int],
-        *,
-        reward: Reward,
-        start: Start = SAFE_START,
-        circuit_breaker: bool = True,
-        trip_penalty: float = 0.2,
+        terms: Terms,
         device: torch.device | str = "cpu",
     ) -> None:
         self.task = task
         conditions = [
-            Conditions(task, _entry(start.lr, i), _entry(start.multiplier, i))
+            Conditions(task, _entry(terms.start.lr, i), _entry(terms.start.multiplier, i))
             for i in range(len(seeds))
         ]
         self._runs = [
-            TrainerRun(task, spec, seed, each, circuit_breaker, torch.device(device).type)
+            TrainerRun(task, spec, seed, each, terms.circuit_breaker, torch.device(device).type)
             for seed, each in zip(seeds, conditions, strict=True)
         ]
         self._device = torch.device(device)
         self.controller = Together(spec, self._runs, self._device)
         self.alive = torch.ones(len(seeds), dtype=torch.bool, device=device)
-        self._reward, self._trip_penalty = reward, trip_penalty
+        self._terms = terms
 
     @property
     def finished(self) -> bool:
@@ -84,9 +70,7 @@ class TrainerLREnv:
         actions = action.tolist()
         rows = [run.advance(chosen) for run, chosen in zip(self._runs, actions, strict=True)]
         history = self.controller.history
-        result = transition(
-            self._reward,
-            self._trip_penalty,
+        result = self._terms.transition(
             previous,
             history,
             torch.stack(rows).to(self._device),
@@ -121,23 +105,10 @@ class TrainerEngine:
         task: Task,
         spec: ControllerSpec,
         seeds: Sequence[int],
-        *,
-        reward: Reward,
-        start: Start = SAFE_START,
-        circuit_breaker: bool = True,
-        trip_penalty: float = 0.2,
+        terms: Terms,
     ) -> TrainerLREnv:
         """An environment of one replica per seed; see `Engine.open`."""
-        return TrainerLREnv(
-            task,
-            spec,
-            seeds,
-            reward=reward,
-            start=start,
-            circuit_breaker=circuit_breaker,
-            trip_penalty=trip_penalty,
-            device=self.device,
-        )
+        return TrainerLREnv(task, spec, seeds, terms, self.device)
 
     def follow(
         self,

@@ -11,14 +11,7 @@ from torch import Tensor
 from lightning_dqnlr.control.controller import Decision, LRController
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import Probe, Telemetry
-from lightning_dqnlr.envs.environment import (
-    SAFE_START,
-    Losses,
-    Reward,
-    Start,
-    StepResult,
-    transition,
-)
+from lightning_dqnlr.envs.environment import Losses, StepResult, Terms
 from lightning_dqnlr.envs.replicas import Replicas
 from lightning_dqnlr.tasks.task import Task
 
@@ -30,10 +23,7 @@ class VectorLREnv:
         task: what to train.
         spec: the controller's specification, shared with the policy.
         seeds: one per replica.
-        reward: of an interval.
-        start: where the learning rates begin.
-        circuit_breaker: whether blown-up intervals are undone.
-        trip_penalty: subtracted from the reward of an undone interval.
+        terms: rewards, start and circuit breaker.
         device: where to train.
 
     Raises:
@@ -45,11 +35,7 @@ class VectorLREnv:
         task: Task,
         spec: ControllerSpec,
         seeds: Sequence[int],
-        *,
-        reward: Reward,
-        start: Start = SAFE_START,
-        circuit_breaker: bool = True,
-        trip_penalty: float = 0.2,
+        terms: Terms,
         device: torch.device | str = "cpu",
     ) -> None:
         self.task = task
@@ -61,13 +47,13 @@ class VectorLREnv:
             spec,
             horizon=task.horizon if task.known_horizon else None,
             lead=lead,
-            circuit_breaker=circuit_breaker,
+            circuit_breaker=terms.circuit_breaker,
             device=device,
         )
-        if start.multiplier is not None:
-            self.controller.start_multiplier = start.multiplier.to(device)
+        if terms.start.multiplier is not None:
+            self.controller.start_multiplier = terms.start.multiplier.to(device)
         self.alive = torch.ones(lead, dtype=torch.bool, device=device)
-        self._reward, self._start, self._trip_penalty = reward, start, trip_penalty
+        self._terms = terms
         self._interval = 1
         self._probed_weights: Tensor | None = None
 
@@ -89,9 +75,7 @@ class VectorLREnv:
         left = self.task.horizon - self.controller.step
         self._interval = min(self.controller.interval, left)
         decision = self._run_interval()
-        result = transition(
-            self._reward,
-            self._trip_penalty,
+        result = self._terms.transition(
             previous,
             self.controller.history,
             decision.observation,
@@ -144,8 +128,9 @@ class VectorLREnv:
         return self._probed_weights
 
     def _set_start(self, gradient: Tensor) -> None:
-        if self._start.lr is not None:
-            self.controller.start(self._start.lr.to(self.replicas.device))
+        lr = self._terms.start.lr
+        if lr is not None:
+            self.controller.start(lr.to(self.replicas.device))
             return
         weights = self._read_weights()
         self.controller.safe_start(
@@ -171,23 +156,10 @@ class VectorEngine:
         task: Task,
         spec: ControllerSpec,
         seeds: Sequence[int],
-        *,
-        reward: Reward,
-        start: Start = SAFE_START,
-        circuit_breaker: bool = True,
-        trip_penalty: float = 0.2,
+        terms: Terms,
     ) -> VectorLREnv:
         """An environment of one replica per seed; see `Engine.open`."""
-        return VectorLREnv(
-            task,
-            spec,
-            seeds,
-            reward=reward,
-            start=start,
-            circuit_breaker=circuit_breaker,
-            trip_penalty=trip_penalty,
-            device=self.device,
-        )
+        return VectorLREnv(task, spec, seeds, terms, self.device)
 
     def follow(
         self,

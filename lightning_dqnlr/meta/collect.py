@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.features import History, compressed_loss
-from lightning_dqnlr.envs.environment import Engine, LREnvironment, Reward, Start
+from lightning_dqnlr.envs.environment import Engine, LREnvironment, Reward, Start, Terms
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.demonstrate import Demonstrators
@@ -134,15 +134,9 @@ def collect_episode(
     seeds = torch.randint(2**31, (config.replicas,), generator=generator).tolist()
     if config.shared_seed:
         seeds = seeds[:1] * config.replicas
-    env = engine.open(
-        task,
-        policy.spec,
-        seeds,
-        reward=reward,
-        start=_start(config, generator),
-        circuit_breaker=config.circuit_breaker,
-        trip_penalty=config.trip_penalty,
-    )
+    start = _start(config, generator)
+    terms = Terms(reward, start, config.circuit_breaker, config.trip_penalty)
+    env = engine.open(task, policy.spec, seeds, terms)
     try:
         record = _rollout(env, policy, config, generator)
         final, control = env.losses().train, env.controller

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from lightning_dqnlr.bench.cosine import TunedCosine, regret, tune_cosine
 from lightning_dqnlr.bench.scores import interquartile_mean
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import Engine, Start
+from lightning_dqnlr.envs.environment import Engine, Start, Terms
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.meta.collect import USER_LR_EXPONENTS, StartKind
@@ -157,14 +157,8 @@ def run_policy(
             evenly over the logarithm of 1e-6..10, as users might have set them.
         circuit_breaker: whether blown-up intervals are undone.
     """
-    env = engine.open(
-        task,
-        spec,
-        seeds,
-        reward=log_progress,
-        start=_start(start, len(seeds)),
-        circuit_breaker=circuit_breaker,
-    )
+    terms = Terms(log_progress, _start(start, len(seeds)), circuit_breaker)
+    env = engine.open(task, spec, seeds, terms)
     observation = env.reset()
     scales = []
     while not env.finished:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import Start
+from lightning_dqnlr.envs.environment import Start, Terms
 from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.errors import UnsupportedTrainingError
@@ -34,7 +34,7 @@ def task(module, horizon=STEPS, **arguments):
 
 def episode(engine, task, seeds=(7, 7), **arguments):
     """Climbs, each replica by its own amount, and then wanders a little."""
-    env = engine.open(task, ControllerSpec(), seeds, reward=log_progress, **arguments)
+    env = engine.open(task, ControllerSpec(), seeds, Terms(log_progress, **arguments))
     observations, losses, rates, rewards = [env.reset()], [], [], []
     losses.append(env.controller.history.loss)
     climb = [[QUADRUPLE, DOUBLE], [QUADRUPLE, RAISE], [QUADRUPLE, DOUBLE], [RAISE, DOUBLE]]
@@ -180,7 +180,7 @@ def test_what_a_module_raises_in_its_trainer_reaches_the_caller():
 
 
 def test_closing_ends_trainers_that_wait_for_an_action():
-    env = TrainerEngine().open(task(Classifier), ControllerSpec(), [1, 2], reward=log_progress)
+    env = TrainerEngine().open(task(Classifier), ControllerSpec(), [1, 2], Terms(log_progress))
     env.reset()
     threads = [run._thread for run in env._runs]
     assert all(thread.is_alive() for thread in threads)

@@ -4,7 +4,8 @@ from lightning import LightningModule
 from torch import nn
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.vector import Start, VectorLREnv
+from lightning_dqnlr.envs.environment import Start, Terms
+from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.rl.rewards import log_progress
 from lightning_dqnlr.tasks.families import NoisyQuadratics
 from lightning_dqnlr.tasks.task import OptimizerSpec
@@ -16,7 +17,7 @@ KEEP, QUADRUPLE = 3, 6
 
 def make_env(task=None, seeds=(0, 1, 2, 3), **arguments):
     task = task or make_task(OptimizerSpec("momentum"), horizon=150)
-    return VectorLREnv(task, ControllerSpec(), seeds, reward=log_progress, **arguments)
+    return VectorLREnv(task, ControllerSpec(), seeds, Terms(log_progress, **arguments))
 
 
 def run(env, act):

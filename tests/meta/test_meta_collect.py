@@ -6,6 +6,7 @@ import torch
 from lightning_dqnlr.control.actions import CLASSIC_MULTIPLIERS, ActionSpec
 from lightning_dqnlr.control.features import CLASSIC, FeatureSpec
 from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig, collect_episode
@@ -114,7 +115,7 @@ def test_log_progress_as_an_environments_reward():
 
 
 def test_the_environment_pays_what_the_reward_says():
-    env = VectorLREnv(TinyTasks().sample(0), CLASSIC_SPEC, [0, 1], reward=log_progress)
+    env = VectorLREnv(TinyTasks().sample(0), CLASSIC_SPEC, [0, 1], Terms(log_progress))
     env.reset()
     before = env.controller.history.loss
     result = env.step(torch.tensor([1, 1]))

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.meta.demonstrate import Demonstrators
 from lightning_dqnlr.rl.rewards import log_progress
@@ -11,7 +12,7 @@ TARGETS = torch.tensor([0.002, 0.01, 0.05])
 
 
 def demonstrated(task, epsilon=0.0):
-    env = VectorLREnv(task, ControllerSpec(), [7, 7, 7], reward=log_progress)
+    env = VectorLREnv(task, ControllerSpec(), [7, 7, 7], Terms(log_progress))
     rule = Demonstrators(TARGETS, torch.ones(3, dtype=torch.bool), epsilon)
     generator, actions, ratios = torch.Generator().manual_seed(0), [], []
     env.reset()
