@@ -59,9 +59,9 @@ def _app(config: DictConfig) -> float:
 
 def combine() -> None:
     """The console script `dqnlr-combine`: averages policies of several runs into one."""
-    from lightning_dqnlr.meta.provenance import provenance
     from lightning_dqnlr.policy.policy import LRPolicy
     from lightning_dqnlr.policy.policy import combine as combine_policies
+    from lightning_dqnlr.provenance import provenance
 
     parser = argparse.ArgumentParser(prog="dqnlr-combine", description=combine_policies.__doc__)
     parser.add_argument("policies", nargs="+", type=Path, help="folders that dqnlr-train wrote")

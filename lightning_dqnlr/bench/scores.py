@@ -1,45 +1,125 @@
-"""Statistics of regrets (tasks, seeds), after Agarwal et al. 2021 (arXiv:2108.13264)."""
+"""Statistics of scores (tasks, seeds), after Agarwal et al. 2021 (arXiv:2108.13264).
+
+Scores are a (tasks, seeds) tensor, or one (seeds,) tensor per task where tasks have different
+numbers of seeds. Lower is better throughout: the scores are regrets.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-Statistic = Callable[[Tensor], float]
+Scores = Tensor | Sequence[Tensor]  # (T, S), or T times (S_t,)
+Statistic = Callable[[Tensor], Tensor]  # (..., N) -> (...)
+Interval = tuple[float, float]
+
+WITHIN = math.log(1.02)  # a loss at most 2% above the rival's
+SAMPLES = 2000
+
+
+class Summary(NamedTuple):
+    """A method's regrets over all tasks and seeds."""
+
+    iqm: float
+    interval: Interval  # 95%, stratified bootstrap of the IQM
+    median: float
+    p90: float
+    worst: float
+    within: float  # share of runs at most 2% above the rival
 
 
 def interquartile_mean(values: Tensor) -> float:
     """Mean of the middle half of the values, (N,); a quarter is cut at each end, rounded down."""
-    ordered = values.flatten().sort().values
-    cut = len(ordered) // 4
-    return ordered[cut : len(ordered) - cut].mean().item()
+    return middle_mean(values.flatten()).item()
+
+
+def middle_mean(values: Tensor) -> Tensor:
+    """The interquartile mean over the last dimension, (..., N) -> (...)."""
+    ordered = values.sort(-1).values
+    cut = values.shape[-1] // 4
+    return ordered[..., cut : values.shape[-1] - cut].mean(-1)
 
 
 def stratified_bootstrap(
-    scores: Tensor,
-    statistic: Statistic = interquartile_mean,
+    scores: Scores,
+    statistic: Statistic = middle_mean,
     *,
-    samples: int = 2000,
+    samples: int = SAMPLES,
     confidence: float = 0.95,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> Interval:
     """Percentile interval of a statistic; runs are resampled within each task.
 
     Args:
-        scores: (tasks, seeds).
-        statistic: of any such matrix.
+        scores: (tasks, seeds), or (seeds,) per task.
+        statistic: of all runs together, (..., runs) -> (...).
         samples: bootstrap replicates.
         confidence: mass between the two ends.
         seed: of the resampling.
     """
     generator = torch.Generator().manual_seed(seed)
-    tasks, runs = scores.shape
-    values = torch.empty(samples, dtype=torch.float64)
-    for i in range(samples):
-        index = torch.randint(runs, (tasks, runs), generator=generator)
-        values[i] = statistic(scores.gather(1, index))
+    drawn = torch.cat([_resample(row, samples, generator) for row in scores], dim=-1)
+    return _percentile_interval(statistic(drawn), confidence)
+
+
+def summarize(scores: Scores, *, samples: int = SAMPLES) -> Summary:
+    """All runs together: IQM with its interval, median, 90th percentile, worst, share within 2%."""
+    flat = torch.cat([row.flatten() for row in scores]).double()
+    return Summary(
+        interquartile_mean(flat),
+        stratified_bootstrap(scores, samples=samples),
+        flat.quantile(0.5).item(),
+        flat.quantile(0.9).item(),
+        flat.max().item(),
+        (flat <= WITHIN).double().mean().item(),
+    )
+
+
+def probability_of_improvement(scores: Scores, rival: Scores) -> float:
+    """Mean over tasks of P(X < Y) + P(X = Y) / 2, over all pairs of runs (their equation 2).
+
+    Args:
+        scores: X, (T, S) or (S_t,) per task.
+        rival: Y, the same tasks in the same order; other numbers of seeds are fine.
+    """
+    rows = [_better(x, y) for x, y in zip(scores, rival, strict=True)]
+    return torch.stack(rows).mean().item()
+
+
+def improvement_interval(
+    scores: Scores,
+    rival: Scores,
+    *,
+    samples: int = SAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of the probability of improvement; both sides are resampled by task."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = [
+        _better(_resample(x, samples, generator), _resample(y, samples, generator))
+        for x, y in zip(scores, rival, strict=True)
+    ]
+    return _percentile_interval(torch.stack(rows).mean(0), confidence)
+
+
+def _resample(row: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    """(S,) -> (samples, S), drawn with replacement."""
+    return row[torch.randint(len(row), (samples, len(row)), generator=generator)]
+
+
+def _better(x: Tensor, y: Tensor) -> Tensor:
+    """P(X < Y) + P(X = Y) / 2 over the pairs of the last dimensions."""
+    x, y = x.unsqueeze(-1), y.unsqueeze(-2)
+    return ((x < y).double() + 0.5 * (x == y).double()).mean((-2, -1))
+
+
+def _percentile_interval(values: Tensor, confidence: float) -> Interval:
     tail = (1 - confidence) / 2
-    low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
+    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    low, high = values.double().quantile(ends).tolist()
     return low, high

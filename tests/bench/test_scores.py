@@ -23,7 +23,7 @@ def test_bootstrap_resamples_within_tasks_so_that_their_differences_add_no_width
 def test_bootstrap_interval_of_a_mean_matches_the_normal_one():
     torch.manual_seed(0)
     scores = torch.randn(1, 400)
-    low, high = stratified_bootstrap(scores, lambda x: x.mean().item(), samples=3000)
+    low, high = stratified_bootstrap(scores, lambda x: x.mean(-1), samples=3000)
     error = scores.std().item() / 20
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
     assert (low + high) / 2 == pytest.approx(scores.mean().item(), abs=0.2 * error)

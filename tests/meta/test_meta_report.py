@@ -5,9 +5,9 @@ import torch
 
 from lightning_dqnlr.meta.collect import Episode
 from lightning_dqnlr.meta.evaluate import Scores
-from lightning_dqnlr.meta.provenance import source_commit
 from lightning_dqnlr.meta.report import CSV_FILE, CSVLog, Progress, ProgressBar, TensorBoardLog
 from lightning_dqnlr.meta.workers import TaskSummary
+from lightning_dqnlr.provenance import source_commit
 
 
 def progress(episode, **changes):

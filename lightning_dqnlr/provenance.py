@@ -1,4 +1,4 @@
-"""Where a policy came from: what its record says besides its scores."""
+"""Where a result came from: commit, versions, machine and date."""
 
 from __future__ import annotations
 

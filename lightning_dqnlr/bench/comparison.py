@@ -1,0 +1,280 @@
+"""Records side by side: which runs stand for a method, and their regret to the tuned rival.
+
+A method with runs that were given no LR stands for itself. One that only ran over a grid of LRs
+is tuned: per task, the LR with the lowest mean over seeds of log(training loss + e) stands for it,
+and the whole grid is counted as its cost. A method counts on a task only with every seed that the
+rival has there; what is missing stays missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.bench.cosine import regret
+from lightning_dqnlr.bench.profile import steps_to
+from lightning_dqnlr.bench.record import Record
+from lightning_dqnlr.errors import ConfigurationError
+
+TRAIN, VALIDATION = "train", "validation"
+Runs = tuple[Record, ...]  # one per seed, in the order of the seeds
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which methods the report is about.
+
+    Args:
+        subject: the one to judge.
+        rival: regrets are to this one at its best LR; profiles are relative to it.
+        plain: overhead is relative to this one.
+    """
+
+    subject: str = "dqnlr"
+    rival: str = "cosine"
+    plain: str = "constant"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method on one task.
+
+    Args:
+        lr: the chosen LR; None if the method was given none.
+        runs: those at this LR.
+        tries: runs that a result costs, those that chose the LR included.
+        seconds: of these runs, mean over seeds.
+        unfinished: LRs of the grid that lack a seed and so could not be chosen.
+    """
+
+    lr: float | None
+    runs: Runs
+    tries: int
+    seconds: float
+    unfinished: int = 0
+
+
+def initial_loss(runs: Sequence[Record], which: str = TRAIN) -> float:
+    """Mean loss before training, of the runs that came as far; NaN if none did."""
+    losses = [run.initial_train if which == TRAIN else run.initial_validation for run in runs]
+    known = [loss for loss in losses if math.isfinite(loss) and loss != 0]
+    return sum(known) / len(known) if known else math.nan
+
+
+def final_loss(run: Record, which: str = TRAIN) -> float:
+    """The loss after training; NaN if the run diverged or raised."""
+    loss = run.final_train if which == TRAIN else run.final_validation
+    return math.nan if loss is None or run.failure is not None else loss
+
+
+def log_losses(runs: Sequence[Record], initial: float, which: str = TRAIN) -> Tensor:
+    """log((loss + e) / e) of each run, (S,) float64, with e = 1% of the initial loss.
+
+    Losses below zero count as zero, diverged runs as ten times the initial loss.
+    """
+    losses = torch.tensor([final_loss(run, which) for run in runs], dtype=torch.float64)
+    return regret(losses, 0.0, initial)
+
+
+def diverged(run: Record) -> bool:
+    """Whether a run raised, lost its loss to infinity, or ended above where it started."""
+    return not final_loss(run) <= run.initial_train
+
+
+class Comparison:
+    """All methods on all tasks.
+
+    Args:
+        records: of any number of methods, tasks, LRs and seeds.
+        roles: who is compared with whom.
+
+    Raises:
+        ConfigurationError: if two records are of the same method, task, LR and seed, a task is in
+            two splits, or an initial loss is zero or not finite.
+    """
+
+    def __init__(self, records: Iterable[Record], roles: Roles | None = None) -> None:
+        self.roles = roles or Roles()
+        self.records = sorted(records, key=lambda r: (r.split, r.task, r.method, r.lr or 0, r.seed))
+        _check(self.records)
+        self._runs: dict[tuple[str, str], list[Record]] = defaultdict(list)
+        for record in self.records:
+            self._runs[record.task, record.method].append(record)
+        self.splits = {record.task: record.split for record in self.records}
+        self.tasks = tuple(self.splits)
+        first = [self.roles.subject, self.roles.rival, self.roles.plain]
+        names = sorted({record.method for record in self.records})
+        self.methods = tuple(sorted(names, key=lambda n: first.index(n) if n in first else 3))
+
+    @cached_property
+    def entries(self) -> dict[tuple[str, str], Entry]:
+        """By (task, method); only what is complete."""
+        entries: dict[tuple[str, str], Entry] = {}
+        for (task, method), runs in self._runs.items():
+            entry = _entry(runs, self._seeds(task))
+            if entry is not None:
+                entries[task, method] = entry
+        return entries
+
+    @cached_property
+    def ranked(self) -> tuple[str, ...]:
+        """The tasks on which the rival is complete, so that there is a regret."""
+        return tuple(task for task in self.tasks if (task, self.roles.rival) in self.entries)
+
+    def _seeds(self, task: str) -> frozenset[int]:
+        runs = self._runs.get((task, self.roles.rival)) or [
+            record for record in self.records if record.task == task
+        ]
+        return frozenset(run.seed for run in runs)
+
+    def _initial(self, task: str, which: str) -> float:
+        runs = [record for record in self.records if record.task == task]
+        own = [run for run in runs if run.method == self.roles.rival]
+        known = [
+            loss for loss in (initial_loss(own, which), initial_loss(runs, which)) if loss == loss
+        ]
+        return known[0] if known else 1.0  # every run raised: any scale gives a regret of zero
+
+    def missing(self, method: str) -> tuple[str, ...]:
+        """The ranked tasks on which a method is absent or incomplete."""
+        return tuple(task for task in self.ranked if (task, method) not in self.entries)
+
+    def complete(self, tasks: Sequence[str] | None = None) -> tuple[str, ...]:
+        """The methods that have every one of the tasks (every ranked task if None)."""
+        tasks = self.ranked if tasks is None else tasks
+        has_all = [all((task, name) in self.entries for task in tasks) for name in self.methods]
+        return tuple(name for name, has in zip(self.methods, has_all, strict=True) if has)
+
+    def regrets(self, task: str, method: str, which: str = TRAIN) -> Tensor:
+        """log((loss + e) / (tuned rival's + e)) per seed, (S,); the rival's is a geometric mean.
+
+        Raises:
+            KeyError: if the method or the rival is missing there.
+        """
+        return self.regrets_of(self.entries[task, method].runs, which)
+
+    def regrets_of(self, runs: Sequence[Record], which: str = TRAIN) -> Tensor:
+        """The same for any runs of one task, (S,)."""
+        task = runs[0].task
+        rival = self.entries[task, self.roles.rival].runs
+        initial = self._initial(task, which)
+        return log_losses(runs, initial, which) - log_losses(rival, initial, which).mean()
+
+    def scores(self, method: str, tasks: Sequence[str], which: str = TRAIN) -> list[Tensor]:
+        """The regrets on these tasks, (S_t,) each."""
+        return [self.regrets(task, method, which) for task in tasks]
+
+    def sweep(self, task: str, method: str) -> dict[float, Runs]:
+        """Runs by the LR given, of the seeds that every LR has; empty below two LRs."""
+        by_lr = _by_lr(self._runs.get((task, method), []))
+        grid = {lr: runs for lr, runs in by_lr.items() if lr is not None}
+        if len(grid) < 2:
+            return {}
+        seeds = frozenset.intersection(*(frozenset(runs) for runs in grid.values()))
+        if not seeds:
+            return {}
+        return {lr: tuple(grid[lr][seed] for seed in sorted(seeds)) for lr in sorted(grid)}
+
+    def ratios(self, method: str, tasks: Sequence[str], *, seconds: bool = False) -> list[float]:
+        """Time to the tuned rival's final validation loss over the rival's own, per task and seed.
+
+        Args:
+            method: whose.
+            tasks: on which it is complete.
+            seconds: of one run, at an even pace over its steps, instead of optimizer steps.
+        """
+        pairs = [
+            pair
+            for task in tasks
+            for pair in zip(
+                self.entries[task, method].runs,
+                self.entries[task, self.roles.rival].runs,
+                strict=True,
+            )
+        ]
+        return [_ratio(run, rival, seconds) for run, rival in pairs]
+
+
+def _ratio(run: Record, rival: Record, seconds: bool) -> float:
+    target = final_loss(rival, VALIDATION)
+    time, reference = _time_to(run, target), _time_to(rival, target)
+    if math.isinf(time) or math.isinf(reference):
+        return math.inf
+    if seconds:
+        time *= run.seconds / run.horizon
+        reference *= rival.seconds / rival.horizon
+    return time / reference if reference > 0 else math.inf
+
+
+def _time_to(run: Record, target: float) -> float:
+    """Steps to a validation loss; the ends of the run belong to its curve."""
+    inner = [
+        (step, loss)
+        for step, loss in zip(run.curve["step"], run.curve["validation"], strict=True)
+        if 0 < step < run.horizon
+    ]
+    ends = (0, run.initial_validation), (run.horizon, final_loss(run, VALIDATION))
+    points = [ends[0], *inner, ends[1]]
+    losses = [math.nan if loss is None else loss for _, loss in points]
+    return steps_to([step for step, _ in points], losses, target)
+
+
+def _by_lr(runs: Iterable[Record]) -> dict[float | None, dict[int, Record]]:
+    groups: dict[float | None, dict[int, Record]] = defaultdict(dict)
+    for run in runs:
+        groups[run.lr][run.seed] = run
+    return dict(groups)
+
+
+def _entry(runs: Sequence[Record], seeds: frozenset[int]) -> Entry | None:
+    groups = _by_lr(runs)
+    if None in groups:
+        groups = {None: groups[None]}
+    finished = {
+        lr: tuple(group[seed] for seed in sorted(seeds))
+        for lr, group in groups.items()
+        if seeds <= group.keys()
+    }
+    if not finished:
+        return None
+    initial = initial_loss(runs)
+    initial = 1.0 if math.isnan(initial) else initial
+    best = min(finished, key=lambda lr: log_losses(finished[lr], initial).mean().item())
+    searched = [run for group in groups.values() for run in group.values()]
+    return Entry(
+        lr=best,
+        runs=finished[best],
+        tries=sum(max(run.tries for run in group.values()) for group in groups.values()),
+        seconds=sum(run.seconds for run in searched) / len(seeds),
+        unfinished=len(groups) - len(finished),
+    )
+
+
+def _check(records: Sequence[Record]) -> None:
+    seen: set[tuple[str, str, float | None, int]] = set()
+    splits: dict[str, str] = {}
+    for record in records:
+        run = (record.task, record.method, record.lr, record.seed)
+        if run in seen:
+            raise ConfigurationError(
+                f"records holds two runs of (task, method, lr, seed) = {run}, of different code or "
+                "policies; pass those of one."
+            )
+        seen.add(run)
+        if splits.setdefault(record.task, record.split) != record.split:
+            raise ConfigurationError(
+                f"records has task {record.task!r} in the splits {splits[record.task]!r} and "
+                f"{record.split!r}; a task belongs to one."
+            )
+        for loss in (record.initial_train, record.initial_validation):
+            if record.failure is None and (not math.isfinite(loss) or loss == 0):
+                raise ConfigurationError(
+                    f"records has an initial loss of {loss} in {run}; regret is relative to it, so "
+                    "it has to be finite and not zero."
+                )
