@@ -95,8 +95,8 @@ class Comparison:
         roles: who is compared with whom.
 
     Raises:
-        ConfigurationError: if two records are of the same method, task, LR and seed, a task is in
-            two splits, or an initial loss is zero or not finite.
+        ConfigurationError: if two records are of the same method, task, LR and seed, or a task is
+            in two splits.
     """
 
     def __init__(self, records: Iterable[Record], roles: Roles | None = None) -> None:
@@ -272,9 +272,3 @@ def _check(records: Sequence[Record]) -> None:
                 f"records has task {record.task!r} in the splits {splits[record.task]!r} and "
                 f"{record.split!r}; a task belongs to one."
             )
-        for loss in (record.initial_train, record.initial_validation):
-            if record.failure is None and (not math.isfinite(loss) or loss == 0):
-                raise ConfigurationError(
-                    f"records has an initial loss of {loss} in {run}; regret is relative to it, so "
-                    "it has to be finite and not zero."
-                )
