@@ -12,6 +12,7 @@ import torch
 from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, diverged
 from lightning_dqnlr.bench.profile import area
 from lightning_dqnlr.bench.scores import (
+    SAMPLES,
     Interval,
     Summary,
     improvement_interval,
@@ -78,8 +79,10 @@ class Sensitivity(NamedTuple):
     diverged: float  # share of all runs
 
 
-def standing(comparison: Comparison, method: str, tasks: Sequence[str]) -> Standing:
-    """The figures of one method.
+def standing(
+    comparison: Comparison, method: str, tasks: Sequence[str], samples: int = SAMPLES
+) -> Standing:
+    """The figures of one method, with intervals from this many bootstrap samples.
 
     Raises:
         KeyError: if it lacks one of the tasks.
@@ -89,8 +92,8 @@ def standing(comparison: Comparison, method: str, tasks: Sequence[str]) -> Stand
     runs = [run for entry in entries for run in entry.runs]
     return Standing(
         method,
-        summarize(train),
-        summarize(comparison.scores(method, tasks, VALIDATION)),
+        summarize(train, samples=samples),
+        summarize(comparison.scores(method, tasks, VALIDATION), samples=samples),
         area(comparison.ratios(method, tasks)),
         area(comparison.ratios(method, tasks, seconds=True)),
         sum(map(diverged, runs)) / len(runs),
@@ -99,11 +102,13 @@ def standing(comparison: Comparison, method: str, tasks: Sequence[str]) -> Stand
     )
 
 
-def standings(comparison: Comparison, tasks: Sequence[str]) -> list[Standing]:
+def standings(
+    comparison: Comparison, tasks: Sequence[str], samples: int = SAMPLES
+) -> list[Standing]:
     """Every method that has all of the tasks, best IQM of the training regret first."""
     if not tasks:
         return []
-    rows = [standing(comparison, method, tasks) for method in comparison.complete(tasks)]
+    rows = [standing(comparison, method, tasks, samples) for method in comparison.complete(tasks)]
     return sorted(rows, key=lambda row: (row.train.iqm, row.method))
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import median
 
 from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, diverged, final_loss
+from lightning_dqnlr.bench.report_blocks import NOTHING, Table
 from lightning_dqnlr.bench.report_numbers import (
     Cost,
     Duel,
@@ -20,36 +20,6 @@ from lightning_dqnlr.bench.report_numbers import (
     swept,
 )
 from lightning_dqnlr.bench.scores import Interval
-
-NOTHING = "—"
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text; the first column names the row.
-
-    Args:
-        header: (C,) column titles.
-        rows: (R, C) cells.
-        marked: the first cells of the rows to set in bold.
-    """
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    marked: tuple[str, ...] = ()
-
-    def markdown(self) -> str:
-        """A pipe table; the first column left, the others right aligned."""
-        rule = ("---", *["---:"] * (len(self.header) - 1))
-        rows = [self.header, rule, *map(self._bold, self.rows)]
-        return "\n".join("| " + " | ".join(map(_escape, row)) + " |" for row in rows)
-
-    def _bold(self, row: tuple[str, ...]) -> tuple[str, ...]:
-        return (f"**{row[0]}**", *row[1:]) if row[0] in self.marked else row
-
-
-def _escape(cell: str) -> str:
-    return " ".join(cell.split()).replace("|", "\\|")
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -147,7 +147,7 @@ def difference(first: Standing, second: Standing) -> tuple[float, float]:
     """
     clipped = [s.scores.train.nan_to_num(2.0).clamp(-0.5, 2.0) for s in (first, second)]
     by_task = (clipped[1] - clipped[0]).mean(-1)
-    return stratified_bootstrap(by_task[None], lambda values: values.mean().item())
+    return stratified_bootstrap(by_task[None], lambda values: values.mean(-1))
 
 
 def verdict(standings: Sequence[Standing]) -> str:
