@@ -133,13 +133,18 @@ class Comparison:
         ]
         return frozenset(run.seed for run in runs)
 
-    def _initial(self, task: str, which: str) -> float:
-        runs = [record for record in self.records if record.task == task]
-        own = [run for run in runs if run.method == self.roles.rival]
-        known = [
-            loss for loss in (initial_loss(own, which), initial_loss(runs, which)) if loss == loss
-        ]
-        return known[0] if known else 1.0  # every run raised: any scale gives a regret of zero
+    @cached_property
+    def _initial(self) -> dict[tuple[str, str], float]:
+        """Initial losses by (task, which), of the rival's runs if they came as far."""
+        losses: dict[tuple[str, str], float] = {}
+        for task in self.tasks:
+            runs = [run for (of, _), group in self._runs.items() if of == task for run in group]
+            own = self._runs.get((task, self.roles.rival), [])
+            for which in (TRAIN, VALIDATION):
+                known = (initial_loss(own, which), initial_loss(runs, which))
+                # Where every run raised, any scale gives a regret of zero.
+                losses[task, which] = next((x for x in known if not math.isnan(x)), 1.0)
+        return losses
 
     def missing(self, method: str) -> tuple[str, ...]:
         """The ranked tasks on which a method is absent or incomplete."""
@@ -163,7 +168,7 @@ class Comparison:
         """The same for any runs of one task, (S,)."""
         task = runs[0].task
         rival = self.entries[task, self.roles.rival].runs
-        initial = self._initial(task, which)
+        initial = self._initial[task, which]
         return log_losses(runs, initial, which) - log_losses(rival, initial, which).mean()
 
     def scores(self, method: str, tasks: Sequence[str], which: str = TRAIN) -> list[Tensor]:

@@ -25,6 +25,7 @@ _CSS = {_INK: "currentColor", _GRID: "var(--grid, #d8d8d8)", _PAPER: "var(--pape
 
 _SUBJECT, _RIVAL, _PLAIN = "#d55e00", "#0072b2", "#8a8a8a"
 _OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a6761d")
+_LR_RANGE = 3e4
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
 
@@ -128,28 +129,53 @@ def _profile(axes: Any, ratios: dict[str, list[float]], look: dict[str, Style]) 
     axes.legend(frameon=False, fontsize=8, handlelength=2.6, title_fontsize=8, **legend)
 
 
-def trajectory_picture(
-    comparison: Comparison, task: str, methods: Sequence[str], prefix: str = "trajectory"
-) -> str:
-    """Learning rate and losses of a task over its steps; one thin line per seed."""
-    look = styles(comparison.methods, comparison.roles)
-    shown = [name for name in methods if (task, name) in comparison.entries]
+def trajectory_picture(comparison: Comparison, task: str, methods: Sequence[str]) -> str:
+    """Learning rate and losses of a task over its steps, stacked; one thin line per seed."""
 
     def draw(figure: Any) -> None:
-        upper, middle, lower = figure.subplots(3, 1, sharex=True)
-        for name in reversed(shown):
-            runs = comparison.entries[task, name].runs
-            for panel, curve in ((upper, "lr"), (middle, "train"), (lower, "validation")):
-                _curves(panel, runs, curve, look[name])
-        for panel, label in ((upper, "LR"), (middle, "training"), (lower, "validation")):
-            _log_scale(panel)
+        panels = figure.subplots(3, 1, sharex=True)
+        _trajectories(comparison, task, methods, panels)
+        panels[0].set_title(task)
+        panels[2].set_xlabel("optimizer step")
+        for panel, label in zip(panels, ("LR", "training", "validation"), strict=True):
             panel.set_ylabel(label)
-            panel.grid(True)
-        upper.set_title(task)
-        lower.set_xlabel("optimizer step")
         figure.align_ylabels()
 
-    return _svg(draw, f"{prefix}-{task}", 3.7, 4.3)
+    return _svg(draw, f"trajectory-{task}", 3.7, 4.3)
+
+
+def case_picture(comparison: Comparison, task: str, methods: Sequence[str]) -> str:
+    """The same side by side, with a legend of its own."""
+    look = styles(comparison.methods, comparison.roles)
+
+    def draw(figure: Any) -> None:
+        from matplotlib.lines import Line2D
+
+        panels = figure.subplots(1, 3)
+        _trajectories(comparison, task, methods, panels)
+        titles = ("learning rate", "training loss", "validation loss")
+        for panel, title in zip(panels, titles, strict=True):
+            panel.set_title(title)
+            panel.set_xlabel("optimizer step")
+        handles = [Line2D([], [], **look[name]) for name in methods]
+        place = {"loc": "outside right upper", "frameon": False, "handlelength": 3}
+        figure.legend(handles, list(methods), **place)
+
+    return _svg(draw, f"losing-{task}", 11.0, 2.5)
+
+
+def _trajectories(
+    comparison: Comparison, task: str, methods: Sequence[str], panels: Sequence[Any]
+) -> None:
+    look = styles(comparison.methods, comparison.roles)
+    for panel, curve in zip(panels, ("lr", "train", "validation"), strict=True):
+        for name in reversed(methods):
+            if (task, name) in comparison.entries:
+                _curves(panel, comparison.entries[task, name].runs, curve, look[name])
+        _log_scale(panel)
+        panel.grid(True)
+    bottom, top = panels[0].get_ylim()
+    panels[0].set_ylim(max(bottom, top / _LR_RANGE), top)  # a schedule's last step is almost zero
 
 
 def _curves(axes: Any, runs: Runs, curve: str, style: Style) -> None:

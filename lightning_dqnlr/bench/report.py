@@ -9,7 +9,7 @@ from pathlib import Path
 from lightning_dqnlr.bench.comparison import Comparison, Roles
 from lightning_dqnlr.bench.pictures import standalone
 from lightning_dqnlr.bench.record import Record
-from lightning_dqnlr.bench.report_blocks import Block, Heat, Picture, Points, Section, Table
+from lightning_dqnlr.bench.report_blocks import Block, Case, Heat, Picture, Points, Section, Table
 from lightning_dqnlr.bench.report_page import page
 from lightning_dqnlr.bench.report_sections import sections
 from lightning_dqnlr.errors import ConfigurationError
@@ -71,6 +71,8 @@ def _markdown(block: Block) -> str:
         return block.table.markdown()
     if isinstance(block, Table):
         return block.markdown()
+    if isinstance(block, Case):
+        return f"**{block.title}**\n\n{_markdown(block.points)}"
     if isinstance(block, Picture):
         hidden = block.small or block.name.startswith("legend")
         return "" if hidden else f"![{block.text}]({_file(block)})"
@@ -82,7 +84,9 @@ def _file(picture: Picture) -> str:
 
 
 def _pictures(parts: Sequence[Section]) -> list[Picture]:
-    return [block for part in parts for block in part.blocks if isinstance(block, Picture)]
+    blocks = [block for part in parts for block in part.blocks]
+    blocks = [block.picture if isinstance(block, Case) else block for block in blocks]
+    return [block for block in blocks if isinstance(block, Picture)]
 
 
 def _origin(comparison: Comparison, command: str) -> Section:

@@ -66,7 +66,22 @@ class Points:
     items: tuple[str, ...]
 
 
-Block = str | Points | Table | Heat | Picture
+@dataclass(frozen=True)
+class Case:
+    """One task looked at closely.
+
+    Args:
+        title: which.
+        points: what there is to see.
+        picture: of it.
+    """
+
+    title: str
+    points: Points
+    picture: Picture
+
+
+Block = str | Points | Table | Heat | Picture | Case
 
 
 @dataclass(frozen=True)

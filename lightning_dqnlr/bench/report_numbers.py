@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import NamedTuple
 
 import torch
 
-from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, diverged
+from lightning_dqnlr.bench.comparison import (
+    TRAIN,
+    VALIDATION,
+    Comparison,
+    diverged,
+    final_loss,
+)
 from lightning_dqnlr.bench.profile import area
+from lightning_dqnlr.bench.record import Record
 from lightning_dqnlr.bench.scores import (
     SAMPLES,
     Interval,
@@ -62,7 +69,7 @@ class Cost(NamedTuple):
     method: str
     tasks: int
     tries: float  # runs per result, mean over tasks
-    overhead: float  # seconds over the plain run's of the same task and seed, median
+    overhead: float  # seconds over the plain run's of the same task and seed, median of whole runs
     total: float  # seconds with the search, over the tuned rival's with its search, median
     extra_bytes: int  # median
     copies: float  # extra bytes over the bytes of the weights (four each), median
@@ -98,7 +105,7 @@ def standing(
         area(comparison.ratios(method, tasks, seconds=True)),
         sum(map(diverged, runs)) / len(runs),
         sum(entry.tries for entry in entries) / len(entries),
-        median(_deviation(scores) for scores in train),
+        _median(_deviation(scores) for scores in train),
     )
 
 
@@ -166,10 +173,10 @@ def _cost(comparison: Comparison, method: str) -> Cost | None:
         method,
         len(tasks),
         sum(entry.tries for entry in mine) / len(mine),
-        median(_over(run.seconds, other.seconds) for run, other in pairs),
-        median(_over(x.seconds, y.seconds) for x, y in zip(mine, rivals, strict=True)),
+        _median(_over(a.seconds, b.seconds) for a, b in pairs if finished(a) and finished(b)),
+        _median(_over(x.seconds, y.seconds) for x, y in zip(mine, rivals, strict=True)),
         round(median(run.extra_bytes for run in runs)),
-        median(_over(run.extra_bytes, 4 * run.parameters) for run in runs),
+        _median(_over(run.extra_bytes, 4 * run.parameters) for run in runs),
     )
 
 
@@ -210,6 +217,17 @@ def _sensitivity(comparison: Comparison, method: str, tasks: Sequence[str]) -> S
 def _deviation(scores: torch.Tensor) -> float:
     """Over seeds; a single seed says nothing of it."""
     return scores.std().item() if len(scores) > 1 else math.nan
+
+
+def _median(values: Iterable[float]) -> float:
+    """Of those that are known; NaN if none is."""
+    known = [value for value in values if not math.isnan(value)]
+    return median(known) if known else math.nan
+
+
+def finished(run: Record) -> bool:
+    """Whether a run took as long as a whole one; a diverged one may have stopped early."""
+    return not math.isnan(final_loss(run))
 
 
 def _over(value: float, reference: float) -> float:

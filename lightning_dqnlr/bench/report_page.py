@@ -8,6 +8,7 @@ from html import escape
 from lightning_dqnlr.bench.report_blocks import (
     NOTHING,
     Block,
+    Case,
     Heat,
     Picture,
     Points,
@@ -16,6 +17,7 @@ from lightning_dqnlr.bench.report_blocks import (
 )
 
 FULL_COLOUR = 1.5  # regret at which a cell of the heat map is as strong as it gets
+WORDS = 36  # columns with longer cells are text
 _WORSE, _BETTER = "213,94,0", "0,114,178"
 
 _STYLE = """
@@ -28,6 +30,8 @@ body{margin:0 auto;padding:1.5rem clamp(1rem,4vw,3rem) 4rem;max-width:1180px;
 background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,"Segoe UI",Roboto,Arial,sans-serif}
 h1{font-size:1.8rem;line-height:1.2;margin:.5rem 0}
 h2{font-size:1.3rem;margin:2.6rem 0 .6rem;padding-top:.6rem;border-top:1px solid var(--grid)}
+h3{font-size:1.02rem;margin:1.8rem 0 .2rem}
+article{break-inside:avoid}article ul{margin:.2rem 0}
 p,li{max-width:78ch}
 nav{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;font-size:.9rem;margin:.8rem 0}
 a{color:inherit;text-decoration-color:var(--soft);text-underline-offset:.2em}
@@ -38,11 +42,12 @@ border-bottom:1px solid var(--grid)}
 td{vertical-align:top;white-space:nowrap}
 td.words{white-space:normal;text-align:left;min-width:13rem}
 th{font-weight:600;color:var(--soft);max-width:11rem}
-th:first-child,td:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
-tr.marked td{background:var(--shade);font-weight:700}
+th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
+th[scope=row]{font-weight:400;color:inherit;white-space:nowrap;vertical-align:top}
+tr.marked td,tr.marked th{background:var(--shade);font-weight:700}
 table.heat{font-size:.78rem}
-table.heat th:not(:first-child){writing-mode:vertical-rl;transform:rotate(180deg);text-align:left;
-padding:.5rem .2rem;vertical-align:top}
+table.heat th[scope=col]:not(:first-child){writing-mode:vertical-rl;transform:rotate(180deg);
+text-align:left;padding:.5rem .2rem;vertical-align:top}
 table.heat td{padding:.25rem .4rem;border:1px solid var(--paper)}
 .many{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:1rem}
 figure{margin:.8rem 0;break-inside:avoid}
@@ -54,7 +59,7 @@ summary{cursor:pointer}summary h2{display:inline-block;border:0;margin:1rem 0}
 :root{--paper:#fff;--ink:#000;--soft:#444;--grid:#ccc;--shade:#f2f2f2}
 body{max-width:none;padding:0;font-size:10pt}nav{display:none}.wide{overflow:visible}
 table{font-size:7pt}table.heat{font-size:6.5pt}th,td{padding:.15rem .25rem}
-th:first-child,td:first-child{position:static}td{white-space:normal}
+th:first-child{position:static}td,th[scope=row]{white-space:normal}
 .many{grid-template-columns:repeat(3,1fr)}tr,figure,li{break-inside:avoid}h2{break-after:avoid}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
 """
@@ -106,16 +111,29 @@ def _block(block: Block) -> str:
     if isinstance(block, Table):
         return _table(block)
     if isinstance(block, Picture):
-        kind = ' class="legend"' if block.name.startswith("legend") else ""
-        return f'<figure{kind} role="img" aria-label="{escape(block.text)}">{block.svg}</figure>'
+        return _figure(block)
+    if isinstance(block, Case):
+        points = _block(block.points)
+        return f"<article><h3>{escape(block.title)}</h3>{points}{_figure(block.picture)}</article>"
     return f"<p>{escape(block)}</p>"
+
+
+def _figure(picture: Picture) -> str:
+    kind = ' class="legend"' if picture.name.startswith("legend") else ""
+    return f'<figure{kind} role="img" aria-label="{escape(picture.text)}">{picture.svg}</figure>'
 
 
 def _table(table: Table, heat: bool = False) -> str:
     head = "".join(f'<th scope="col">{escape(title)}</th>' for title in table.header)
+    columns = zip(*table.rows, strict=True)
+    wordy = [any(len(cell) > WORDS for cell in column) for column in columns]
     rows = "".join(
-        f"<tr{_mark(row[0] in table.marked)}>"
-        f"{_cell(row[0])}{''.join(_heat_cell(c) if heat else _cell(c) for c in row[1:])}</tr>"
+        f'<tr{_mark(row[0] in table.marked)}><th scope="row">{escape(row[0])}</th>'
+        + "".join(
+            _heat_cell(cell) if heat else _cell(cell, words)
+            for cell, words in zip(row[1:], wordy[1:], strict=True)
+        )
+        + "</tr>"
         for row in table.rows
     )
     kind = ' class="heat"' if heat else ""
@@ -126,9 +144,9 @@ def _mark(marked: bool) -> str:
     return ' class="marked"' if marked else ""
 
 
-def _cell(text: str) -> str:
-    words = ' class="words"' if len(text) > 36 else ""
-    return f"<td{words}>{escape(text)}</td>"
+def _cell(text: str, words: bool) -> str:
+    kind = ' class="words"' if words else ""
+    return f"<td{kind}>{escape(text)}</td>"
 
 
 def _heat_cell(text: str) -> str:

@@ -11,6 +11,7 @@ from lightning_dqnlr.bench.profile import LIMIT
 from lightning_dqnlr.bench.report_blocks import (
     NOTHING,
     Block,
+    Case,
     Heat,
     Picture,
     Points,
@@ -56,10 +57,11 @@ def _in_short(comparison: Comparison) -> Section:
     row = standing(comparison, roles.subject, mine)
     worse, low, high = (math.exp(x) - 1 for x in (row.train.iqm, *row.train.interval))
     items.append(
-        f"{roles.subject} ends {worse:+.1%} [{low:+.1%}, {high:+.1%}] from the tuned "
-        f"{roles.rival}'s training loss (interquartile mean over {len(mine)} tasks, 95% interval), "
-        f"{math.exp(row.validation.iqm) - 1:+.1%} from its validation loss, for {row.tries:.0f} "
-        f"instead of {_tries(comparison, mine):.0f} runs. {row.diverged:.1%} of its runs diverged."
+        f"{roles.subject} ends {_way(worse)} the tuned {roles.rival}'s training loss "
+        f"(interquartile mean over {len(mine)} tasks; 95% interval {low:+.1%} to {high:+.1%}) and "
+        f"{_way(math.exp(row.validation.iqm) - 1)} its validation loss. A result costs "
+        f"{row.tries:.0f} {'run' if row.tries == 1 else 'runs'}, one of the tuned {roles.rival} "
+        f"{_tries(comparison, mine):.0f}. {row.diverged:.1%} of {roles.subject}'s runs diverged."
     )
     rows = duels(comparison)
     items += _verdicts(roles.subject, rows)
@@ -69,6 +71,10 @@ def _in_short(comparison: Comparison) -> Section:
         "the section on where it loses has them."
     )
     return Section("In short", (Points(tuple(items)),))
+
+
+def _way(excess: float) -> str:
+    return f"{abs(excess):.1%} {'above' if excess > 0 else 'below'}"
 
 
 def _tries(comparison: Comparison, tasks: Sequence[str]) -> float:
@@ -91,6 +97,7 @@ def _verdicts(subject: str, rows: Sequence[Duel]) -> list[str]:
         if names or verdict == "worse":
             listed = ", ".join(names) or "none of the others"
             items.append(f"On training loss {subject} is {what} {than}: {listed}.")
+    items[0] += " (In brackets: the probability that it ends lower.)"
     held_out = [
         f"{row.method} ({row.validation:.2f})" for row in rows if row.validation_interval[1] < 0.5
     ]
@@ -191,7 +198,8 @@ def _against(comparison: Comparison) -> Section:
     text = (
         f"The probability that a run of {subject} ends lower than one of the other method on the "
         "same task, mean over tasks (ties count half). Worse or better if its 95% interval on "
-        "training loss excludes 1/2. The most dangerous rival comes first."
+        "training loss excludes 1/2. The intervals are over seeds, on these tasks; of other tasks "
+        "they say nothing. The most dangerous rival comes first."
     )
     picture = Picture(
         "improvement",
@@ -214,10 +222,8 @@ def _losing(comparison: Comparison, trained_horizon: int | None) -> Section:
     )
     header = ("task", "split", "regret", "ahead on training loss", "ahead on validation loss")
     cells = tuple(_lost_row(comparison, row) for row in rows)
-    blocks: list[Block] = [text, Table(header, cells), pictures_legend(comparison, "losing", None)]
-    for row in rows[:DETAILED]:
-        blocks += _lost_detail(comparison, row)
-    return Section(title, tuple(blocks))
+    cases = [_case(comparison, row) for row in rows[:DETAILED]]
+    return Section(title, (text, Table(header, cells), *cases))
 
 
 def _lost_row(comparison: Comparison, row: Loss) -> tuple[str, ...]:
@@ -232,25 +238,24 @@ def _gaps(gaps: Sequence[tuple[str, float]], shown: int = 5) -> str:
     return listed + more or NOTHING
 
 
-def _lost_detail(comparison: Comparison, row: Loss) -> list[Block]:
+def _case(comparison: Comparison, row: Loss) -> Case:
     roles = comparison.roles
     methods = list(dict.fromkeys((roles.subject, roles.rival, row.best)))
     picture = Picture(
         f"losing-{row.task}",
-        pictures.trajectory_picture(comparison, row.task, methods, "losing"),
+        pictures.case_picture(comparison, row.task, methods),
         f"Learning rate and losses on {row.task}: {', '.join(methods)}.",
         small=True,
     )
     hints = row.hints or ("nothing in its runs stands out",)
-    best = f"{row.task} (shown with {', '.join(methods)}):"
-    return [best, Points(hints), picture]
+    split = comparison.splits[row.task]
+    return Case(f"{row.task} ({split})" if split else row.task, Points(hints), picture)
 
 
-def pictures_legend(comparison: Comparison, name: str, methods: Sequence[str] | None) -> Picture:
-    """One legend for the small pictures that follow; of all methods if None."""
-    shown = comparison.methods if methods is None else methods
-    svg = pictures.legend_picture(comparison, shown, f"legend-{name}")
-    return Picture(f"legend-{name}", svg, "Line styles: " + ", ".join(shown))
+def _legend(comparison: Comparison, name: str, methods: Sequence[str]) -> Picture:
+    """One legend for the small pictures that follow."""
+    svg = pictures.legend_picture(comparison, methods, f"legend-{name}")
+    return Picture(f"legend-{name}", svg, "Line styles: " + ", ".join(methods))
 
 
 def _splits(comparison: Comparison) -> Section:
@@ -278,10 +283,10 @@ def _trajectories(comparison: Comparison) -> Section:
         )
         for task in comparison.ranked
     ]
-    text = "Learning rate, running training loss and validation loss; one line per seed."
+    text = "Learning rate, training loss and validation loss; one line per seed."
     return Section(
         "Learning rates and losses",
-        (text, pictures_legend(comparison, "trajectories", methods), *shown),
+        (text, _legend(comparison, "trajectories", methods), *shown),
     )
 
 
@@ -305,7 +310,7 @@ def _sensitivity(comparison: Comparison) -> Section:
         for task in tasks
     ]
     table = report_tables.sensitivity_table(comparison)
-    legend = pictures_legend(comparison, "sensitivity", methods)
+    legend = _legend(comparison, "sensitivity", methods)
     return Section(title, (text, table, legend, *shown))
 
 

@@ -40,8 +40,8 @@ SHAPES = {
     "onecycle": lambda p: math.sin(math.pi * min(1.0, p + 0.1)),
     "plateau": lambda p: 0.5 ** int(4 * p),
 }
-OWN = ("dqnlr", "classic", "lr_finder", "prodigy", "dadaptation", "schedulefree", "greedy_lr")
-OWN += ("hypergradient", "untrained", "random", "replay", "q_table")
+OWN = ("dqnlr", "classic", "lr-finder", "prodigy", "d-adaptation", "schedule-free", "greedy")
+OWN += ("hypergradient", "untrained", "state-blind", "mean-curve", "q-table")
 TASKS = {
     "digits-mlp-adamw": "new seeds",
     "digits-cnn-sgd": "new seeds",
@@ -78,7 +78,7 @@ def _run(task, split, i, method, lr, seed):
     off = math.log10(used / best)
     horizon = 400 if "x10" not in task else 4000
     quality = skill + 0.9 * off**2 + rng.gauss(0, 0.04)
-    broken = off > 1.6 or (method == "random" and rng.random() < 0.2)
+    broken = off > 1.6 or (method == "state-blind" and rng.random() < 0.2)
     initial = 2.3 + 0.02 * seed
     floor = initial * (0.02 + 0.05 * (i % 3)) * math.exp(quality)
     shape = SHAPES.get(method, SHAPES["cosine"])
@@ -107,7 +107,7 @@ def _run(task, split, i, method, lr, seed):
         curve=curve,
         seconds=horizon / 200 * (1 + (method == "dqnlr") * 0.15 + rng.random() * 0.05),
         extra_bytes=4000 * 3 if method == "dqnlr" else 8000 * (method == "prodigy"),
-        tries=2 if method == "lr_finder" else 1,
-        failure="RuntimeError: no" if method == "random" and broken else None,
+        tries=2 if method == "lr-finder" else 1,
+        failure="RuntimeError: no" if method == "state-blind" and broken else None,
         policy="f00d" if method == "dqnlr" else None,
     )
