@@ -40,7 +40,7 @@ table{border-collapse:collapse;font-size:.84rem;font-variant-numeric:tabular-num
 th,td{padding:.3rem .6rem;text-align:right;vertical-align:bottom;
 border-bottom:1px solid var(--grid)}
 td{vertical-align:top;white-space:nowrap}
-td.words{white-space:normal;text-align:left;min-width:13rem}
+.words{text-align:left}td.words{white-space:normal;min-width:13rem}
 th{font-weight:600;color:var(--soft);max-width:11rem}
 th:first-child{text-align:left;position:sticky;left:0;background:var(--paper)}
 th[scope=row]{font-weight:400;color:inherit;white-space:nowrap;vertical-align:top}
@@ -124,9 +124,11 @@ def _figure(picture: Picture) -> str:
 
 
 def _table(table: Table, heat: bool = False) -> str:
-    head = "".join(f'<th scope="col">{escape(title)}</th>' for title in table.header)
-    columns = zip(*table.rows, strict=True)
-    wordy = [any(len(cell) > WORDS for cell in column) for column in columns]
+    wordy = [any(len(row[i]) > WORDS for row in table.rows) for i in range(len(table.header))]
+    head = "".join(
+        f'<th scope="col"{_kind(words)}>{escape(title)}</th>'
+        for title, words in zip(table.header, wordy, strict=True)
+    )
     rows = "".join(
         f'<tr{_mark(row[0] in table.marked)}><th scope="row">{escape(row[0])}</th>'
         + "".join(
@@ -145,8 +147,11 @@ def _mark(marked: bool) -> str:
 
 
 def _cell(text: str, words: bool) -> str:
-    kind = ' class="words"' if words else ""
-    return f"<td{kind}>{escape(text)}</td>"
+    return f"<td{_kind(words)}>{escape(text)}</td>"
+
+
+def _kind(words: bool) -> str:
+    return ' class="words"' if words else ""
 
 
 def _heat_cell(text: str) -> str:
