@@ -83,7 +83,8 @@ def _ahead(comparison: Comparison, task: str, which: str) -> tuple[tuple[str, fl
         for method in comparison.methods
         if method != subject and (task, method) in comparison.entries
     ]
-    return tuple(sorted((gap for gap in gaps if gap[1] > WITHIN), key=lambda gap: -gap[1]))
+    ahead = [gap for gap in gaps if gap[1] > WITHIN]
+    return tuple(sorted(ahead, key=lambda gap: (-round(gap[1], 9), gap[0])))
 
 
 def _hints(comparison: Comparison, task: str, trained_horizon: int | None) -> list[str]:

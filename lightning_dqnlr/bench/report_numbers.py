@@ -28,6 +28,9 @@ from lightning_dqnlr.bench.scores import (
 )
 
 
+ROUNDING = 1e-9  # means that differ by less are equal
+
+
 class Standing(NamedTuple):
     """A method on a set of tasks, all of which it has."""
 
@@ -144,7 +147,7 @@ def _duel(comparison: Comparison, subject: str, other: str) -> Duel | None:
         improvement_interval(mine, theirs),
         probability_of_improvement(*held_out),
         improvement_interval(*held_out),
-        sum(bool(x.mean() > y.mean()) for x, y in zip(mine, theirs, strict=True)),
+        sum(bool(x.mean() - y.mean() > ROUNDING) for x, y in zip(mine, theirs, strict=True)),
         summarize(mine, samples=1).iqm,
         summarize(theirs, samples=1).iqm,
     )

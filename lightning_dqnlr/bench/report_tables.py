@@ -78,7 +78,7 @@ def _standing(row: Standing, tasks: int) -> tuple[str, ...]:
         with_interval(row.validation.iqm, row.validation.interval),
         number(row.step_area, 2),
         share(row.diverged),
-        f"{row.tries:.0f}",
+        f"{row.tries:.3g}",
     )
 
 
@@ -130,7 +130,7 @@ def _cost(row: Cost) -> tuple[str, ...]:
     return (
         row.method,
         str(row.tasks),
-        f"{row.tries:.0f}",
+        f"{row.tries:.3g}",
         number(row.total),
         number(row.overhead, 2),
         _bytes(row.extra_bytes),
