@@ -27,7 +27,6 @@ from lightning_dqnlr.bench.scores import (
     summarize,
 )
 
-
 ROUNDING = 1e-9  # means that differ by less are equal
 
 
