@@ -27,6 +27,7 @@ from lightning_dqnlr.bench.scores import (
     summarize,
 )
 
+FEWEST_RUNS = 4  # below that an interval has no width to speak of
 ROUNDING = 1e-9  # means that differ by less are equal
 
 
@@ -49,20 +50,26 @@ class Duel(NamedTuple):
     method: str
     tasks: int
     train: float  # probability of improvement
-    train_interval: Interval
+    train_interval: Interval  # over seeds
+    train_over_tasks: Interval  # over seeds and tasks
     validation: float
     validation_interval: Interval
     worse_on: int  # tasks with a higher mean regret than the other's, on training loss
     iqm: float  # of the subject, on these tasks
     other_iqm: float
+    runs: int  # of the subject
 
     @property
     def verdict(self) -> str:
-        """What the 95% interval on training loss allows to say of the subject."""
-        low, high = self.train_interval
-        if high < 0.5:
+        """What the 95% intervals on training loss allow to say of the subject.
+
+        Worse on just these tasks is worse; better has to hold for other tasks like them.
+        """
+        if self.runs < FEWEST_RUNS:
+            return "undecided"
+        if self.train_interval[1] < 0.5:
             return "worse"
-        return "better" if low > 0.5 else "undecided"
+        return "better" if self.train_over_tasks[0] > 0.5 else "undecided"
 
 
 class Cost(NamedTuple):
@@ -144,11 +151,13 @@ def _duel(comparison: Comparison, subject: str, other: str) -> Duel | None:
         len(both),
         probability_of_improvement(mine, theirs),
         improvement_interval(mine, theirs),
+        improvement_interval(mine, theirs, over_tasks=True),
         probability_of_improvement(*held_out),
         improvement_interval(*held_out),
         sum(bool(x.mean() - y.mean() > ROUNDING) for x, y in zip(mine, theirs, strict=True)),
         summarize(mine, samples=1).iqm,
         summarize(theirs, samples=1).iqm,
+        sum(map(len, mine)),
     )
 
 

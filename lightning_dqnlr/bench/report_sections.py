@@ -197,9 +197,9 @@ def _against(comparison: Comparison) -> Section:
         return Section(f"{subject} against each", ())
     text = (
         f"The probability that a run of {subject} ends lower than one of the other method on the "
-        "same task, mean over tasks (ties count half). Worse or better if its 95% interval on "
-        "training loss excludes 1/2. The intervals are over seeds, on these tasks; of other tasks "
-        "they say nothing. The most dangerous rival comes first."
+        "same task, mean over tasks (ties count half). The first interval is over seeds, on just "
+        "these tasks; the second resamples the tasks, too. Worse if the first lies below 1/2, "
+        "better only if the second lies above. The most dangerous rival comes first."
     )
     picture = Picture(
         "improvement",

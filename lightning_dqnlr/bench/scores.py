@@ -97,14 +97,29 @@ def improvement_interval(
     samples: int = SAMPLES,
     confidence: float = 0.95,
     seed: int = 0,
+    over_tasks: bool = False,
 ) -> Interval:
-    """Percentile interval of the probability of improvement; both sides are resampled by task."""
+    """Percentile interval of the probability of improvement.
+
+    Args:
+        scores: as above.
+        rival: as above.
+        samples: bootstrap replicates.
+        confidence: mass between the two ends.
+        seed: of the resampling.
+        over_tasks: resample the tasks, too: what other tasks like these would give. Otherwise the
+            runs of both sides are resampled within each task: what other seeds would give.
+    """
     generator = torch.Generator().manual_seed(seed)
     rows = [
         _better(_resample(x, samples, generator), _resample(y, samples, generator))
         for x, y in zip(scores, rival, strict=True)
     ]
-    return _percentile_interval(torch.stack(rows).mean(0), confidence)
+    by_task = torch.stack(rows)
+    if over_tasks:
+        drawn = torch.randint(len(by_task), by_task.shape, generator=generator)
+        by_task = by_task.gather(0, drawn)
+    return _percentile_interval(by_task.mean(0), confidence)
 
 
 def _resample(row: Tensor, samples: int, generator: torch.Generator) -> Tensor:

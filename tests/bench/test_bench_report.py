@@ -183,19 +183,49 @@ def test_each_rival_by_hand():
     assert rows(against(Comparison(two_tasks_three_methods())))["cosine"]["tasks"] == "2"
 
 
-def test_worse_and_better_need_an_interval_beyond_one_half():
-    rival = runs("a", "cosine", 0.5, 0.6, lr=0.1)
-    others = runs("a", "good", 0.1, 0.2) + runs("a", "bad", 0.9, 0.8) + runs("a", "alike", 0.4, 0.7)
-    verdicts = {
-        row.method: row.verdict
-        for row in duels(Comparison([*rival, *others, *runs("a", "dqnlr", 0.5, 0.6)]))
+def duel_verdicts(*seeds):
+    """On two tasks each, with the losses of some seeds."""
+    losses = {
+        "cosine": (0.5, 0.6),
+        "dqnlr": (0.5, 0.6),
+        "good": (0.1, 0.2),
+        "bad": (0.9, 0.8),
+        "alike": (0.3, 0.55),  # mostly lower, but not beyond chance
     }
-    assert verdicts == {
+    records = [
+        run
+        for task in ("a", "b")
+        for name, final in losses.items()
+        for run in runs(task, name, *(final[seed] for seed in seeds))
+    ]
+    return {row.method: row.verdict for row in duels(Comparison(records))}
+
+
+def test_worse_and_better_need_an_interval_beyond_one_half():
+    assert duel_verdicts(0, 1) == {
         "good": "worse",
         "bad": "better",
         "alike": "undecided",
         "cosine": "undecided",
     }
+
+
+def test_two_runs_decide_nothing():
+    assert set(duel_verdicts(0).values()) == {"undecided"}
+
+
+def test_better_has_to_hold_for_other_tasks_and_worse_only_for_these():
+    """Two tasks won and one lost, or the other way round."""
+    for sign, verdict in ((1, "undecided"), (-1, "worse")):
+        records = [
+            run
+            for task, gap in (("a", 0.3), ("b", 0.2), ("c", -0.3))
+            for run in runs(task, "cosine", 0.5, 0.5)
+            + runs(task, "dqnlr", 0.5 - sign * gap, 0.5 - sign * gap)
+        ]
+        (row,) = duels(Comparison(records))
+        assert row.train == pytest.approx(2 / 3 if sign == 1 else 1 / 3)
+        assert row.verdict == verdict
 
 
 def test_costs_by_hand():
@@ -226,9 +256,9 @@ def test_sensitivity_by_hand():
     records = [
         *runs("a", "cosine", 0.98, lr=1e-3),
         *runs("a", "cosine", 7.98, lr=1.0),
-        *runs("a", "dqnlr", 0.5),  # without an LR: no part of the sweep
-        *runs("a", "dqnlr", 0.98, lr=1e-6),
-        *runs("a", "dqnlr", 1.98, lr=1.0),
+        *runs("a", "dqnlr", 5.0),  # without an LR: no part of the sweep
+        *runs("a", "dqnlr", 0.48, lr=1e-6),
+        *runs("a", "dqnlr", 0.98, lr=1.0),
     ]
     mine, rival = sensitivities(Comparison(records))
     assert (mine.method, mine.decades, mine.spread) == (
@@ -287,6 +317,9 @@ def test_a_sudden_cut_and_a_missing_decay_are_told_apart():
     kept = lost(curve([0.1, 0.1, 0.1, 0.1, 0.09], FALLING), curve([0.1] * 5, FALLING))
     assert "never came down (ends at 90% of its peak)" in kept
     assert "a trip" not in kept
+    gentle = lost(curve([0.1, 0.08, 0.06, 0.04, 0.02], FALLING), curve([0.1] * 5, FALLING))
+    assert "a trip" not in gentle
+    assert "never came down" not in gentle
 
 
 def test_a_run_longer_than_trained_on_is_told():
@@ -329,8 +362,15 @@ def test_a_report_of_nothing_is_refused(tmp_path):
 
 def test_names_are_escaped(tmp_path):
     task = '<b>"x" & y|z'
-    write_report([*runs(task, "cosine", 0.5, lr=0.1), *runs(task, "dqnlr", 0.5)], tmp_path)
-    assert "<b>" not in (tmp_path / "report.html").read_text()
+    records = [
+        *runs(task, "cosine", 0.5, lr=0.1, split="<i>"),
+        *runs(task, "dqnlr", 0.9, split="<i>"),
+    ]
+    write_report(records, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "<b>" not in page
+    assert "<i>" not in page
+    assert page.count("&lt;i&gt;") >= 2
     assert "y\\|z" in (tmp_path / "report.md").read_text()
 
 

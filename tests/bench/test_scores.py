@@ -82,6 +82,13 @@ def test_probability_of_improvement_interval_resamples_both_sides():
         assert improvement_interval(x, y, samples=300) == (0.0, 1.0)
 
 
+def test_probability_of_improvement_over_tasks_is_as_uncertain_as_the_tasks_differ():
+    won_and_lost, rival = torch.tensor([[0.0], [2.0]]), torch.tensor([[1.0], [1.0]])
+    assert improvement_interval(won_and_lost, rival, samples=300) == (0.5, 0.5)
+    both = improvement_interval(won_and_lost, rival, samples=300, over_tasks=True)
+    assert both == (0.0, 1.0)
+
+
 @given(values, values)
 def test_probabilities_of_improvement_sum_to_one(x, y):
     x, y = torch.tensor([x]), torch.tensor([y])
