@@ -94,7 +94,7 @@ def _verdicts(subject: str, rows: Sequence[Duel]) -> list[str]:
         names = [f"{row.method} ({row.train:.2f})" for row in rows if row.verdict == verdict]
         what = "neither shown better nor worse" if verdict == "undecided" else verdict
         than = "compared with" if verdict == "undecided" else "than"
-        if names or verdict == "worse":
+        if names or verdict != "undecided":
             listed = ", ".join(names) or "none of the others"
             items.append(f"On training loss {subject} is {what} {than}: {listed}.")
     items[0] += " (In brackets: the probability that it ends lower.)"
