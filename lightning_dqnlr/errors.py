@@ -19,3 +19,11 @@ class NonFiniteLossError(RuntimeError):
 
 class CallOrderError(RuntimeError):
     """A method was called before what it depends on had happened."""
+
+
+class RecordError(ValueError):
+    """A benchmark record is damaged or of another version."""
+
+
+class MissingPackageError(ConfigurationError):
+    """A rival's own package is not installed; the message names the extra that brings it."""

@@ -1,0 +1,132 @@
+"""`Record`: what one training run of the benchmark left behind, as plain data."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from lightning_dqnlr.errors import RecordError
+
+Key = tuple[str, str, float | None, int, str, str | None]
+_CURVES = ("step", "train", "validation", "lr")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run of one method on one task, as one JSON file holds it.
+
+    Losses are means over the whole data set, or over a fixed large part of it, in eval mode. What
+    is not a finite number is None.
+
+    Attributes:
+        task: its name.
+        split: which question the task belongs to ("new families", say); "" for none.
+        optimizer: the task's own, in words.
+        method: the rival's name.
+        lr: the learning rate or peak given to the method; None for the module's own.
+        seed: of weights, data order and dropout.
+        horizon: optimizer steps.
+        batch_size: examples per step.
+        parameters: trainable numbers of the model.
+        initial_train: training loss before the first step.
+        initial_validation: validation loss before the first step.
+        final_train: training loss after the last step; None if the run diverged.
+        final_validation: validation loss after the last step; None if the run diverged.
+        curve: lists of one length under "step", "train", "validation" (losses) and "lr" (of the
+            step just made). It begins at step 0 and ends where the run did.
+        seconds: of training and of choosing the learning rate; evaluations are not counted.
+        extra_bytes: memory that the method keeps beyond a plain run of the task's optimizer.
+        tries: runs that this one cost, those inside the method that choose its rate included.
+        failure: an exception's text; the run counts as diverged.
+        code: hash of what the result depends on besides the policy's weights.
+        policy: hash of the policy's weights; None for methods without one.
+    """
+
+    task: str
+    split: str
+    optimizer: str
+    method: str
+    lr: float | None
+    seed: int
+    horizon: int
+    batch_size: int
+    parameters: int
+    initial_train: float
+    initial_validation: float
+    final_train: float | None
+    final_validation: float | None
+    curve: dict[str, list[Any]]
+    seconds: float
+    extra_bytes: int
+    tries: int
+    failure: str | None
+    code: str
+    policy: str | None
+
+    @property
+    def key(self) -> Key:
+        """Tells runs apart: a run whose key is known need not be made again."""
+        return (self.task, self.method, self.lr, self.seed, self.code, self.policy)
+
+    @property
+    def diverged(self) -> bool:
+        """Whether the run failed or has no finite loss at its end."""
+        ends = (self.final_train, self.final_validation)
+        return self.failure is not None or None in ends
+
+    def to_json(self) -> str:
+        """One JSON object, strictly: a number that is not finite becomes null."""
+        return json.dumps(_finite(asdict(self)), indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            RecordError: if the text is damaged, or a record of another version.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise RecordError(f"the record is no JSON ({error}); {_REMEDY}") from error
+        names = {field.name for field in fields(cls)}
+        if not isinstance(values, dict) or set(values) != names:
+            found = set(values) if isinstance(values, dict) else set()
+            raise RecordError(
+                f"the record must have exactly the fields of this version; missing: "
+                f"{sorted(names - found)}, unknown: {sorted(found - names)}; {_REMEDY}"
+            )
+        _check(values)
+        return cls(**values)
+
+
+_REMEDY = "delete the file and let the run be made again."
+_KINDS = {"float": (int, float), "int": (int,), "str": (str,)}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _check(values: dict[str, Any]) -> None:
+    """Raises RecordError for a field of the wrong kind."""
+    for field in fields(Record):
+        kind, _, nullable = str(field.type).partition(" | ")
+        value = values[field.name]
+        if field.name == "curve" or (nullable and value is None):
+            continue
+        # A loss that was not finite before the first step was written as null.
+        if field.name.startswith("initial") and value is None:
+            values[field.name] = math.nan
+        elif not isinstance(value, _KINDS[kind]) or isinstance(value, bool):
+            raise RecordError(f"{field.name} must be {field.type}, got {value!r}; {_REMEDY}")
+    curve = values["curve"]
+    lists = isinstance(curve, dict) and all(isinstance(c, list) for c in curve.values())
+    if not lists or set(curve) != set(_CURVES) or len({len(c) for c in curve.values()}) != 1:
+        raise RecordError(f"curve must hold lists of one length {_CURVES}; {_REMEDY}")
