@@ -41,7 +41,8 @@ class Evaluation:
         """Training and validation loss; module, optimizer and random state stay as they are."""
         cuda = [module.device] if module.device.type == "cuda" else []
         with torch.random.fork_rng(cuda), _undisturbed(module):
-            if not isinstance(optimizer, Averaging):
+            # Before its first step the average is the weights themselves.
+            if not isinstance(optimizer, Averaging) or not optimizer.state:
                 losses = module_losses(module, self._task)
             else:
                 with _averaged(module, optimizer):

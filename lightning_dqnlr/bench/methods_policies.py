@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,6 +18,19 @@ from lightning_dqnlr.tasks.families import NoisyQuadratics, TeacherMLPs
 from lightning_dqnlr.tasks.task import Task
 
 STUDIED_TASKS, STUDIED_SEEDS = 8, 4
+
+Tasks = Callable[[], Sequence[Task]]
+
+
+def study_tasks() -> Sequence[Task]:
+    """Where a policy's habits are looked up: synthetic validation tasks of 100 to 500 steps.
+
+    They are no benchmark's tasks, need no data, and are the same for every control.
+    """
+    quadratics = NoisyQuadratics(min_horizon=100, max_horizon=500)
+    teachers = TeacherMLPs(min_horizon=100, max_horizon=500)
+    half = range(STUDIED_TASKS // 2)
+    return [family.sample(i, "validation") for i in half for family in (quadratics, teachers)]
 
 
 @dataclass(frozen=True)
@@ -77,11 +90,13 @@ class StateBlind:
         name: as reports show it.
         policy: whose action frequencies and harness.
         tuned: like the policy.
+        tasks: on which they are counted.
     """
 
     name: str = "state-blind"
     policy: str = "default"
     tuned: bool = False
+    tasks: Tasks = study_tasks
 
     def load(self) -> LRPolicy:
         """The policy that is studied."""
@@ -89,7 +104,7 @@ class StateBlind:
 
     def plan(self, setting: Setting) -> Plan:
         """Adds the callback with the random behaviour."""
-        frequencies, _ = studied(self.policy)
+        frequencies, _ = studied(self.policy, self.tasks)
         act = state_blind(frequencies, setting.seed)
         return _controlled(in_harness(act, self.load()), setting)
 
@@ -102,11 +117,13 @@ class MeanCurveReplay:
         name: as reports show it.
         policy: whose curve and harness.
         tuned: like the policy.
+        tasks: on which the mean is taken.
     """
 
     name: str = "mean-curve"
     policy: str = "default"
     tuned: bool = False
+    tasks: Tasks = study_tasks
 
     def load(self) -> LRPolicy:
         """The policy that is studied."""
@@ -114,25 +131,14 @@ class MeanCurveReplay:
 
     def plan(self, setting: Setting) -> Plan:
         """Adds the callback with the replay."""
-        _, curve = studied(self.policy)
+        _, curve = studied(self.policy, self.tasks)
         return _controlled(in_harness(curve.act, self.load()), setting)
 
 
-def study_tasks() -> Sequence[Task]:
-    """Where a policy's habits are looked up: synthetic validation tasks of 100 to 500 steps.
-
-    They are no benchmark's tasks, need no data, and are the same for every control.
-    """
-    quadratics = NoisyQuadratics(min_horizon=100, max_horizon=500)
-    teachers = TeacherMLPs(min_horizon=100, max_horizon=500)
-    half = range(STUDIED_TASKS // 2)
-    return [family.sample(i, "validation") for i in half for family in (quadratics, teachers)]
-
-
 @cache
-def studied(policy: str) -> tuple[Tensor, MeanCurve]:
+def studied(policy: str, tasks: Tasks) -> tuple[Tensor, MeanCurve]:
     """Action frequencies and mean curve of a policy; once per process, a few seconds."""
-    return study(LRPolicy.load(policy), study_tasks(), range(STUDIED_SEEDS), ON_CPU)
+    return study(LRPolicy.load(policy), tasks(), range(STUDIED_SEEDS), ON_CPU)
 
 
 def _controlled(policy: LRPolicy, setting: Setting) -> Plan:
