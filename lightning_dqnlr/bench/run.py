@@ -6,7 +6,6 @@ of random numbers, so that they can be compared in pairs.
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Iterable
 from copy import deepcopy
@@ -289,7 +288,6 @@ def _number(value: float | None) -> float:
 
 
 def _reraise_interrupt(stop: SystemExit) -> None:
-    """Lightning turns an interrupt into an exit, and leaves the process deaf to the next."""
+    """Lightning turns an interrupt into an exit."""
     if isinstance(stop.__context__, KeyboardInterrupt):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         raise KeyboardInterrupt from stop

@@ -106,10 +106,9 @@ def test_greedy_raises_after_falling_and_lowers_after_rising_losses():
 
 
 def test_greedy_judges_the_moving_average():
-    # Means of two: 4, 2, 3, 3.5, 3: only the first two are new bests. Single losses would say
-    # that the third is none either, but the fifth (1) is not better than the second (0).
-    got = rates(GreedyLR(window=2, patience=1), scripted([4.0, 0.0, 6.0, 1.0, 5.0, 1.0]), 1.0)
-    assert got == pytest.approx([1, 1, 1 / 0.95, 1 / 0.95, 1, 1])
+    # Means of two: 6, 5, 4.25 are three new bests; of the single losses the third is none.
+    got = rates(GreedyLR(window=2, patience=2), scripted([6.0, 4.0, 4.5, 9.0]), 1.0)
+    assert got == pytest.approx([1, 1, 1, 1 / 0.95])
 
 
 def test_greedy_stays_within_its_bounds():
@@ -125,7 +124,7 @@ def test_plateau_cuts_to_a_tenth_when_its_patience_is_over():
 
 
 def test_plateau_leaves_a_falling_mean_alone_and_does_not_look_at_single_losses():
-    losses = [3.0, 1.0, 4.0, -1.0, 5.0, -3.0, 6.0, -5.0]  # means of two: 2, 1.5, 1, 0.5
+    losses = [1.0, 3.0, -1.0, 4.0, -3.0, 5.0, -5.0, 6.0]  # means of two: 2, 1.5, 1, 0.5
     assert rates(Plateau(patience=0, windows=4), scripted(losses), 1.0) == [1.0] * 8
 
 

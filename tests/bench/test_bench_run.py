@@ -22,7 +22,7 @@ from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.envs.trainer_data import task_loader
 from lightning_dqnlr.errors import RecordError
 from lightning_dqnlr.tasks.families import NoisyQuadratics
-from tests.bench.watched_tasks import Failing, noisy_net, plain_net, task
+from tests.bench.watched_tasks import Failing, Spiked, noisy_net, plain_net, task
 from tests.control_runs import constant_policy, random_policy
 
 CONSTANT, COSINE = ScheduledLR("constant", constant), ScheduledLR("cosine", warmup_cosine)
@@ -139,10 +139,19 @@ def test_a_diverging_run_is_a_record_with_nulls():
     assert record.curve["step"][-1] < 400
 
 
-def test_a_policy_that_can_recover_is_given_the_time_to():
-    record = run(LearnedPolicy(), task(horizon=40), 0.1)
-    assert record.curve["step"][-1] == 40
-    assert not record.diverged
+def test_only_a_policy_that_can_go_back_is_given_the_time_to(tmp_path):
+    def spoiled(method):
+        # Late intervals have three or four steps: the weights are looked at before it goes back.
+        job = task(partial(Spiked, 195), horizon=220)
+        return run(method, job, 0.01, evaluations=220)
+
+    folder = str(constant_policy(3).save(tmp_path))
+    saved, lost = spoiled(LearnedPolicy("mine", folder)), spoiled(CONSTANT)
+    assert None in saved.curve["train"]
+    assert saved.curve["step"][-1] == 220
+    assert not saved.diverged
+    assert lost.curve["step"][-1] == 196
+    assert lost.diverged
 
 
 def test_a_run_that_raises_is_a_record_with_the_reason():
@@ -161,10 +170,13 @@ def test_a_module_without_a_single_optimizer_is_a_record_with_the_reason():
 
 
 def test_an_interrupt_ends_everything_and_the_next_one_is_heard():
-    before = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        run(CONSTANT, task(partial(Failing, KeyboardInterrupt())), 0.1)
-    assert signal.getsignal(signal.SIGINT) is before
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(CONSTANT, task(partial(Failing, KeyboardInterrupt())), 0.1)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_schedule_free_is_evaluated_at_its_average():

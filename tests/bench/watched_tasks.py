@@ -67,6 +67,18 @@ class Pushed(Watched):
         return self.theta @ self.gradients[len(self.losses) - 1]
 
 
+class Spiked(Watched):
+    """One of its batches spoils the weights for good."""
+
+    def __init__(self, step, optimizer):
+        super().__init__(nn.Linear(4, 1), optimizer)
+        self.step = step
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if self.training and len(self.losses) == self.step else loss
+
+
 class Failing(Watched):
     """Raises in its fourth step."""
 
