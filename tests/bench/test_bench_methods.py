@@ -10,6 +10,7 @@ from torch.optim import SGD, Adam, AdamW, RMSprop
 from lightning_dqnlr.bench.methods import METHODS, with_policies
 from lightning_dqnlr.bench.methods_feedback import GreedyLR, Hypergradient, LRFinder, Plateau
 from lightning_dqnlr.bench.methods_packages import DAdaptation, Prodigy, ScheduleFree
+from lightning_dqnlr.bench.methods_plan import Setting
 from lightning_dqnlr.bench.methods_policies import (
     LearnedPolicy,
     MeanCurveReplay,
@@ -279,12 +280,17 @@ def test_the_mean_curve_of_a_rising_policy_rises_and_of_a_falling_one_falls(tmp_
 
 
 def test_the_untrained_control_has_other_weights_for_every_seed(tmp_path):
-    folder = str(constant_policy(5).save(tmp_path))
-    method = Untrained(policy=folder)
-    jobs = [run(method, task(horizon=40), seed=seed).curve["lr"] for seed in (0, 0, 1)]
-    assert jobs[0] == jobs[1]
-    relative = [[lr / curve[0] for lr in curve] for curve in jobs]
-    assert relative[0] != pytest.approx(relative[2])
+    policy = constant_policy(5)
+    method = Untrained(policy=str(policy.save(tmp_path)))
+    observation = torch.randn(200, len(policy.spec.features), generator=torch.Generator())
+
+    def actions(seed):
+        (_, callback) = method.plan(Setting(task(), seed)).callbacks
+        return callback.policy.act(observation)
+
+    assert torch.equal(actions(0), actions(0))
+    assert not torch.equal(actions(0), actions(1))
+    assert not torch.equal(actions(0), policy.act(observation))
 
 
 def test_policies_that_are_not_shipped_take_part_where_their_folder_is(tmp_path):

@@ -310,6 +310,7 @@ def test_records_hold_only_strict_json():
     lambda text: text.replace('"seed"', '"sead"'),
     lambda text: text.replace('"horizon": 2', '"horizon": "2"'),
     lambda text: text.replace('"tries": 1', '"tries": null'),
+    lambda text: text.replace('"seed": 0', '"seed": true'),
     lambda text: text.replace('"lr": null', '"lr": "high"'),
     lambda text: text.replace('"step": [\n   0\n  ]', '"step": []'),
     lambda text: text.replace('"validation": [', '"held_out": ['),
@@ -326,3 +327,9 @@ def test_a_records_key_holds_what_tells_runs_apart():
     changed = {"task": "u", "method": "n", "lr": 0.1, "seed": 1, "code": "d", "policy": "p"}
     assert all(replace(RECORD, **{k: v}).key != RECORD.key for k, v in changed.items())
     assert len(fields(Record)) == 20
+
+
+def test_a_run_that_raised_counts_as_diverged_whatever_it_left():
+    finished = replace(RECORD, final_validation=0.5)
+    assert not finished.diverged
+    assert replace(finished, failure="ValueError: late").diverged
