@@ -20,10 +20,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from lightning_dqnlr.bench.controls import state_blind, study, untrained
 from lightning_dqnlr.bench.scores import interquartile_mean, stratified_bootstrap
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.files import write_atomically
-from lightning_dqnlr.meta.controls import state_blind, study, untrained
 from lightning_dqnlr.meta.evaluate import Act, Rivals, Scores, evaluate
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.tasks import DigitsCNNs, DigitsMLPs, Mixture, NoisyQuadratics, TeacherMLPs

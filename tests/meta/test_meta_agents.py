@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr import cli
+from lightning_dqnlr.bench.controls import untrained
 from lightning_dqnlr.callback import DQNLRCallback
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.meta.controls import untrained
 from lightning_dqnlr.meta.train import MetaTrainer, TrainConfig
 from lightning_dqnlr.policy.network import QNetwork, QuantileNetwork
 from lightning_dqnlr.policy.policy import LRPolicy, combine

@@ -1,4 +1,4 @@
-"""The three controls that a learned policy has to beat, and the figures of its model card.
+"""The three controls that a learned policy has to beat.
 
 A learned scheduler can look good because of its harness (the safe start, the built-in decay, the
 circuit breaker) rather than because of what it learned. Each control keeps the harness and takes
@@ -9,19 +9,21 @@ adaptation to the run at hand.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_dqnlr.control.features import CLIP
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.meta.evaluate import Act, run_policy
 from lightning_dqnlr.policy.network import build_network
 from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.rl.rewards import log_progress
 from lightning_dqnlr.tasks.task import Task
+
+Act = Callable[[Tensor], Tensor]
 
 _POINTS = 64
 
@@ -106,6 +108,28 @@ def study(
         counts.add_(torch.bincount(action.cpu(), minlength=len(counts)))
         return action
 
+    breaker = policy.circuit_breaker
     for task in tasks:
-        run_policy(task, act, policy.spec, seeds, engine)
+        env = engine.open(task, policy.spec, seeds, reward=log_progress, circuit_breaker=breaker)
+        observation = env.reset()
+        while not env.finished:
+            observation = env.step(act(observation)).observation
+        env.close()
     return counts / counts.sum(), curve
+
+
+class _Acts(nn.Module):
+    """A Q-network that gives all the value there is to the action of some behaviour."""
+
+    def __init__(self, act: Act, spec: ControllerSpec) -> None:
+        super().__init__()
+        self.observation_size, self.num_actions = len(spec.features), len(spec.actions)
+        self._act = act
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return nn.functional.one_hot(self._act(observation), self.num_actions).float()
+
+
+def in_harness(act: Act, policy: LRPolicy) -> LRPolicy:
+    """A behaviour in the place of a policy, with its specification, start and circuit breaker."""
+    return LRPolicy(_Acts(act, policy.spec), policy.spec, policy.record)  # type: ignore[arg-type]

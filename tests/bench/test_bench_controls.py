@@ -1,11 +1,11 @@
 import pytest
 import torch
 
+from lightning_dqnlr.bench.controls import MeanCurve, in_harness, state_blind, study, untrained
 from lightning_dqnlr.control.features import CLASSIC, SCALE_FREE, FeatureSpec
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.meta.controls import MeanCurve, state_blind, study, untrained
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.tasks.families import NoisyQuadratics
@@ -79,3 +79,11 @@ def test_study_counts_the_actions_of_whole_runs():
     frequencies, curve = study(LRPolicy(network, SPEC), [task], [0, 1], ON_CPU)
     assert frequencies.tolist() == [0, 0, 1, 0, 0, 0, 0]
     assert curve._count.sum() > 0
+
+
+def test_a_control_keeps_the_start_and_the_circuit_breaker_of_the_policy():
+    record = {"start": "optimizer", "circuit_breaker": False}
+    policy = LRPolicy(QNetwork(len(SPEC.features), len(SPEC.actions)), SPEC, record)
+    control = in_harness(lambda seen: torch.full(seen.shape[:-1], 2), policy)
+    assert (control.start, control.circuit_breaker) == ("optimizer", False)
+    assert control.act(torch.zeros(4, len(SPEC.features))).tolist() == [2, 2, 2, 2]
