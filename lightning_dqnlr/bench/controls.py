@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lightning_dqnlr.control.features import CLIP
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import Engine
+from lightning_dqnlr.envs.environment import Engine, Terms
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.network import build_network
 from lightning_dqnlr.policy.policy import LRPolicy
@@ -108,9 +108,9 @@ def study(
         counts.add_(torch.bincount(action.cpu(), minlength=len(counts)))
         return action
 
-    breaker = policy.circuit_breaker
+    terms = Terms(log_progress, circuit_breaker=policy.circuit_breaker)
     for task in tasks:
-        env = engine.open(task, policy.spec, seeds, reward=log_progress, circuit_breaker=breaker)
+        env = engine.open(task, policy.spec, seeds, terms)
         observation = env.reset()
         while not env.finished:
             observation = env.step(act(observation)).observation
