@@ -1,4 +1,4 @@
-"""`dqnlr-train`: the only module that knows Hydra. It turns configuration into plain objects."""
+"""`dqnlr-train` and its like; only this and `cli_bench` know Hydra. Configuration to plain objects."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130
-_FULL_ERROR = "HYDRA_FULL_ERROR"
-_TRACEBACKS_WANTED = os.environ.get(_FULL_ERROR, "0") not in ("", "0")
+FULL_ERROR = "HYDRAFULL_ERROR"
+_TRACEBACKS_WANTED = os.environ.get(FULL_ERROR, "0") not in ("", "0")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, largest file
 _OURS = (ConfigurationError, PolicyFileError)
 
 
 def train() -> None:
     """The console script `dqnlr-train`."""
-    os.environ[_FULL_ERROR] = "1"  # makes Hydra let errors through instead of printing its own way
-    with _errors_in_one_line():
+    os.environ[FULL_ERROR] = "1"  # makes Hydra let errors through instead of printing its own way
+    with errors_in_one_line():
         _app()
 
 
@@ -52,7 +52,7 @@ def _app(config: DictConfig) -> float:
         # One failed job is an error that the launcher and the sweeper know how to handle.
         _check_resume(config, overrides)
         return run(config, folder, overrides, Path(settings.sweep.dir) / "rivals")
-    with _errors_in_one_line():  # here too: Hydra announces errors that leave a job
+    with errors_in_one_line():  # here too: Hydra announces errors that leave a job
         _check_resume(config, overrides)
         return run(config, folder, overrides)
 
@@ -67,7 +67,7 @@ def combine() -> None:
     parser.add_argument("policies", nargs="+", type=Path, help="folders that dqnlr-train wrote")
     parser.add_argument("--into", required=True, type=Path, help="folder of the new policy")
     arguments = parser.parse_args()
-    with _errors_in_one_line():
+    with errors_in_one_line():
         members = [LRPolicy.load(folder) for folder in arguments.policies]
         policy = combine_policies(members)
         totals = {
@@ -91,7 +91,7 @@ def promote() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with _errors_in_one_line():
+    with errors_in_one_line():
         _promote(arguments)
 
 
@@ -174,7 +174,7 @@ def run(
     torch.set_num_threads(_positive(config, "threads"))
     trainer = build_trainer(config, folder, rivals)
     elsewhere = [override for override in overrides if not override.startswith("folder=")]
-    trainer.record |= {"command": _command(), "overrides": elsewhere}
+    trainer.record |= {"command": command(), "overrides": elsewhere}
     _begin(trainer, config)
     print(f"Meta-training into {folder.resolve()}", flush=True)
     reporters = open_reporters(trainer, tensorboard=bool(config.tensorboard))
@@ -298,15 +298,19 @@ def _positive(config: DictConfig, name: str) -> int:
     return value
 
 
-def _command() -> str:
+def command() -> str:
     """What was typed, without the folder: where files lay on a machine says nothing elsewhere."""
     typed = [word for word in sys.argv[1:] if not word.startswith("folder=")]
     return shlex.join([Path(sys.argv[0]).name, *typed])
 
 
 @contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    """Shows what a user can mend as one line, with its own exit code; leaves the rest alone."""
+def errors_in_one_line(go_on: str = "resume=true folder=... goes on") -> Iterator[None]:
+    """Shows what a user can mend as one line, with its own exit code; leaves the rest alone.
+
+    Args:
+        go_on: how to continue what was interrupted.
+    """
     if _TRACEBACKS_WANTED:
         yield
         return
@@ -321,7 +325,7 @@ def _errors_in_one_line() -> Iterator[None]:
             raise  # a closed pipe, say: nothing that another path could mend
         _stop(f"{error.filename}: {error.strerror}; choose another folder.")
     except KeyboardInterrupt:
-        print("\ndqnlr-train: interrupted; resume=true folder=... goes on.", file=sys.stderr)
+        print(f"\n{Path(sys.argv[0]).name}: interrupted; {go_on}.", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
 
 

@@ -30,7 +30,6 @@ USUAL_LR = {
     "lion": 1e-4,  # the authors': a tenth of Adam's
 }
 
-Loss = Callable[[nn.Module, Any], Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -77,11 +76,12 @@ class BenchModule(LightningModule):
 
     Args:
         net: the network.
-        loss: maps the network and a batch to the mean loss, shape ().
+        loss: maps the network and a batch to the mean loss, shape (). A module, like the network,
+            so that its code is part of the records' code hash.
         optimizer: maps the parameters to their optimizer.
     """
 
-    def __init__(self, net: nn.Module, loss: Loss, optimizer: MakeOptimizer) -> None:
+    def __init__(self, net: nn.Module, loss: nn.Module, optimizer: MakeOptimizer) -> None:
         super().__init__()
         self.net, self.loss, self.make_optimizer = net, loss, optimizer
 
@@ -90,25 +90,21 @@ class BenchModule(LightningModule):
         return torch.as_tensor(self.net(*inputs))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.loss(self.net, batch)
-        self._log("train_loss", loss.detach(), batch)
+        loss = torch.as_tensor(self.loss(self.net, batch))
+        self.log("train_loss", loss.detach(), batch_size=len(batch[0]))
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.loss(self.net, batch)
-        self._log("val_loss", loss, batch)
+        loss = torch.as_tensor(self.loss(self.net, batch))
+        self.log("val_loss", loss, batch_size=len(batch[0]))
         return loss
-
-    def _log(self, name: str, value: Tensor, batch: Any) -> None:
-        if self._trainer is not None:
-            self.log(name, value, batch_size=len(batch[0]))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.make_optimizer(self.parameters())
 
 
 def make_module(
-    net: Callable[[], nn.Module], loss: Loss, optimizer: MakeOptimizer
+    net: Callable[[], nn.Module], loss: nn.Module, optimizer: MakeOptimizer
 ) -> LightningModule:
     """A module with fresh weights from torch's global random state."""
     return BenchModule(net(), loss, optimizer)
@@ -117,7 +113,7 @@ def make_module(
 def own_task(
     name: str,
     net: Callable[[], nn.Module],
-    loss: Loss,
+    loss: nn.Module,
     optimizer: MakeOptimizer,
     data: Examples,
     *,
@@ -161,13 +157,19 @@ def fixed_draws(name: str) -> Draws:
     return Draws(derive_seed(f"bench/{name}", "test", 0))
 
 
-def cross_entropy(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+class CrossEntropy(nn.Module):
     """Mean cross-entropy of logits (N, ..., C) for labels (N, ...)."""
-    inputs, labels = batch
-    return nn.functional.cross_entropy(net(inputs).flatten(0, -2), labels.flatten())
+
+    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of a batch (inputs, labels), shape ()."""
+        inputs, labels = batch
+        return nn.functional.cross_entropy(net(inputs).flatten(0, -2), labels.flatten())
 
 
-def squared_error(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+class SquaredError(nn.Module):
     """Mean squared error."""
-    inputs, targets = batch
-    return nn.functional.mse_loss(net(inputs), targets)
+
+    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of a batch (inputs, targets), shape ()."""
+        inputs, targets = batch
+        return nn.functional.mse_loss(net(inputs), targets)

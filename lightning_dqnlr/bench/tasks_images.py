@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_dqnlr.bench.task import (
     USUAL_LR,
-    cross_entropy,
+    CrossEntropy,
     fixed_draws,
     own_task,
 )
@@ -119,11 +119,14 @@ class VariationalAutoencoder(nn.Module):
         return torch.cat([self.decode(code), mean, log_variance], 1)
 
 
-def negative_elbo(net: nn.Module, batch: tuple[Tensor]) -> Tensor:
+class NegativeELBO(nn.Module):
     """Per pixel; in eval mode at the code's mean, so that it is a fixed function."""
-    logits, mean, log_variance = net(batch[0]).split([64, 8, 8], 1)
-    divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1).mean()
-    return F.binary_cross_entropy_with_logits(logits, batch[0]) + divergence / 64
+
+    def forward(self, net: nn.Module, batch: tuple[Tensor]) -> Tensor:
+        """The loss of a batch (images,), shape ()."""
+        logits, mean, log_variance = net(batch[0]).split([64, 8, 8], 1)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1).mean()
+        return F.binary_cross_entropy_with_logits(logits, batch[0]) + divergence / 64
 
 
 class Denoiser(nn.Module):
@@ -141,10 +144,13 @@ class Denoiser(nn.Module):
         return torch.as_tensor(self.out(hidden + F.silu(self.inner(hidden))))
 
 
-def noise_prediction(net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+class NoisePrediction(nn.Module):
     """The loss of denoising diffusion (Ho et al. 2020, arXiv:2006.11239, equation 14)."""
-    noisy, levels, noise = batch
-    return F.mse_loss(net(noisy, levels), noise)
+
+    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """The loss of a batch (noisy images, noise levels, noise), shape ()."""
+        noisy, levels, noise = batch
+        return F.mse_loss(net(noisy, levels), noise)
 
 
 class PretrainedEncoder:
@@ -185,7 +191,7 @@ def residual_digits() -> Task:
     return own_task(
         "residual digits",
         residual_network,
-        cross_entropy,
+        CrossEntropy(),
         sgd,
         digits(),
         horizon=600,
@@ -199,7 +205,7 @@ def residual_digits_nadam() -> Task:
     return own_task(
         "NAdam residual digits",
         residual_network,
-        cross_entropy,
+        CrossEntropy(),
         nadam,
         digits(),
         horizon=500,
@@ -213,7 +219,7 @@ def vision_transformer() -> Task:
     return own_task(
         "vision transformer",
         VisionTransformer,
-        cross_entropy,
+        CrossEntropy(),
         adamw,
         digits(),
         horizon=600,
@@ -231,7 +237,7 @@ def mixer_noisy_labels() -> Task:
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["sgd"])
     data = Examples((images, labels), validation)
     return own_task(
-        "mixer noisy labels", Mixer, cross_entropy, sgd, data, horizon=800, batch_size=32
+        "mixer noisy labels", Mixer, CrossEntropy(), sgd, data, horizon=800, batch_size=32
     )
 
 
@@ -241,7 +247,7 @@ def variational_autoencoder() -> Task:
     return own_task(
         "variational autoencoder",
         VariationalAutoencoder,
-        negative_elbo,
+        NegativeELBO(),
         partial(torch.optim.Adam, lr=USUAL_LR["adam"]),
         Examples((images,), (held_out,)),
         horizon=800,
@@ -267,7 +273,7 @@ def diffusion() -> Task:
     return own_task(
         "diffusion",
         Denoiser,
-        noise_prediction,
+        NoisePrediction(),
         partial(torch.optim.AdamW, lr=USUAL_LR["adamw"]),
         Examples(noised(images, 4), noised(held_out, 2)),
         horizon=1000,
@@ -281,7 +287,7 @@ def fine_tuned_digits() -> Task:
     return own_task(
         "fine-tuned encoder",
         PretrainedEncoder(),
-        cross_entropy,
+        CrossEntropy(),
         partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9),
         Examples((images[:LABELLED], labels[:LABELLED]), validation),
         horizon=300,

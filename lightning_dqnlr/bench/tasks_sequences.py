@@ -1,8 +1,8 @@
-"""Sequence tasks of data and architectures that no family draws: Python's own documentation as
-English text, the syntax of its sources, and a chaotic series.
+"""Sequence tasks of data and architectures that no family draws.
 
-The texts are what the running Python was installed with, so these tasks are the same on machines
-with the same Python version only.
+The data are Python's own documentation as English text, the syntax of its sources, and a chaotic
+series. The texts are what the running Python was installed with, so these tasks are the same on
+machines with the same Python version only.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from lightning_dqnlr.bench.lion import Lion
 from lightning_dqnlr.bench.task import (
     USUAL_LR,
-    cross_entropy,
+    CrossEntropy,
+    SquaredError,
     fixed_draws,
     own_task,
-    squared_error,
 )
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.data import Examples
@@ -107,12 +107,15 @@ class SkipGram(nn.Module):
         return (self.word(word).unsqueeze(1) * self.context(contexts)).sum(2)
 
 
-def negative_sampling(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+class NegativeSampling(nn.Module):
     """The first context is the right one, the others were drawn (arXiv:1310.4546, equation 4)."""
-    word, contexts = batch
-    signs = torch.ones(contexts.shape[1]).to(word.device)
-    signs[1:] = -1.0
-    return -F.logsigmoid(signs * net(word, contexts)).sum(1).mean()
+
+    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of a batch (words, contexts), shape ()."""
+        word, contexts = batch
+        signs = -torch.ones(contexts.shape[1], device=word.device)
+        signs[0] = 1.0
+        return -F.logsigmoid(signs * net(word, contexts)).sum(1).mean()
 
 
 class TemporalConvolutions(nn.Module):
@@ -182,14 +185,12 @@ def _words() -> Tensor:
 
 def language_model(name: str, horizon: int) -> Task:
     """A transformer that reads Python's documentation by characters; AdamW, clipped gradients."""
-    adamw = partial(
-        torch.optim.AdamW, lr=USUAL_LR["adamw"], betas=(0.9, 0.95), weight_decay=0.1
-    )
+    adamw = partial(torch.optim.AdamW, lr=USUAL_LR["adamw"], betas=(0.9, 0.95), weight_decay=0.1)
     data = next_in(_characters(), CONTEXT, 4096, fixed_draws(name))
     return own_task(
         name,
         DecoderTransformer,
-        cross_entropy,
+        CrossEntropy(),
         adamw,
         data,
         horizon=horizon,
@@ -203,9 +204,7 @@ def word_model() -> Task:
     net = partial(Recurrent, WORDS, WORDS, 32, False)
     data = next_in(_words(), WORD_CONTEXT, 2048, fixed_draws("Lion word LSTM"))
     lion = partial(Lion, lr=USUAL_LR["lion"], weight_decay=0.1)
-    return own_task(
-        "Lion word LSTM", net, cross_entropy, lion, data, horizon=800, batch_size=8
-    )
+    return own_task("Lion word LSTM", net, CrossEntropy(), lion, data, horizon=800, batch_size=8)
 
 
 def word_vectors() -> Task:
@@ -220,7 +219,7 @@ def word_vectors() -> Task:
     return own_task(
         "Adagrad word vectors",
         SkipGram,
-        negative_sampling,
+        NegativeSampling(),
         adagrad,
         Examples(*parts),
         horizon=1000,
@@ -256,7 +255,7 @@ def syntax_tagger() -> Task:
     return own_task(
         "syntax tagger",
         partial(Recurrent, VOCABULARY, 1 + len(KINDS), 16, True),
-        cross_entropy,
+        CrossEntropy(),
         partial(torch.optim.Adam, lr=USUAL_LR["adam"]),
         Examples(train, validation),
         horizon=500,
@@ -289,7 +288,7 @@ def chaotic_series() -> Task:
     return own_task(
         "chaotic series",
         TemporalConvolutions,
-        squared_error,
+        SquaredError(),
         partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9),
         Examples(*parts),
         horizon=800,

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.task import USUAL_LR, fixed_draws, own_task, squared_error
+from lightning_dqnlr.bench.task import USUAL_LR, SquaredError, fixed_draws, own_task
 from lightning_dqnlr.tasks.data import Examples
 from lightning_dqnlr.tasks.synthetic import split_off_validation
 from lightning_dqnlr.tasks.task import Task
@@ -54,7 +54,7 @@ def gated_regression() -> Task:
     return own_task(
         "gated regression",
         GatedNetwork,
-        squared_error,
+        SquaredError(),
         partial(torch.optim.SGD, lr=USUAL_LR["sgd"]),
         friedman(1280),
         horizon=800,
