@@ -82,17 +82,21 @@ TASKS: tuple[BenchTask, ...] = (
         "new families",
         partial(language_model, "language model", 600),
         USUAL_LR["adamw"],
+        seconds=5.0,
     ),
     BenchTask("NAdam residual digits", "new optimizer", residual_digits_nadam, USUAL_LR["nadam"]),
     BenchTask("Adagrad word vectors", "new optimizer", word_vectors, USUAL_LR["adagrad"]),
     BenchTask("Lion word LSTM", "new optimizer", word_model, USUAL_LR["lion"]),
-    _long("long quadratic", NoisyQuadratics, "momentum", 10 * LONGEST_QUADRATIC, seed=7),
-    _long("long digits MLP", DigitsMLPs, "momentum", 10 * LONGEST_NETWORK, seed=1),
-    _long("long teacher MLP", TeacherMLPs, "adamw", 5 * LONGEST_NETWORK, seed=6),
+    _long(
+        "long quadratic", NoisyQuadratics, "momentum", 10 * LONGEST_QUADRATIC, seed=7, seconds=35.0
+    ),
+    _long("long digits MLP", DigitsMLPs, "momentum", 10 * LONGEST_NETWORK, seed=1, seconds=15.0),
+    _long("long teacher MLP", TeacherMLPs, "adamw", 5 * LONGEST_NETWORK, seed=6, seconds=8.0),
     BenchTask(
         "long language model",
         "longer runs",
         partial(language_model, "long language model", 3 * LONGEST_NETWORK),
         USUAL_LR["adamw"],
+        seconds=22.0,
     ),
 )

@@ -1,0 +1,263 @@
+"""The benchmark's tasks and suites, and the processes that make its runs."""
+
+import math
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from torch.utils import _pytree as pytree
+
+from lightning_dqnlr.bench.lion import Lion
+from lightning_dqnlr.bench.methods import METHODS
+from lightning_dqnlr.bench.processes import Call, Refusal, run_calls
+from lightning_dqnlr.bench.record import Record
+from lightning_dqnlr.bench.store import Store
+from lightning_dqnlr.bench.suite import (
+    Suite,
+    choose,
+    complete,
+    estimate,
+    grid,
+    missing,
+    plan,
+    rates,
+    your_own,
+)
+from lightning_dqnlr.bench.task import BenchSplit, BenchTask, fixed_draws
+from lightning_dqnlr.bench.tasks import TASKS
+from lightning_dqnlr.bench.tasks_known import Sampled
+from lightning_dqnlr.bench.tasks_sequences import KINDS, token_kinds
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.tasks.families import TeacherMLPs
+from lightning_dqnlr.tasks.sampling import derive_seed
+from lightning_dqnlr.tasks.task import OptimizerName
+from tests.bench.tiny_methods import Absent, Killer, Plain, Raising
+
+BY_NAME = {task.name: task for task in TASKS}
+every_task = pytest.mark.parametrize("named", TASKS, ids=lambda task: task.name.replace(" ", "_"))
+
+
+def tiny(name="tiny", horizon=20):
+    return BenchTask(name, "new seeds", Sampled(TeacherMLPs, "adam", horizon, 0, 1e-3), 1e-3)
+
+
+def suite_of(name):
+    with initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
+        return instantiate(compose("bench", [f"suite={name}"]).suite)
+
+
+def tensors(task):
+    module = task.build(3)
+    return [*pytree.tree_leaves((task.train_data, task.validation_data)), *module.parameters()]
+
+
+@every_task
+def test_a_task_is_the_same_each_time_and_falls_at_its_usual_rate(named):
+    task = named.open()
+    torch.manual_seed(1)
+    state = torch.random.get_rng_state()
+    for first, second in zip(tensors(task), tensors(named.open()), strict=True):
+        assert torch.equal(first, second)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    module = task.build(0)
+    optimizer = module.configure_optimizers()
+    assert optimizer.param_groups[0]["lr"] == named.lr
+    batch = pytree.tree_map(lambda t: t[: task.batch_size], task.train_data)
+    losses = []
+    for _ in range(16):
+        loss = module.training_step(batch, 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-4:]) < sum(losses[:4])
+
+
+@every_task
+def test_validation_examples_are_finite_and_not_those_of_training(named):
+    task = named.open()
+    train, validation = (pytree.tree_leaves(d) for d in (task.train_data, task.validation_data))
+    rows = [{row.numpy().tobytes() for row in leaves[0]} for leaves in (train, validation)]
+    assert all(leaf.isfinite().all() for leaf in (*train, *validation))
+    if named.name != "Adagrad word vectors":  # its first tensor is one word, of 400
+        assert len(rows[0] & rows[1]) < 0.2 * len(rows[1])
+
+
+def test_there_are_enough_tasks_in_every_split():
+    assert len(BY_NAME) == len(TASKS) >= 12
+    splits = [task.split for task in TASKS]
+    assert set(splits) == set(get_args(BenchSplit)) - {"your own"}
+    assert min(splits.count(split) for split in set(splits)) >= 3
+
+
+def test_no_seed_of_the_benchmark_is_one_of_training_or_selection():
+    for named in TASKS:
+        if isinstance(named.build, Sampled):
+            assert f"/test/{named.build.seed}" in named.build().name
+    ours = fixed_draws("diffusion").generator.initial_seed()
+    assert ours & 0b11 == derive_seed("any", "test", 0) & 0b11
+    assert ours & 0b11 != derive_seed("any", "train", 0) & 0b11
+    assert ours & 0b11 != derive_seed("any", "validation", 0) & 0b11
+
+
+def test_a_new_optimizer_is_one_that_no_family_can_draw():
+    names = {task.open().optimizer for task in TASKS if task.split == "new optimizer"}
+    assert names == {"nadam", "adagrad", "lion"}
+    assert not names & set(get_args(OptimizerName))
+    others = {task.open().optimizer for task in TASKS if task.split != "new optimizer"}
+    assert {"sgd", "momentum", "adam", "adamw"} <= others <= set(get_args(OptimizerName))
+
+
+def test_new_families_have_networks_of_their_own():
+    for named in (task for task in TASKS if task.split == "new families"):
+        kinds = {type(part).__module__ for part in named.open().build(0).modules()}
+        assert not any(kind.startswith("lightning_dqnlr.tasks") for kind in kinds), named.name
+
+
+def test_the_longest_runs_are_ten_times_the_longest_trained_on():
+    horizons = {task.name: task.open().horizon for task in TASKS if task.split == "longer runs"}
+    assert horizons["long quadratic"] == 40_000
+    assert horizons["long digits MLP"] == 10_000
+    assert min(horizons.values()) > 1000
+    assert all(task.open().horizon <= 1000 for task in TASKS if task.split != "longer runs")
+
+
+def test_lion_takes_the_step_of_its_paper():
+    weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = Lion([weight], lr=0.1, betas=(0.5, 0.75), weight_decay=0.5)
+    weight.grad = torch.tensor([4.0, -8.0])
+    optimizer.step()  # decay by 5%, then 0.1 against the sign
+    assert weight.tolist() == pytest.approx([0.95 - 0.1, -1.9 + 0.1])
+    weight.grad = torch.tensor([-0.5, 8.0])  # momentum (1, -2); interpolated (0.25, 3)
+    optimizer.step()
+    assert weight.tolist() == pytest.approx([0.85 * 0.95 - 0.1, -1.8 * 0.95 - 0.1])
+    assert optimizer.state[weight]["momentum"].tolist() == pytest.approx([0.625, 0.5])
+
+
+def test_the_syntax_of_a_source_is_told_by_its_characters(tmp_path):
+    path = tmp_path / "source.py"
+    path.write_text('ab = 12  # né\nx = """q\nr"""\n', encoding="utf-8")
+    name, number, string, operator, comment = KINDS.values()
+    first = [name] * 2 + [0, operator, 0] + [number] * 2 + [0] * 2 + [comment] * 4 + [0]
+    second = [name, 0, operator, 0] + [string] * 9 + [0]
+    assert token_kinds(path).tolist() == first + second
+
+
+def test_the_coarse_grid_is_part_of_the_fine_one():
+    assert grid(1e-3, 5, 4) == (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+    assert grid(0.1, 1, 4) == (0.1,)
+    fine = grid(2e-3, 17, 4)
+    assert len(fine) == 17
+    assert (fine[0], fine[8], fine[16]) == (2e-5, 2e-3, 0.2)
+    assert set(grid(2e-3, 5, 4)) < set(fine)
+
+
+def test_only_who_needs_a_peak_gets_the_grid():
+    suite = Suite(points=3, decades=2.0, sensitivity=["raising", "plain"], sensitivity_decades=4)
+    assert rates(suite, Plain(), 1.0) == (0.1, 1.0, 10.0, 0.01, 100.0)
+    assert rates(suite, Raising(), 1.0) == (None, 0.01, 0.1, 1.0, 10.0, 100.0)
+    assert rates(suite, Absent(), 1.0) == (None,)
+
+
+def test_the_quick_suite_is_what_it_promises():
+    runs = list(plan(suite_of("quick"), TASKS, METHODS))
+    of = {name: [r for r in runs if r.method.name == name] for name in {r.method.name for r in runs}}
+    assert set(of) == {
+        *("dqnlr", "cosine", "wsd", "schedule-free", "prodigy", "constant", "plateau", "untrained"),
+    }
+    assert len({run.task.name for run in runs}) == 4
+    assert {run.seed for run in runs} == {0, 1}
+    assert {run.lr for run in of["plateau"]} == {run.lr for run in of["dqnlr"]} == {None}
+    for task in {run.task for run in runs}:
+        rates = sorted(run.lr for run in of["cosine"] if run.task is task and run.seed == 0)
+        assert rates == list(grid(task.lr, 5, 4))
+    assert len({run.key for run in runs}) == len(runs)
+    assert estimate(runs, workers=2) < 5 * 60
+
+
+def test_the_full_suite_has_everything():
+    suite = suite_of("full")
+    assert choose(TASKS, suite.tasks, "tasks") == TASKS
+    assert choose(METHODS, suite.methods, "methods") == METHODS
+    (dqnlr,) = choose(METHODS, ["dqnlr"], "methods")
+    (cosine,) = choose(METHODS, ["cosine"], "methods")
+    given = rates(suite, dqnlr, 1e-3)
+    assert suite.seeds == 5
+    assert given[0] is None
+    assert given[1:] == grid(1e-3, 7, 6)
+    assert max(given[1:]) / min(given[1:]) == pytest.approx(1e6)
+    assert rates(suite, cosine, 1e-3)[:17] == grid(1e-3, 17, 4)
+
+
+def test_an_unknown_name_is_refused_with_those_that_there_are():
+    with pytest.raises(ConfigurationError, match=r"suite.tasks: \['no such'\]; there are: quadratic"):
+        list(plan(Suite(tasks=["no such"]), TASKS, METHODS))
+    with pytest.raises(ConfigurationError, match=r"suite.sensitivity: \['cosin'\]"):
+        list(plan(Suite(sensitivity=["cosin"]), TASKS, METHODS))
+
+
+@pytest.mark.parametrize("wrong", [{"seeds": 0}, {"points": 2.5}, {"decades": 0}])
+def test_a_suite_that_cannot_be_is_refused(wrong):
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        Suite(**wrong)
+
+
+def test_an_own_task_begins_at_its_own_learning_rate():
+    task = tiny().open()
+    assert your_own(task).lr == 1e-3
+    assert your_own(task, lr=0.5).lr == 0.5
+    assert your_own(task).open().name == task.name
+
+
+def test_runs_are_stored_failures_too_and_only_what_is_missing_runs(tmp_path):
+    store, suite = Store(tmp_path), Suite(seeds=2, points=2, decades=1.0)
+    runs = list(plan(suite, [tiny()], [Plain(), Raising(), Absent()]))
+    assert len(runs) == 2 * 2 + 2 + 2
+    seen = []
+    refused = complete(missing(runs, store), store, 2, seen.append)
+    assert set(refused) == {"absent"}
+    assert [progress.done for progress in seen] == list(range(1, 9))
+    assert seen[-1].seconds_left == 0.0
+    assert sum(progress.failure is not None for progress in seen) == 2
+    assert {run.method.name for run in missing(runs, store)} == {"absent"}
+    assert len(missing(runs, store, retry_failed=True)) == 4
+    keys = {run.key for run in runs if run.method.name != "absent"}
+    assert {record.key for record in store.records()} == keys  # planned before, recorded after
+
+
+def test_the_number_of_processes_changes_no_result():
+    calls = [Call(tiny(), Plain(), lr, seed) for lr in (1e-3, 1e-2) for seed in (0, 1)]
+    losses = []
+    for workers in (1, 3):
+        outcomes = dict(run_calls(calls, workers, lambda _: False))
+        losses.append([outcomes[i].final_train for i in range(4)])
+    assert losses[0] == losses[1]
+    assert len(set(losses[0])) == 4
+
+
+def test_a_process_that_is_killed_is_named_with_its_remedy():
+    calls = [Call(tiny(), Killer(), None, 0)]
+    with pytest.raises(ConfigurationError, match="ended with code 9"):
+        list(run_calls(calls, 1, lambda _: False))
+
+
+def test_a_task_that_cannot_be_sent_is_refused():
+    local = BenchTask("local", "your own", lambda: tiny().open(), 1e-3)
+    with pytest.raises(ConfigurationError, match="cannot be sent to another process"):
+        list(run_calls([Call(local, Plain(), None, 0)], 1, lambda _: False))
+
+
+def test_a_method_whose_package_is_absent_is_refused_once():
+    calls = [Call(tiny(), Absent(), None, 0), Call(tiny(), Plain(), 1e-3, 0)]
+    outcomes = dict(run_calls(calls, 1, lambda _: False))
+    assert isinstance(outcomes[0], Refusal)
+    assert isinstance(outcomes[1], Record)
+
+
+def test_every_suite_has_a_configuration():
+    conf = Path(__file__).parents[2] / "conf/suite"
+    assert {path.stem for path in conf.glob("*.yaml")} == {"quick", "full", "mine"}
