@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130
-FULL_ERROR = "HYDRAFULL_ERROR"
+FULL_ERROR = "HYDRA_FULL_ERROR"
 _TRACEBACKS_WANTED = os.environ.get(FULL_ERROR, "0") not in ("", "0")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, largest file
 _OURS = (ConfigurationError, PolicyFileError)

@@ -26,7 +26,11 @@ from lightning_dqnlr.rl.agent import Agent
 from lightning_dqnlr.rl.rewards import LogProgress, LossChange
 
 CONF = Path(__file__).parents[1] / "conf"
-CHOICES = [f"{path.parent.name}={path.stem}" for path in sorted(CONF.glob("*/*.yaml"))]
+CHOICES = [
+    f"{path.parent.name}={path.stem}"
+    for path in sorted(CONF.glob("*/*.yaml"))
+    if path.parent.name != "suite"  # dqnlr-bench's
+]
 COMMAND = Path(sys.executable).with_name("dqnlr-train")
 # As if the extras were not installed: neither importable nor listed as distributions.
 WITHOUT_EXTRAS = """
