@@ -1,4 +1,4 @@
-"""`dqnlr-train` and its like; only this and `cli_bench` know Hydra. Configuration to plain objects."""
+"""`dqnlr-train` and its like: configuration to plain objects. Only `cli*.py` know Hydra."""
 
 from __future__ import annotations
 

@@ -165,9 +165,8 @@ def test_only_who_needs_a_peak_gets_the_grid():
 
 def test_the_quick_suite_is_what_it_promises():
     runs = list(plan(suite_of("quick"), TASKS, METHODS))
-    of = {
-        name: [r for r in runs if r.method.name == name] for name in {r.method.name for r in runs}
-    }
+    names = {planned.method.name for planned in runs}
+    of = {name: [r for r in runs if r.method.name == name] for name in names}
     assert names == {
         *("dqnlr", "cosine", "wsd", "schedule-free", "prodigy", "constant", "plateau", "untrained"),
     }
