@@ -132,10 +132,10 @@ def test_lion_takes_the_step_of_its_paper():
     weight.grad = torch.tensor([4.0, -8.0])
     optimizer.step()  # decay by 5%, then 0.1 against the sign
     assert weight.tolist() == pytest.approx([0.95 - 0.1, -1.9 + 0.1])
-    weight.grad = torch.tensor([-0.5, 8.0])  # momentum (1, -2); interpolated (0.25, 3)
+    weight.grad = torch.tensor([-2.0, 8.0])  # momentum (1, -2); interpolated (-0.5, 3)
     optimizer.step()
-    assert weight.tolist() == pytest.approx([0.85 * 0.95 - 0.1, -1.8 * 0.95 - 0.1])
-    assert optimizer.state[weight]["momentum"].tolist() == pytest.approx([0.625, 0.5])
+    assert weight.tolist() == pytest.approx([0.85 * 0.95 + 0.1, -1.8 * 0.95 - 0.1])
+    assert optimizer.state[weight]["momentum"].tolist() == pytest.approx([0.25, 0.5])
 
 
 def test_the_syntax_of_a_source_is_told_by_its_characters(tmp_path):
