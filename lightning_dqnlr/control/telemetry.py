@@ -130,7 +130,12 @@ class Probe:
         return joined.mul_(self.weight)
 
     def read_flat(self, flat: Tensor) -> Tensor:
-        """The same sample from concatenated tensors: (*lead, total) -> (*lead, n)."""
+        """The same sample from concatenated tensors: (*lead, total) -> (*lead, n).
+
+        Of a model small enough to be sampled whole it is `flat` itself, not a copy.
+        """
+        if self._whole_model:
+            return flat
         if self.weight.device != flat.device:
             self.weight = self.weight.to(flat.device)
             self.columns = self.columns.to(flat.device)
