@@ -180,7 +180,8 @@ def test_an_interrupt_ends_everything_and_the_next_one_is_heard():
 
 
 def test_schedule_free_is_evaluated_at_its_average():
-    schedulefree = pytest.importorskip("schedulefree")
+    import schedulefree
+
     job = task(plain_net)
     record = run(ScheduleFree(), job, 0.3, seed=1)
     module = job.build(1)
