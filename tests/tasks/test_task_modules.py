@@ -149,11 +149,17 @@ def test_steps_outside_a_trainer_are_silent_before_and_after_a_fit(kind):
 
 
 @pytest.mark.parametrize("kind", ["supervised", "quadratic"])
-@pytest.mark.filterwarnings("error:You are trying to `self.log")
 def test_a_hook_called_by_another_loop_does_not_start_the_logging(kind):
     module = quadratic() if kind == "quadratic" else linear_module("mse")
+    logged = []
+    module.__dict__["log"] = lambda name, *_, **__: logged.append(name)
+    batch = (torch.ones(8, 2),) * (1 if kind == "quadratic" else 2)
     module.setup("fit")
-    module.training_step((torch.ones(8, 2),) * (1 if kind == "quadratic" else 2), 0)
+    module.training_step(batch, 0)
+    assert logged == []
+    module.on_fit_start()  # what only a Trainer calls: the same step logs then
+    module.training_step(batch, 0)
+    assert logged == ["train_loss"]
 
 
 @pytest.mark.parametrize("kind", ["supervised", "quadratic"])
