@@ -1,18 +1,22 @@
 """Inner steps per second of a Trainer, a plain torch loop and the vectorised environment.
 
-    python benchmarks/inner_steps.py                # device=cpu, one thread
+    python benchmarks/inner_steps.py                # device=cpu, one core
+    python benchmarks/inner_steps.py --processes 2  # two cores
     python benchmarks/inner_steps.py device=cuda
 
 Prints, for three families side by side in one run, the rates at R = 16, 64 and 256 replicas as
 ratios to the Trainer's; where the time of meta-training goes; and whether memory grows. Rates are
-medians over rounds in which the contestants take turns, because the machine's speed drifts. Shares
-are of processor time (of wall-clock time with the device synchronised, on a GPU).
+medians over rounds in which the contestants take turns, because the machine's speed drifts. With
+several processes, replicas run in each at once, as with `collector.workers`, and their rates are
+added; the Trainer may take one thread or as many as there are processes, whichever is faster.
+Shares are of processor time (of wall-clock time with the device synchronised, on a GPU).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import multiprocessing
 import platform
 import resource
 import statistics
@@ -20,6 +24,7 @@ import time
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +39,7 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import Probe, Telemetry
 from lightning_dqnlr.envs.detached import training_loss
 from lightning_dqnlr.envs.environment import Terms
+from lightning_dqnlr.envs.heap import keep_freed_memory
 from lightning_dqnlr.envs.optimizers import configured_optimizer
 from lightning_dqnlr.envs.replicas import BatchOrder, Replicas
 from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
@@ -112,12 +118,19 @@ def rows(data: Any, index: torch.Tensor) -> Any:
     return pytree.tree_map(lambda t: t[index], data)
 
 
-def vector_rate(task: Task, replicas: int, device: str, seconds: float) -> float:
+def vector_rate(
+    task: Task,
+    replicas: int,
+    device: str,
+    seconds: float,
+    begin: Callable[[], object] = lambda: None,
+) -> float:
     """Inner steps per second over all replicas, telemetry and control included."""
     engine = VectorEngine(device)
     env = engine.open(task, ControllerSpec(), range(replicas), Terms(LogProgress()))
     keep = torch.full((replicas,), env.controller.spec.actions.keep, device=device)
     env.reset()
+    begin()
     steps, began = env.controller.step, time.perf_counter()
     while not env.finished and time.perf_counter() - began < seconds:
         env.step(keep)
@@ -125,15 +138,60 @@ def vector_rate(task: Task, replicas: int, device: str, seconds: float) -> float
     return (env.controller.step - steps) * replicas / (time.perf_counter() - began)
 
 
-def rates(name: str, device: str, seconds: float, rounds: int) -> dict[str, float]:
+class Crew:
+    """Processes that measure the same at once.
+
+    Args:
+        count: how many; 1 for this one.
+    """
+
+    def __init__(self, count: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.count, self._barrier = count, context.Barrier(count)
+        if count > 1:
+            arguments = (self._barrier,)
+            self._pool = ProcessPoolExecutor(count, context, join_crew, arguments)
+
+    def vector_rate(self, *arguments: Any) -> float:
+        """The sum over the processes."""
+        if self.count == 1:
+            return vector_rate(*arguments)
+        measured = [self._pool.submit(rate_in_step, arguments) for _ in range(self.count)]
+        return sum(future.result() for future in measured)
+
+
+def join_crew(barrier: Any) -> None:
+    """Begins a process."""
+    global together
+    together = barrier
+    torch.set_num_threads(1)
+    keep_freed_memory()
+
+
+def rate_in_step(arguments: tuple[Any, ...]) -> float:
+    """`vector_rate` in each process of a crew, from the same moment on."""
+    return vector_rate(*arguments, begin=together.wait)
+
+
+def best_trainer_rate(task: Task, device: str, seconds: float, threads: int) -> float:
+    """With one thread or so many."""
+    before, measured = torch.get_num_threads(), []
+    for count in {1, threads}:
+        torch.set_num_threads(count)
+        measured.append(trainer_rate(task, device, seconds))
+    torch.set_num_threads(before)
+    return max(measured)
+
+
+def rates(name: str, device: str, seconds: float, rounds: int, crew: Crew) -> dict[str, float]:
     """Medians of the contestants, which take turns."""
     task = family(name, 20_000).sample(0, "test")
     contestants: dict[str, Callable[[], float]] = {
-        "Trainer": lambda: trainer_rate(task, device, seconds),
+        "Trainer": lambda: best_trainer_rate(task, device, seconds, crew.count),
         "plain": lambda: plain_rate(task, device, seconds),
     }
     for count in REPLICAS:
-        contestants[f"R = {count}"] = lambda count=count: vector_rate(  # type: ignore[misc]
+        contestants[f"R = {count}"] = lambda count=count: crew.vector_rate(  # type: ignore[misc]
             task, count, device, seconds
         )
     measured: dict[str, list[float]] = defaultdict(list)
@@ -256,6 +314,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("device", nargs="?", default="device=cpu", help="device=cpu or device=cuda")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that run replicas, on a core each"
+    )
     parser.add_argument("--seconds", type=float, default=3.0, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=6, help="of the time shares")
@@ -265,9 +326,14 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()
     where = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
-    print(f"{where}, {arguments.threads} threads, torch {torch.__version__}")
-    measured = {n: rates(n, device, arguments.seconds, arguments.rounds) for n in FAMILIES}
+    crew = Crew(arguments.processes)
+    print(
+        f"{where}, {crew.count} processes of {arguments.threads} threads, torch {torch.__version__}"
+    )
+    settings = (device, arguments.seconds, arguments.rounds, crew)
+    measured = {name: rates(name, *settings) for name in FAMILIES}
     table(
         "inner steps per second",
         {n: {label: show_rate(r, label) for label in r} for n, r in measured.items()},

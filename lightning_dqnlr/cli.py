@@ -169,9 +169,11 @@ def run(
     Raises:
         ConfigurationError: a value cannot work, or the folder does not fit `resume`.
     """
+    from lightning_dqnlr.envs.heap import keep_freed_memory
     from lightning_dqnlr.meta.report import summary
 
     torch.set_num_threads(_positive(config, "threads"))
+    keep_freed_memory()
     trainer = build_trainer(config, folder, rivals)
     elsewhere = [override for override in overrides if not override.startswith("folder=")]
     trainer.record |= {"command": command(), "overrides": elsewhere}

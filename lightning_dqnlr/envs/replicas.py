@@ -7,7 +7,7 @@ one (R, P) tensor, so that an optimizer step, the probe and a restore are one or
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch.func import functional_call, grad_and_value, vjp, vmap
 from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.envs.detached import detach_from_trainer, training_loss
+from lightning_dqnlr.envs.folded import FoldedChannels, channels_last, foldable
 from lightning_dqnlr.envs.optimizers import ReplicatedOptimizer, configured_optimizer
 from lightning_dqnlr.envs.randomness import RandomStream
 from lightning_dqnlr.errors import UnsupportedTrainingError
@@ -128,7 +129,9 @@ class Replicas:
         self.gradient = torch.zeros_like(self.weights)
         self._snapshot: dict[str, Tensor] = {}
         self._randomness = "same" if len(rows) == 1 else "different"
+        self._losses = vmap(self._loss, randomness=self._randomness)
         self._vmapped = vmap(grad_and_value(self._loss), randomness=self._randomness)
+        self._folded = foldable(template)
         closed = template.module
         self._closed_form = closed if isinstance(closed, ClosedFormGradient) else None
 
@@ -142,9 +145,9 @@ class Replicas:
     def backward(self) -> Tensor:
         """Losses of the next batch, (R,); leaves their gradients in `gradient`."""
         index = self._order.next().to(self.device)
-        batch = pytree.tree_map(lambda t: t[index], self._data)
+        batch = pytree.tree_map(lambda t: self._lay_out(t[index]), self._data)
         self.gradient, losses = self._gradients(batch)
-        return losses.detach()
+        return losses
 
     def update(self, lr: Tensor) -> None:
         """One optimizer step with learning rates (R,)."""
@@ -219,9 +222,23 @@ class Replicas:
         if self._closed_form is not None:
             buffers = {k.removeprefix("module."): v for k, v in self._buffers.items()}
             return self._closed_form.gradients_and_losses(self.weights, buffers, batch)
+        state = (self._constants, self._buffers, batch)
         with self._naming_the_remedy():
-            gradient, losses = self._vmapped(self.weights, self._constants, self._buffers, batch)
-        return gradient, losses
+            if self._folded:
+                return self._folded_gradients(*state)
+            gradient, losses = self._vmapped(self.weights, *state)
+        return gradient, losses.detach()
+
+    @torch.enable_grad()
+    def _folded_gradients(self, *state: Any) -> tuple[Tensor, Tensor]:
+        """By autograd outside of `vmap`: no loss depends on the weights of another replica."""
+        weights = self.weights.detach().requires_grad_()
+        losses = self._losses(weights, *state)
+        (gradient,) = torch.autograd.grad(losses.sum(), weights)
+        return gradient, losses.detach()
+
+    def _lay_out(self, batch: Tensor) -> Tensor:
+        return channels_last(batch) if self._folded else batch
 
     @contextmanager
     def _naming_the_remedy(self) -> Iterator[None]:
@@ -245,7 +262,8 @@ class Replicas:
         pieces = zip(self._names, flat.split(self.sizes), self._shapes, strict=True)
         parameters = {name: piece.view(shape) for name, piece, shape in pieces}
         state = (parameters, constants, buffers)
-        loss: Tensor = functional_call(self._template, state, (batch,))
+        with FoldedChannels() if self._folded else nullcontext():
+            loss: Tensor = functional_call(self._template, state, (batch,))
         return loss
 
 

@@ -24,6 +24,7 @@ from urllib.parse import urlsplit
 
 import torch
 
+from lightning_dqnlr.envs.heap import keep_freed_memory
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig
 from lightning_dqnlr.meta.workers import (
@@ -129,6 +130,7 @@ class Rollout:
 
     def __init__(self, path: Sequence[str]) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         sys.path += [folder for folder in path if folder not in sys.path]
 
     def process(self) -> int:

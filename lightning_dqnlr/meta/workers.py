@@ -23,6 +23,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from lightning_dqnlr.envs.environment import Engine, Reward
+from lightning_dqnlr.envs.heap import keep_freed_memory
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig, Episode, collect_episode
 from lightning_dqnlr.policy.policy import LRPolicy
@@ -237,6 +238,7 @@ def _succeeded(future: Future[Outcome]) -> bool:
 
 def _begin_worker() -> None:
     torch.set_num_threads(1)
+    keep_freed_memory()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
 
 
