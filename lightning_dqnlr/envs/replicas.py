@@ -238,7 +238,7 @@ class Replicas:
         return gradient, losses.detach()
 
     def _lay_out(self, batch: Tensor) -> Tensor:
-        return channels_last(batch) if self._folded else batch
+        return channels_last(batch) if self._folded and batch.device.type == "cpu" else batch
 
     @contextmanager
     def _naming_the_remedy(self) -> Iterator[None]:
