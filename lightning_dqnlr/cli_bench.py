@@ -19,6 +19,7 @@ from lightning_dqnlr.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from lightning_dqnlr.bench.record import Record
+    from lightning_dqnlr.bench.store import Store
     from lightning_dqnlr.bench.suite import PlannedRun, Progress
     from lightning_dqnlr.bench.task import BenchTask
 
@@ -46,11 +47,12 @@ def run(config: DictConfig, name: str) -> Path | None:
         name: of the suite, and of the report's folder.
 
     Returns:
-        The report's page; None for a dry run.
+        The report's page; None for a dry run and for packing.
 
     Raises:
         ConfigurationError: a value cannot work, or a process was killed.
     """
+    from lightning_dqnlr.bench.archive import Archive
     from lightning_dqnlr.bench.methods import with_policies
     from lightning_dqnlr.bench.store import Store
     from lightning_dqnlr.bench.suite import complete, estimate, missing, plan
@@ -58,7 +60,11 @@ def run(config: DictConfig, name: str) -> Path | None:
     workers = _workers(config.workers)
     suite, folder = instantiate(config.suite), Path(config.folder)
     runs = list(plan(suite, _tasks(config), with_policies(**config.policies)))
-    store = Store(folder / "runs")
+    archive = None if config.archive is None else Archive(config.archive)
+    store = Store(folder / "runs", archive)
+    if config.pack:
+        _pack(runs, store)
+        return None
     todo = missing(runs, store, retry_failed=bool(config.retry_failed))
     minutes = estimate(todo, workers) / 60
     print(
@@ -72,8 +78,23 @@ def run(config: DictConfig, name: str) -> Path | None:
         refused = complete(todo, store, workers, bar)
     for method, reason in refused.items():
         print(f"Left out {method}: {reason}")
-    records = [record for run in runs if (record := store.get(run.key)) is not None]
-    return _report(records, folder / name)
+    return _report(_stored(runs, store), folder / name)
+
+
+def _stored(runs: Sequence[PlannedRun], store: Store) -> list[Record]:
+    return [record for run in runs if (record := store.get(run.key)) is not None]
+
+
+def _pack(runs: Sequence[PlannedRun], store: Store) -> None:
+    if store.archive is None:
+        raise ConfigurationError(
+            "pack=true needs a folder to pack into: archive=benchmarks/records."
+        )
+    records = _stored(runs, store)
+    count = store.archive.pack(records, [run.key for run in runs])
+    print(
+        f"{len(records)} of {len(runs)} runs packed; {store.archive.folder} holds {count} of them."
+    )
 
 
 class Bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -11,6 +12,11 @@ from lightning_dqnlr.errors import RecordError
 
 Key = tuple[str, str, float | None, int, str, str | None]
 _CURVES = ("step", "train", "validation", "lr")
+
+
+def slug(name: str) -> str:
+    """What a task or method is called in file names; two names may share one."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:60] or "_"
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning_dqnlr.bench.record import Key, Record
+from lightning_dqnlr.bench.archive import Archive
+from lightning_dqnlr.bench.record import Key, Record, slug
 from lightning_dqnlr.errors import RecordError
 from lightning_dqnlr.files import write_atomically
 
@@ -22,25 +22,32 @@ class Store:
 
     Args:
         folder: need not exist yet.
+        archive: asked for what the folder does not have; never written to.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, archive: Archive | None = None) -> None:
+        self.folder, self.archive = Path(folder), archive
 
     def path(self, key: Key) -> Path:
         """Where the record of this key lies, or will lie."""
         task, method, *_ = key
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-        return self.folder / _slug(task) / f"{_slug(method)}-{digest}.json"
+        return self.folder / slug(task) / f"{slug(method)}-{digest}.json"
 
     def has(self, key: Key) -> bool:
-        """Whether the run of this key is there, and whole."""
+        """Whether the run of this key is there, and whole; errors as `get`."""
         return self.get(key) is not None
 
     def get(self, key: Key) -> Record | None:
-        """The record of this key; None if it is missing or damaged."""
+        """The record of this key, else the archive's; None if it is missing or damaged.
+
+        Raises:
+            ConfigurationError: the archive's file is damaged.
+        """
         record = _read(self.path(key))
-        return record if record is not None and record.key == key else None
+        if record is not None and record.key == key:
+            return record
+        return None if self.archive is None else self.archive.get(key)
 
     def put(self, record: Record) -> Path:
         """Writes a record over whatever was there under its key; returns the file.
@@ -51,7 +58,7 @@ class Store:
         return write_atomically(self.path(record.key), record.to_json().encode())
 
     def records(self) -> Iterator[Record]:
-        """All whole records, of every code and policy, in the order of their files' names."""
+        """The folder's whole records, of every code and policy, in order of the files' names."""
         for path in sorted(self.folder.glob("*/*.json")):
             record = _read(path)
             if record is not None:
@@ -63,7 +70,3 @@ def _read(path: Path) -> Record | None:
         return Record.from_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, UnicodeDecodeError, RecordError):
         return None
-
-
-def _slug(name: str) -> str:
-    return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:60] or "_"

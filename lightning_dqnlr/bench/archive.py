@@ -1,0 +1,128 @@
+"""`Archive`: records of finished runs in few small files, to be shipped with the repository."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lightning_dqnlr.bench.record import Key, Record, slug
+from lightning_dqnlr.errors import ConfigurationError, RecordError
+from lightning_dqnlr.files import write_together
+
+DIGITS = 6  # of losses, curves and seconds; a key's learning rate keeps all of its own
+_SUFFIX = ".jsonl.xz"
+
+
+class Archive:
+    """The records of a folder, one file `<task>.jsonl.xz` per task, one record per line.
+
+    Each file is read once, when a record of its task is first asked for.
+
+    Args:
+        folder: one that does not exist is empty.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self._read: dict[str, Mapping[Key, Record]] = {}
+
+    def get(self, key: Key) -> Record | None:
+        """The record of this key; None if there is none.
+
+        Raises:
+            ConfigurationError: the task's file is damaged.
+        """
+        return self.of(key[0]).get(key)
+
+    def of(self, task: str) -> Mapping[Key, Record]:
+        """All records in the file of a task, by key.
+
+        Raises:
+            ConfigurationError: the file is damaged.
+        """
+        name = slug(task)
+        if name not in self._read:
+            self._read[name] = _load(self.folder / f"{name}{_SUFFIX}")
+        return self._read[name]
+
+    def pack(self, records: Iterable[Record], keys: Iterable[Key]) -> int:
+        """Adds records, and drops those of the same task and method that are superseded.
+
+        The same records give the same bytes. Files are replaced only when all are written.
+
+        Args:
+            records: to be added; they replace those of the same key.
+            keys: of today's runs. What the archive has of a task and method among them, but with
+                code or a policy of none of them, is dropped.
+
+        Returns:
+            How many records the files of these tasks hold now.
+
+        Raises:
+            ConfigurationError: a file that is there is damaged, or the folder cannot be written.
+        """
+        today: dict[tuple[str, str], set[tuple[str, str | None]]] = defaultdict(set)
+        for task, method, _, _, code, policy in keys:
+            today[task, method].add((code, policy))
+        files: dict[str, dict[Key, Record]] = {}
+        for task in sorted({task for task, _ in today}):
+            files.setdefault(slug(task), dict(self.of(task)))
+        for record in records:
+            files[slug(record.task)][record.key] = record
+        kept = {name: _current(found, today) for name, found in files.items()}
+        write_together(
+            {
+                self.folder / f"{name}{_SUFFIX}": _dump(found)
+                for name, found in kept.items()
+                if found
+            }
+        )
+        self._read.clear()
+        return sum(map(len, kept.values()))
+
+
+def _current(
+    found: Mapping[Key, Record], today: Mapping[tuple[str, str], set[tuple[str, str | None]]]
+) -> list[Record]:
+    """The records but those that other code or another policy has superseded."""
+    return [
+        record
+        for (task, method, _, _, code, policy), record in found.items()
+        if (task, method) not in today or (code, policy) in today[task, method]
+    ]
+
+
+def _dump(records: Iterable[Record]) -> bytes:
+    lines = sorted((json.dumps(record.key), _line(record)) for record in records)
+    return lzma.compress("".join(line for _, line in lines).encode(), preset=9)
+
+
+def _line(record: Record) -> str:
+    values = {k: v if k == "lr" else _rounded(v) for k, v in json.loads(record.to_json()).items()}
+    return json.dumps(values, separators=(",", ":"), allow_nan=False) + "\n"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def _load(path: Path) -> dict[Key, Record]:
+    try:
+        with lzma.open(path, "rt", encoding="utf-8") as lines:
+            records = [Record.from_json(line) for line in lines]
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (lzma.LZMAError, EOFError, OSError, UnicodeDecodeError, RecordError) as error:
+        raise ConfigurationError(
+            f"archive: {path} cannot be read ({error}); fetch it again (git checkout), or delete "
+            "it and let its runs be made again."
+        ) from error
+    return {record.key: record for record in records}
