@@ -20,7 +20,7 @@ from lightning_dqnlr.errors import ConfigurationError
 if TYPE_CHECKING:
     from lightning_dqnlr.bench.record import Record
     from lightning_dqnlr.bench.store import Store
-    from lightning_dqnlr.bench.suite import PlannedRun, Progress
+    from lightning_dqnlr.bench.suite import PlannedRun, Progress, Suite
     from lightning_dqnlr.bench.task import BenchTask
 
 _GO_ON = "what was finished is stored, and the same command goes on with what is missing"
@@ -54,8 +54,9 @@ def run(config: DictConfig, name: str) -> Path | None:
     """
     from lightning_dqnlr.bench.archive import Archive
     from lightning_dqnlr.bench.methods import with_policies
+    from lightning_dqnlr.bench.race import SHARE, rounds
     from lightning_dqnlr.bench.store import Store
-    from lightning_dqnlr.bench.suite import complete, estimate, missing, plan
+    from lightning_dqnlr.bench.suite import estimate, missing, plan
 
     workers = _workers(config.workers)
     suite, folder = instantiate(config.suite), Path(config.folder)
@@ -65,20 +66,32 @@ def run(config: DictConfig, name: str) -> Path | None:
     if config.pack:
         _pack(runs, store)
         return None
-    todo = missing(runs, store, retry_failed=bool(config.retry_failed))
-    minutes = estimate(todo, workers) / 60
+    retry, margin = bool(config.retry_failed), suite.race_margin
+    first = rounds(runs, store, margin)
+    todo, later = missing(first.wanted, store, retry_failed=retry), missing(first.undecided, store)
+    minutes = (estimate(todo, workers) + SHARE * estimate(later, workers)) / 60
     print(
-        f"suite={name}: {len(runs)} runs, {len(runs) - len(todo)} of them stored in {folder}; "
-        f"the others take about {minutes:.0f} minutes on {workers} processes.",
+        f"suite={name}: {len(first.wanted)} runs, {len(first.wanted) - len(todo)} of them stored "
+        f"in {folder}; the others take about {minutes:.0f} minutes on {workers} processes"
+        + (f", with a third of {len(later)} further seeds of the best peaks." if later else "."),
         flush=True,
     )
     if config.dry_run:
         return None
-    with Bar(todo) as bar:
-        refused = complete(todo, store, workers, bar)
+    _make(todo, store, workers)
+    known = {run.key for run in first.wanted}
+    second = [run for run in rounds(runs, store, margin).wanted if run.key not in known]
+    _make(missing(second, store, retry_failed=retry), store, workers)
+    return _report(_stored(runs, store), folder / name, suite)
+
+
+def _make(runs: Sequence[PlannedRun], store: Store, workers: int) -> None:
+    from lightning_dqnlr.bench.suite import complete
+
+    with Bar(runs) as bar:
+        refused = complete(runs, store, workers, bar)
     for method, reason in refused.items():
         print(f"Left out {method}: {reason}")
-    return _report(_stored(runs, store), folder / name)
 
 
 def _stored(runs: Sequence[PlannedRun], store: Store) -> list[Record]:
@@ -143,10 +156,11 @@ def headline(markdown: str) -> str:
     return "\n".join(lines[: last + 1])
 
 
-def _report(records: Sequence[Record], folder: Path) -> Path:
+def _report(records: Sequence[Record], folder: Path, suite: Suite) -> Path:
     from lightning_dqnlr.bench.report import write_report
 
-    page = write_report(records, folder, command=command())
+    margin = suite.race_margin
+    page = write_report(records, folder, command=command(), race_margin=margin)
     print(headline((folder / "report.md").read_text(encoding="utf-8")))
     print(f"\nThe whole report: {page.resolve()}", flush=True)
     return page

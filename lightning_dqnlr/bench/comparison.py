@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import mean
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from lightning_dqnlr.bench.record import Record
 from lightning_dqnlr.errors import ConfigurationError
 
 TRAIN, VALIDATION = "train", "validation"
+FEWEST = 3  # LRs that a race over a grid keeps, however far ahead the best is
 Runs = tuple[Record, ...]  # one per seed, in the order of the seeds
 
 
@@ -51,6 +53,7 @@ class Entry:
         tries: runs that a result costs, those that chose the LR included.
         seconds: of these runs, mean over seeds.
         unfinished: LRs of the grid that lack a seed and so could not be chosen.
+        dropped: LRs that lack seeds because the race over the grid ruled them out.
     """
 
     lr: float | None
@@ -58,6 +61,7 @@ class Entry:
     tries: int
     seconds: float
     unfinished: int = 0
+    dropped: int = 0
 
 
 def initial_loss(runs: Sequence[Record], which: str = TRAIN) -> float:
@@ -82,6 +86,27 @@ def log_losses(runs: Sequence[Record], initial: float, which: str = TRAIN) -> Te
     return regret(losses, 0.0, initial)
 
 
+def survivors(runs: Sequence[Record], margin: float) -> frozenset[float | None]:
+    """The LRs of a grid that may still become the best by the mean over seeds.
+
+    Args:
+        runs: of one task, method and seed, one per LR.
+        margin: LRs stay whose log(training loss + e) is at most so far above the best one's; 0.7
+            is a factor of two. A run that diverged counts at ten times the initial loss.
+
+    Returns:
+        The LRs within the margin, and at least the best three; of equal ones, the lower.
+    """
+    initial = initial_loss(runs)
+    losses = log_losses(runs, 1.0 if math.isnan(initial) else initial).tolist()
+    ranked = sorted((loss, run.lr or 0.0, run.lr) for loss, run in zip(losses, runs, strict=True))
+    return frozenset(
+        lr
+        for place, (loss, _, lr) in enumerate(ranked)
+        if place < FEWEST or loss <= ranked[0][0] + margin
+    )
+
+
 def diverged(run: Record) -> bool:
     """Whether a run raised, lost its loss to infinity, or ended above where it started."""
     return not final_loss(run) <= run.initial_train
@@ -93,14 +118,20 @@ class Comparison:
     Args:
         records: of any number of methods, tasks, LRs and seeds.
         roles: who is compared with whom.
+        race_margin: of the race that the grids were run as, see `survivors`; None for no race.
 
     Raises:
         ConfigurationError: if two records are of the same method, task, LR and seed, or a task is
             in two splits.
     """
 
-    def __init__(self, records: Iterable[Record], roles: Roles | None = None) -> None:
-        self.roles = roles or Roles()
+    def __init__(
+        self,
+        records: Iterable[Record],
+        roles: Roles | None = None,
+        race_margin: float | None = None,
+    ) -> None:
+        self.roles, self._race_margin = roles or Roles(), race_margin
         self.records = sorted(records, key=lambda r: (r.split, r.task, r.method, r.lr or 0, r.seed))
         _check(self.records)
         self._runs: dict[tuple[str, str], list[Record]] = defaultdict(list)
@@ -117,7 +148,7 @@ class Comparison:
         """By (task, method); only what is complete."""
         entries: dict[tuple[str, str], Entry] = {}
         for (task, method), runs in self._runs.items():
-            entry = _entry(runs, self._seeds(task))
+            entry = _entry(runs, self._seeds(task), self._race_margin)
             if entry is not None:
                 entries[task, method] = entry
         return entries
@@ -237,7 +268,9 @@ def _by_lr(runs: Iterable[Record]) -> dict[float | None, dict[int, Record]]:
     return dict(groups)
 
 
-def _entry(runs: Sequence[Record], seeds: frozenset[int]) -> Entry | None:
+def _entry(
+    runs: Sequence[Record], seeds: frozenset[int], race_margin: float | None
+) -> Entry | None:
     groups = _by_lr(runs)
     if None in groups:
         groups = {None: groups[None]}
@@ -251,14 +284,25 @@ def _entry(runs: Sequence[Record], seeds: frozenset[int]) -> Entry | None:
     initial = initial_loss(runs)
     initial = 1.0 if math.isnan(initial) else initial
     best = min(finished, key=lambda lr: log_losses(finished[lr], initial).mean().item())
-    searched = [run for group in groups.values() for run in group.values()]
+    dropped = _dropped(groups, race_margin)
     return Entry(
         lr=best,
         runs=finished[best],
         tries=sum(max(run.tries for run in group.values()) for group in groups.values()),
-        seconds=sum(run.seconds for run in searched) / len(seeds),
-        unfinished=len(groups) - len(finished),
+        seconds=sum(mean(run.seconds for run in group.values()) for group in groups.values()),
+        unfinished=len(groups.keys() - finished.keys() - dropped),
+        dropped=len(dropped - finished.keys()),
     )
+
+
+def _dropped(
+    groups: Mapping[float | None, Mapping[int, Record]], race_margin: float | None
+) -> frozenset[float | None]:
+    """The LRs that a race over the first seed rules out; none without a grid or a race."""
+    first = [group[0] for group in groups.values() if 0 in group]
+    if race_margin is None or not first:
+        return frozenset()
+    return frozenset(run.lr for run in first) - survivors(first, race_margin)
 
 
 def _check(records: Sequence[Record]) -> None:

@@ -26,6 +26,7 @@ def write_report(
     roles: Roles | None = None,
     command: str = "",
     trained_horizon: int | None = None,
+    race_margin: float | None = None,
 ) -> Path:
     """Writes `report.html`, `report.md` and the pictures.
 
@@ -35,6 +36,7 @@ def write_report(
         roles: whom the report is about, whom regret is relative to, whom overhead is relative to.
         command: that made the records, to be printed.
         trained_horizon: the longest run, in steps, that the subject's policy was trained on.
+        race_margin: of the race that the grids were run as, see `comparison.survivors`.
 
     Returns:
         The HTML page.
@@ -45,7 +47,7 @@ def write_report(
     """
     if not records:
         raise ConfigurationError("records is empty; run the benchmark first.")
-    comparison = Comparison(records, roles)
+    comparison = Comparison(records, roles, race_margin)
     parts = [*sections(comparison, trained_horizon), _origin(comparison, command)]
     title = f"{comparison.roles.subject} against {len(comparison.methods) - 1} other methods"
     folder = Path(folder)

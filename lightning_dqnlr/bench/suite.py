@@ -33,6 +33,7 @@ class Suite:
         decades: that they span, centred at what is usual for the task's optimizer.
         sensitivity: methods that also run at given learning rates, one per decade.
         sensitivity_decades: that these span, with the same centre; an even number.
+        race_margin: see `comparison.survivors`; None if all peaks of a grid run with all seeds.
 
     Raises:
         ConfigurationError: a number is out of range.
@@ -45,6 +46,7 @@ class Suite:
     decades: float = 4.0
     sensitivity: Sequence[str] = ()
     sensitivity_decades: int = 6
+    race_margin: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("seeds", "points"):
@@ -53,6 +55,10 @@ class Suite:
                 raise ConfigurationError(f"{name}={value!r} must be an integer of at least 1.")
         if not 0.0 < self.decades <= 12.0:
             raise ConfigurationError(f"decades={self.decades!r} must lie in (0, 12].")
+        if self.race_margin is not None and not 0.0 <= self.race_margin < float("inf"):
+            raise ConfigurationError(
+                f"race_margin={self.race_margin!r} must be at least 0, or null for no race."
+            )
         if self.sensitivity_decades not in range(2, 14, 2):
             raise ConfigurationError(
                 f"sensitivity_decades={self.sensitivity_decades!r} must be one of 2, 4, ..., 12."
