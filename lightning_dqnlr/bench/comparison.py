@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
@@ -119,6 +119,7 @@ class Comparison:
         records: of any number of methods, tasks, LRs and seeds.
         roles: who is compared with whom.
         race_margin: of the race that the grids were run as, see `survivors`; None for no race.
+        apart: splits that only some methods were to run on; no table over all tasks has them.
 
     Raises:
         ConfigurationError: if two records are of the same method, task, LR and seed, or a task is
@@ -130,8 +131,9 @@ class Comparison:
         records: Iterable[Record],
         roles: Roles | None = None,
         race_margin: float | None = None,
+        apart: Collection[str] = (),
     ) -> None:
-        self.roles, self._race_margin = roles or Roles(), race_margin
+        self.roles, self._race_margin, self._apart = roles or Roles(), race_margin, frozenset(apart)
         self.records = sorted(records, key=lambda r: (r.split, r.task, r.method, r.lr or 0, r.seed))
         _check(self.records)
         self._runs: dict[tuple[str, str], list[Record]] = defaultdict(list)
@@ -158,6 +160,16 @@ class Comparison:
         """The tasks on which the rival is complete, so that there is a regret."""
         return tuple(task for task in self.tasks if (task, self.roles.rival) in self.entries)
 
+    @cached_property
+    def shared(self) -> tuple[str, ...]:
+        """The ranked tasks that all methods were to run on; every ranked task if there is none."""
+        shared = tuple(task for task in self.ranked if self.splits[task] not in self._apart)
+        return shared or self.ranked
+
+    def left_out(self, task: str, method: str) -> bool:
+        """Whether a method was not to run on a task, rather than missing there."""
+        return self.splits[task] in self._apart and (task, method) not in self._runs
+
     def _seeds(self, task: str) -> frozenset[int]:
         runs = self._runs.get((task, self.roles.rival)) or [
             record for record in self.records if record.task == task
@@ -178,12 +190,16 @@ class Comparison:
         return losses
 
     def missing(self, method: str) -> tuple[str, ...]:
-        """The ranked tasks on which a method is absent or incomplete."""
-        return tuple(task for task in self.ranked if (task, method) not in self.entries)
+        """The ranked tasks on which a method is absent or incomplete, but was to run."""
+        return tuple(
+            task
+            for task in self.ranked
+            if (task, method) not in self.entries and not self.left_out(task, method)
+        )
 
     def complete(self, tasks: Sequence[str] | None = None) -> tuple[str, ...]:
-        """The methods that have every one of the tasks (every ranked task if None)."""
-        tasks = self.ranked if tasks is None else tasks
+        """The methods that have every one of the tasks (of `shared` if None)."""
+        tasks = self.shared if tasks is None else tasks
         has_all = [all((task, name) in self.entries for task in tasks) for name in self.methods]
         return tuple(name for name, has in zip(self.methods, has_all, strict=True) if has)
 

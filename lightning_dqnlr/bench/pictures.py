@@ -98,7 +98,7 @@ def _intervals(
 def profile_picture(comparison: Comparison) -> str:
     """The performance profiles in steps and in seconds of one run."""
     look = styles(comparison.methods, comparison.roles)
-    tasks = comparison.ranked
+    tasks = comparison.shared
     rows = standings(comparison, tasks, samples=1)
 
     def draw(figure: Any) -> None:

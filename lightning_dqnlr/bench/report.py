@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from lightning_dqnlr.bench.comparison import Comparison, Roles
@@ -27,6 +27,7 @@ def write_report(
     command: str = "",
     trained_horizon: int | None = None,
     race_margin: float | None = None,
+    apart: Collection[str] = (),
 ) -> Path:
     """Writes `report.html`, `report.md` and the pictures.
 
@@ -37,6 +38,7 @@ def write_report(
         command: that made the records, to be printed.
         trained_horizon: the longest run, in steps, that the subject's policy was trained on.
         race_margin: of the race that the grids were run as, see `comparison.survivors`.
+        apart: splits that only some methods were to run on; no table over all tasks has them.
 
     Returns:
         The HTML page.
@@ -47,7 +49,7 @@ def write_report(
     """
     if not records:
         raise ConfigurationError("records is empty; run the benchmark first.")
-    comparison = Comparison(records, roles, race_margin)
+    comparison = Comparison(records, roles, race_margin, apart)
     parts = [*sections(comparison, trained_horizon), _origin(comparison, command)]
     title = f"{comparison.roles.subject} against {len(comparison.methods) - 1} other methods"
     folder = Path(folder)

@@ -194,7 +194,7 @@ def _cost(comparison: Comparison, method: str) -> Cost | None:
 def swept(comparison: Comparison) -> tuple[str, ...]:
     """The tasks on which the subject (the rival, if the subject has none) ran over LRs."""
     for method in (comparison.roles.subject, comparison.roles.rival):
-        tasks = tuple(task for task in comparison.ranked if comparison.sweep(task, method))
+        tasks = tuple(task for task in comparison.shared if comparison.sweep(task, method))
         if tasks:
             return tasks
     return ()

@@ -139,8 +139,8 @@ def _beside(comparison: Comparison) -> tuple[Block, ...]:
     blocks: list[Block] = []
     keep = {comparison.roles.subject, comparison.roles.rival}
     for method in comparison.methods:
-        have = [task for task in comparison.ranked if (task, method) in comparison.entries]
-        if have and len(have) < len(comparison.ranked):
+        have = [task for task in comparison.shared if (task, method) in comparison.entries]
+        if have and len(have) < len(comparison.shared):
             table = report_tables.headline(comparison, have)
             rows = [row for row in table.rows if row[0] in keep | {method}]
             blocks.append(f"{method} on the {len(have)} tasks it has:")
@@ -149,7 +149,7 @@ def _beside(comparison: Comparison) -> tuple[Block, ...]:
 
 
 def _standing(comparison: Comparison) -> Section:
-    tasks = comparison.ranked
+    tasks = comparison.shared
     rows = standings(comparison, tasks)
     text = (
         f"Regret = log((final loss + e) / (tuned {comparison.roles.rival}'s + e)), e = 1% of the "
@@ -183,7 +183,9 @@ def _profiles(comparison: Comparison) -> Section:
 
 
 def _heat(comparison: Comparison) -> Section:
-    text = "Mean regret over seeds; orange is above the tuned {}, blue below, {} missing."
+    text = (
+        "Mean regret over seeds; orange is above the tuned {}, blue below, {} missing or not run."
+    )
     text = text.format(comparison.roles.rival, NOTHING)
     tables = [Heat(report_tables.heat(comparison, which)) for which in (TRAIN, VALIDATION)]
     blocks = (text, "On training loss:", tables[0], "On validation loss:", tables[1])

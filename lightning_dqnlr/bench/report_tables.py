@@ -42,7 +42,7 @@ def share(value: float) -> str:
 
 
 def headline(comparison: Comparison, tasks: Sequence[str]) -> Table:
-    """Every method that has all the tasks; the others as missing, with how many they lack."""
+    """Every method that has all the tasks; the others as missing or not run."""
     header = (
         "method",
         "tasks",
@@ -60,7 +60,8 @@ def headline(comparison: Comparison, tasks: Sequence[str]) -> Table:
     for method in comparison.methods:
         lacking = [task for task in tasks if (task, method) not in comparison.entries]
         if lacking:
-            cell = f"missing {len(lacking)} of {len(tasks)}"
+            left_out = all(comparison.left_out(task, method) for task in tasks)
+            cell = "not run" if left_out else f"missing {len(lacking)} of {len(tasks)}"
             rows.append((method, cell, *[NOTHING] * (len(header) - 2)))
     return Table(header, tuple(rows), (comparison.roles.subject,))
 
@@ -172,7 +173,7 @@ def _sensitivity(row: Sensitivity) -> tuple[str, ...]:
 
 def variance_table(comparison: Comparison) -> Table:
     """Standard deviation over seeds of the training regret."""
-    rows = standings(comparison, comparison.ranked)
+    rows = standings(comparison, comparison.shared)
     rows.sort(key=lambda row: math.inf if math.isnan(row.seed_spread) else row.seed_spread)
     cells = tuple((row.method, number(row.seed_spread)) for row in rows)
     return Table(("method", "median task"), cells, (comparison.roles.subject,))

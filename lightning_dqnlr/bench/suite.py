@@ -13,11 +13,12 @@ from lightning_dqnlr.bench.methods_plan import Method
 from lightning_dqnlr.bench.processes import Call, Refusal, run_calls
 from lightning_dqnlr.bench.record import Key, Record
 from lightning_dqnlr.bench.store import Store
-from lightning_dqnlr.bench.task import BenchTask
+from lightning_dqnlr.bench.task import BenchSplit, BenchTask
 from lightning_dqnlr.envs.optimizers import configured_optimizer
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.task import Task
 
+LONGER: BenchSplit = "longer runs"
 _Named = TypeVar("_Named", BenchTask, Method)
 
 
@@ -33,6 +34,8 @@ class Suite:
         decades: that they span, centred at what is usual for the task's optimizer.
         sensitivity: methods that also run at given learning rates, one per decade.
         sensitivity_decades: that these span, with the same centre; an even number.
+        long_methods: those that run on the split "longer runs"; None for all of `methods`.
+        first: methods that run before the others on each task, in this order.
         race_margin: see `comparison.survivors`; None if all peaks of a grid run with all seeds.
 
     Raises:
@@ -46,6 +49,8 @@ class Suite:
     decades: float = 4.0
     sensitivity: Sequence[str] = ()
     sensitivity_decades: int = 6
+    long_methods: Sequence[str] | None = None
+    first: Sequence[str] = ()
     race_margin: float | None = None
 
     def __post_init__(self) -> None:
@@ -178,18 +183,28 @@ def plan(
         ConfigurationError: an unknown name, or a task's data are not installed.
         PolicyFileError: a method's policy cannot be read.
     """
-    chosen = choose(methods, suite.methods, "suite.methods")
+    chosen = _ordered(choose(methods, suite.methods, "suite.methods"), suite.first)
+    if suite.first:
+        choose(methods, suite.first, "suite.first")
     if suite.sensitivity:
         choose(methods, suite.sensitivity, "suite.sensitivity")
-    policies = [policy_hash(method) for method in chosen]
+    policies = {method.name: policy_hash(method) for method in chosen}
+    long = {method.name for method in choose(methods, suite.long_methods, "suite.long_methods")}
     for task in choose(tasks, suite.tasks, "suite.tasks"):
         opened = task.open()
-        for method, policy in zip(chosen, policies, strict=True):
+        for method in chosen:
+            if task.split == LONGER and method.name not in long:
+                continue
             code = code_hash(method, opened)
             for lr in rates(suite, method, task.lr):
                 for seed in range(suite.seeds):
-                    key = (task.name, method.name, lr, seed, code, policy)
+                    key = (task.name, method.name, lr, seed, code, policies[method.name])
                     yield PlannedRun(task, method, lr, seed, key)
+
+
+def _ordered(methods: Sequence[Method], first: Sequence[str]) -> list[Method]:
+    places = {name: place for place, name in enumerate(first)}
+    return sorted(methods, key=lambda method: places.get(method.name, len(places)))
 
 
 def missing(
