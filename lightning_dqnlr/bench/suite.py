@@ -155,13 +155,16 @@ def choose(
     return tuple(item for item in items if item.name in names)
 
 
-def rates(suite: Suite, method: Method, lr: float) -> tuple[float | None, ...]:
+def rates(
+    suite: Suite, method: Method, lr: float, centre: float | None = None
+) -> tuple[float | None, ...]:
     """The learning rates that a method is given on a task whose usual one is `lr`.
 
-    A method that needs a peak gets the grid; any other one run without, at the module's own LR.
+    A method that needs a peak gets the grid, around `centre` if given; any other one run without,
+    at the module's own LR.
     """
     given: tuple[float | None, ...] = (
-        grid(lr, suite.points, suite.decades) if method.tuned else (None,)
+        grid(centre or lr, suite.points, suite.decades) if method.tuned else (None,)
     )
     if method.name in suite.sensitivity:
         decades = suite.sensitivity_decades
@@ -196,7 +199,7 @@ def plan(
             if task.split == LONGER and method.name not in long:
                 continue
             code = code_hash(method, opened)
-            for lr in rates(suite, method, task.lr):
+            for lr in rates(suite, method, task.lr, task.centre):
                 for seed in range(suite.seeds):
                     key = (task.name, method.name, lr, seed, code, policies[method.name])
                     yield PlannedRun(task, method, lr, seed, key)

@@ -41,12 +41,14 @@ class BenchTask:
         name: in records and reports.
         split: which question it belongs to.
         build: makes the task, the same one each time.
-        lr: the LR a user would begin with, and the centre of the grids.
+        lr: the LR a user would begin with.
         seconds: that one run takes on one core, roughly; for the estimate of the time left.
+        centre: of the grid of peaks, if not `lr`: where the best peak of the grid around `lr` is at
+            its edge, the rivals would be judged by too narrow a search.
         identity: tells apart tasks whose `build` has the same sources (a user's own).
 
     Raises:
-        ConfigurationError: unknown split, or an LR that is not positive.
+        ConfigurationError: unknown split, or an LR or centre that is not positive.
     """
 
     name: str
@@ -55,12 +57,15 @@ class BenchTask:
     lr: float
     seconds: float = 2.0
     identity: str = ""
+    centre: float | None = None
 
     def __post_init__(self) -> None:
         if self.split not in get_args(BenchSplit):
             raise ConfigurationError(f"split must be one of {get_args(BenchSplit)}.")
         if not 0.0 < self.lr < float("inf"):
             raise ConfigurationError(f"lr must be positive and finite, got {self.lr}.")
+        if self.centre is not None and not 0.0 < self.centre < float("inf"):
+            raise ConfigurationError(f"centre must be positive and finite, got {self.centre}.")
 
     def open(self) -> Task:
         """The task with its data, under the name that the records have.

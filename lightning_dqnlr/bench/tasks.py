@@ -50,11 +50,16 @@ def _known(
     batch_size: int = 32,
     split: BenchSplit = "new seeds",
     seconds: float = 2.0,
+    higher: float = 1.0,
 ) -> BenchTask:
     lr = USUAL_LR[optimizer]
     build = Sampled(family, optimizer, horizon, seed, lr, batch_size)
-    return BenchTask(name, split, build, lr, seconds)
+    return BenchTask(name, split, build, lr, seconds, centre=higher * lr)
 
+
+# On three tasks the best peak of the cosine was the highest of the grid around the usual LR, so
+# that the rivals were not tuned; their grids are centred a decade higher.
+HIGHER = 10.0
 
 _long = partial(_known, split="longer runs")
 
@@ -62,9 +67,9 @@ TASKS: tuple[BenchTask, ...] = (
     _known("quadratic", NoisyQuadratics, "sgd", 1000),
     _known("digits MLP", DigitsMLPs, "adam", 600),
     _known("teacher MLP", TeacherMLPs, "momentum", 800),
-    _known("digits CNN", DigitsCNNs, "adamw", 400),
+    _known("digits CNN", DigitsCNNs, "adamw", 400, higher=HIGHER),
     _known("noisy labels MLP", NoisyLabelMLPs, "sgd", 800),
-    _known("autoencoder", Autoencoders, "adam", 500, batch_size=16),
+    _known("autoencoder", Autoencoders, "adam", 500, batch_size=16, higher=HIGHER),
     _known("matrix factorization", MatrixFactorizations, "rmsprop", 800),
     _known("synthetic RNN", SyntheticRNNs, "adam", 400, batch_size=16),
     _known("source code transformer", TextTransformers, "adamw", 500, batch_size=8),
@@ -86,7 +91,13 @@ TASKS: tuple[BenchTask, ...] = (
     ),
     BenchTask("NAdam residual digits", "new optimizer", residual_digits_nadam, USUAL_LR["nadam"]),
     BenchTask("Adagrad word vectors", "new optimizer", word_vectors, USUAL_LR["adagrad"]),
-    BenchTask("Lion word LSTM", "new optimizer", word_model, USUAL_LR["lion"]),
+    BenchTask(
+        "Lion word LSTM",
+        "new optimizer",
+        word_model,
+        USUAL_LR["lion"],
+        centre=HIGHER * USUAL_LR["lion"],
+    ),
     _long(
         "long quadratic", NoisyQuadratics, "momentum", 10 * LONGEST_QUADRATIC, seed=7, seconds=35.0
     ),

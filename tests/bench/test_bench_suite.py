@@ -163,6 +163,25 @@ def test_only_who_needs_a_peak_gets_the_grid():
     assert rates(suite, Absent(), 1.0) == (None,)
 
 
+def test_three_grids_are_centred_above_the_rate_of_the_module():
+    higher = {
+        task.name: task.centre / task.lr for task in TASKS if task.centre not in (None, task.lr)
+    }
+    assert higher == {
+        name: pytest.approx(10.0) for name in ("digits CNN", "autoencoder", "Lion word LSTM")
+    }
+    suite = Suite(points=3, decades=2.0, sensitivity=["plain"], sensitivity_decades=2)
+    assert rates(suite, Plain(), 1.0, 10.0) == (1.0, 10.0, 100.0, 0.1)  # sensitivity: the user's
+    runs = plan(Suite(["digits CNN"], ["cosine"], 1, 3, 2.0), TASKS, METHODS)
+    assert [run.lr for run in runs] == [1e-3, 1e-2, 1e-1]
+
+
+@pytest.mark.parametrize("wrong", [{"lr": 0.0}, {"lr": 1.0, "centre": math.inf}])
+def test_a_task_without_a_usable_rate_is_refused(wrong):
+    with pytest.raises(ConfigurationError, match="must be positive and finite"):
+        BenchTask("a", "new seeds", tiny, **wrong)
+
+
 def test_the_quick_suite_is_what_it_promises():
     runs = list(plan(suite_of("quick"), TASKS, METHODS))
     names = {planned.method.name for planned in runs}
