@@ -68,6 +68,8 @@ def run_command(*arguments, cwd, **more):
 
 
 def composed(*overrides):
+    # Without the records that ship with the repository: what is stored is what the test stored.
+    overrides = ("archive=null", *overrides)
     with initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
         return compose("bench", list(overrides))
 
