@@ -159,6 +159,8 @@ def test_interrupting_leaves_whole_records_and_says_how_to_go_on(tmp_path):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Whoever starts the tests in the background of a script ignores Ctrl-C for all below.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while process.poll() is None and not contents(tmp_path / "bench/runs"):
         time.sleep(0.01)

@@ -32,7 +32,8 @@ class Suite:
         seeds: runs of each, by the seeds 0, 1, ...
         points: learning rates that a method is tuned over, in equal ratios.
         decades: that they span, centred at what is usual for the task's optimizer.
-        sensitivity: methods that also run at given learning rates, one per decade.
+        sensitivity: methods that also run at given learning rates, one per decade; not on the
+            split "longer runs" where `long_methods` restricts it.
         sensitivity_decades: that these span, with the same centre; an even number.
         long_methods: those that run on the split "longer runs"; None for all of `methods`.
         first: methods that run before the others on each task, in this order.
@@ -155,21 +156,23 @@ def choose(
     return tuple(item for item in items if item.name in names)
 
 
-def rates(
-    suite: Suite, method: Method, lr: float, centre: float | None = None
-) -> tuple[float | None, ...]:
-    """The learning rates that a method is given on a task whose usual one is `lr`.
+def rates(suite: Suite, method: Method, task: BenchTask) -> tuple[float | None, ...]:
+    """The learning rates that a method is given on a task.
 
-    A method that needs a peak gets the grid, around `centre` if given; any other one run without,
-    at the module's own LR.
+    A method that needs a peak gets the grid, around the task's centre if it has one; any other one
+    run without, at the module's own LR.
     """
     given: tuple[float | None, ...] = (
-        grid(centre or lr, suite.points, suite.decades) if method.tuned else (None,)
+        grid(task.centre or task.lr, suite.points, suite.decades) if method.tuned else (None,)
     )
-    if method.name in suite.sensitivity:
+    if method.name in suite.sensitivity and not _restricted(suite, task):
         decades = suite.sensitivity_decades
-        given += tuple(x for x in grid(lr, decades + 1, decades) if x not in given)
+        given += tuple(x for x in grid(task.lr, decades + 1, decades) if x not in given)
     return given
+
+
+def _restricted(suite: Suite, task: BenchTask) -> bool:
+    return suite.long_methods is not None and task.split == LONGER
 
 
 def plan(
@@ -196,10 +199,10 @@ def plan(
     for task in choose(tasks, suite.tasks, "suite.tasks"):
         opened = task.open()
         for method in chosen:
-            if task.split == LONGER and method.name not in long:
+            if _restricted(suite, task) and method.name not in long:
                 continue
             code = code_hash(method, opened)
-            for lr in rates(suite, method, task.lr, task.centre):
+            for lr in rates(suite, method, task):
                 for seed in range(suite.seeds):
                     key = (task.name, method.name, lr, seed, code, policies[method.name])
                     yield PlannedRun(task, method, lr, seed, key)

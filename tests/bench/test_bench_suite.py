@@ -1,6 +1,7 @@
 """The benchmark's tasks and suites, and the processes that make its runs."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -40,8 +41,9 @@ BY_NAME = {task.name: task for task in TASKS}
 every_task = pytest.mark.parametrize("named", TASKS, ids=lambda task: task.name.replace(" ", "_"))
 
 
-def tiny(name="tiny", horizon=20):
-    return BenchTask(name, "new seeds", Sampled(TeacherMLPs, "adam", horizon, 0, 1e-3), 1e-3)
+def tiny(name="tiny", horizon=20, **changed):
+    build = Sampled(TeacherMLPs, "adam", horizon, 0, 1e-3)
+    return BenchTask(**{"name": name, "split": "new seeds", "build": build, "lr": 1e-3, **changed})
 
 
 def suite_of(name):
@@ -158,9 +160,18 @@ def test_the_coarse_grid_is_part_of_the_fine_one():
 
 def test_only_who_needs_a_peak_gets_the_grid():
     suite = Suite(points=3, decades=2.0, sensitivity=["raising", "plain"], sensitivity_decades=4)
-    assert rates(suite, Plain(), 1.0) == (0.1, 1.0, 10.0, 0.01, 100.0)
-    assert rates(suite, Raising(), 1.0) == (None, 0.01, 0.1, 1.0, 10.0, 100.0)
-    assert rates(suite, Absent(), 1.0) == (None,)
+    task = tiny(lr=1.0)
+    assert rates(suite, Plain(), task) == (0.1, 1.0, 10.0, 0.01, 100.0)
+    assert rates(suite, Raising(), task) == (None, 0.01, 0.1, 1.0, 10.0, 100.0)
+    assert rates(suite, Absent(), task) == (None,)
+
+
+def test_longer_runs_are_not_repeated_at_every_rate_where_few_methods_make_them():
+    longer = tiny(lr=1.0, split="longer runs")
+    few = Suite(points=3, decades=2.0, sensitivity=["plain"], long_methods=["plain"])
+    assert rates(few, Plain(), longer) == (0.1, 1.0, 10.0)
+    assert len(rates(few, Plain(), tiny(lr=1.0))) == 7
+    assert len(rates(replace(few, long_methods=None), Plain(), longer)) == 7
 
 
 def test_three_grids_are_centred_above_the_rate_of_the_module():
@@ -171,7 +182,8 @@ def test_three_grids_are_centred_above_the_rate_of_the_module():
         name: pytest.approx(10.0) for name in ("digits CNN", "autoencoder", "Lion word LSTM")
     }
     suite = Suite(points=3, decades=2.0, sensitivity=["plain"], sensitivity_decades=2)
-    assert rates(suite, Plain(), 1.0, 10.0) == (1.0, 10.0, 100.0, 0.1)  # sensitivity: the user's
+    # The sensitivity is to the user's rate.
+    assert rates(suite, Plain(), tiny(lr=1.0, centre=10.0)) == (1.0, 10.0, 100.0, 0.1)
     runs = plan(Suite(["digits CNN"], ["cosine"], 1, 3, 2.0), TASKS, METHODS)
     assert [run.lr for run in runs] == [1e-3, 1e-2, 1e-1]
 
@@ -205,12 +217,12 @@ def test_the_full_suite_has_everything():
     assert choose(METHODS, suite.methods, "methods") == METHODS
     (dqnlr,) = choose(METHODS, ["dqnlr"], "methods")
     (cosine,) = choose(METHODS, ["cosine"], "methods")
-    given = rates(suite, dqnlr, 1e-3)
+    given = rates(suite, dqnlr, tiny())
     assert suite.seeds == 5
     assert given[0] is None
     assert given[1:] == grid(1e-3, 7, 6)
     assert max(given[1:]) / min(given[1:]) == pytest.approx(1e6)
-    assert rates(suite, cosine, 1e-3)[:17] == grid(1e-3, 17, 4)
+    assert rates(suite, cosine, tiny())[:17] == grid(1e-3, 17, 4)
 
 
 def test_an_unknown_name_is_refused_with_those_that_there_are():
@@ -249,6 +261,16 @@ def test_runs_are_stored_failures_too_and_only_what_is_missing_runs(tmp_path):
     assert {record.key for record in store.records()} == keys  # planned before, recorded after
 
 
+@pytest.fixture
+def one_thread():
+    """As in the benchmark's processes: sums of several threads round differently."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_the_number_of_processes_changes_no_result():
     calls = [Call(tiny(), Plain(), lr, seed) for lr in (1e-3, 1e-2) for seed in (0, 1)]
     outcomes = dict(run_calls(calls, 2, lambda _: False))
