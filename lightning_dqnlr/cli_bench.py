@@ -60,7 +60,7 @@ def run(config: DictConfig, name: str) -> Path | None:
 
     workers = _workers(config.workers)
     suite, folder = instantiate(config.suite), Path(config.folder)
-    runs = list(plan(suite, _tasks(config), with_policies(**config.policies)))
+    runs = list(plan(suite, _tasks(config), with_policies(config.policies)))
     archive = None if config.archive is None else Archive(config.archive)
     store = Store(folder / "runs", archive)
     if config.pack:

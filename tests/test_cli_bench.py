@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 
 from lightning_dqnlr import cli_bench
 from lightning_dqnlr.bench.store import Store
-from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.errors import PolicyFileError
 
 COMMAND = Path(sys.executable).with_name("dqnlr-bench")
 # Two tasks, two methods: 2 x (1 + 2) runs of 300 and 400 steps.
@@ -240,9 +240,9 @@ def test_a_dry_run_says_what_is_missing_and_writes_nothing(tmp_path, capsys):
     assert not (tmp_path / "bench").exists()
 
 
-def test_a_policy_that_is_not_there_is_no_method(tmp_path):
-    config = composed(f"folder={tmp_path}", "policies.classic=nowhere", "suite.methods=[classic]")
-    with pytest.raises(ConfigurationError, match="classic"):
+def test_a_policy_that_is_not_there_is_refused_before_any_run(tmp_path):
+    config = composed(f"folder={tmp_path}", "+policies.mine=nowhere", "suite.methods=[mine]")
+    with pytest.raises(PolicyFileError, match="nowhere"):
         cli_bench.run(config, "quick")
 
 

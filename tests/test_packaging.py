@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import lightning_dqnlr
+from lightning_dqnlr.policy.policy import BUNDLED
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "lightning_dqnlr"
@@ -52,8 +53,10 @@ def test_no_configuration_is_forgotten_in_the_wheel(wheel_files):
     assert "lightning_dqnlr/conf/__init__.py" in wheel_files
 
 
-def test_the_wheel_is_typed_and_carries_the_bundled_policy(wheel_files):
-    bundled = {installed_name(p) for p in (PACKAGE / "policy/default").glob("*") if p.is_file()}
+def test_the_wheel_is_typed_and_carries_the_bundled_policies(wheel_files):
+    folders = [PACKAGE / "policy" / name for name in BUNDLED]
+    bundled = {installed_name(p) for folder in folders for p in folder.iterdir()}
+    assert len(bundled) >= 2 * len(BUNDLED)
     assert bundled | {"lightning_dqnlr/py.typed"} <= wheel_files
 
 

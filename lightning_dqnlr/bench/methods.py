@@ -6,6 +6,7 @@ own, and this one, which imports all, holds nothing but the list.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_dqnlr.bench.methods_feedback import GreedyLR, Hypergradient, LRFinder, Plateau
@@ -25,7 +26,7 @@ from lightning_dqnlr.bench.methods_schedules import (
     warmup_cosine,
     wsd,
 )
-from lightning_dqnlr.policy.policy import RECORD
+from lightning_dqnlr.errors import ConfigurationError
 
 METHODS: tuple[Method, ...] = (
     ScheduledLR("constant", constant),
@@ -41,25 +42,27 @@ METHODS: tuple[Method, ...] = (
     DAdaptation(),
     ScheduleFree(),
     LearnedPolicy(),
+    LearnedPolicy("classic", "classic"),
+    LearnedPolicy("q-table", "q_table"),
     Untrained(),
     StateBlind(),
     MeanCurveReplay(),
 )
 
 
-def with_policies(
-    classic: str | Path | None = None, q_table: str | Path | None = None
-) -> tuple[Method, ...]:
-    """All methods, with those of policies that are not shipped where their folders hold one.
+def with_policies(policies: Mapping[str, str | Path]) -> tuple[Method, ...]:
+    """All methods, and further policies, each a method of its own.
 
     Args:
-        classic: folder of a policy on the classic features.
-        q_table: folder of a tabular Q-learning policy.
+        policies: their folders by the names that reports shall show.
+
+    Raises:
+        ConfigurationError: a name is that of another method.
     """
-    folders = {"classic": classic, "q-table": q_table}
-    found = (
-        LearnedPolicy(name, str(folder))
-        for name, folder in folders.items()
-        if folder is not None and (Path(folder) / RECORD).is_file()
-    )
-    return (*METHODS, *found)
+    taken = sorted(policies.keys() & {method.name for method in METHODS})
+    if taken:
+        raise ConfigurationError(
+            f"policies: {taken} are methods already; give your policies other names."
+        )
+    further = (LearnedPolicy(name, str(folder)) for name, folder in policies.items())
+    return (*METHODS, *further)

@@ -29,7 +29,9 @@ from lightning_dqnlr.policy.network import Network, QEnsemble, build_network
 FORMAT = "lightning-dqnlr-policy"
 FORMAT_VERSION = 1
 WEIGHTS, RECORD = "policy.safetensors", "policy.json"
-_BUNDLED = Path(__file__).parent
+# The one that ships to be used, and two that it is compared with: the textbook recipe on raw
+# statistics, and Q-learning in a table.
+BUNDLED = ("default", "classic", "q_table")
 
 
 @dataclass
@@ -119,14 +121,14 @@ class LRPolicy:
         """Reads a policy.
 
         Args:
-            name: "default" for the bundled policy, else the folder that `save` wrote (or one of
-                the two files in it).
+            name: "default" for the bundled policy, "classic" or "q_table" for those that it is
+                compared with, else the folder that `save` wrote (or one of the two files in it).
 
         Raises:
             PolicyFileError: if a file is missing, truncated, not one of ours, or made for a
                 feature specification that this code does not compute.
         """
-        folder = _BUNDLED / "default" if str(name) == "default" else Path(name)
+        folder = Path(__file__).parent / name if str(name) in BUNDLED else Path(name)
         if folder.name in (WEIGHTS, RECORD):
             folder = folder.parent
         record = _read_record(folder)

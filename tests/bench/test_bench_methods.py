@@ -27,9 +27,11 @@ from lightning_dqnlr.bench.methods_schedules import (
 )
 from lightning_dqnlr.bench.run import run
 from lightning_dqnlr.callback import DQNLRCallback
+from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.randomness import RandomStream
 from lightning_dqnlr.envs.trainer_data import task_loader, task_trainer
-from lightning_dqnlr.errors import MissingPackageError, PolicyFileError
+from lightning_dqnlr.errors import ConfigurationError, MissingPackageError, PolicyFileError
+from lightning_dqnlr.policy.table import QTable
 from lightning_dqnlr.tasks.families import NoisyQuadratics
 from tests.bench.watched_tasks import Pushed, plain_net, scripted, task
 from tests.control_runs import constant_policy, random_policy
@@ -293,14 +295,26 @@ def test_the_untrained_control_has_other_weights_for_every_seed(tmp_path):
     assert not torch.equal(actions(0), policy.act(observation))
 
 
-def test_policies_that_are_not_shipped_take_part_where_their_folder_is(tmp_path):
-    folder = random_policy().save(tmp_path / "classic")
-    assert with_policies(tmp_path / "nothing", None) == METHODS
-    assert with_policies(folder) == (*METHODS, LearnedPolicy("classic", str(folder)))
+def test_a_further_policy_is_a_method_of_its_own(tmp_path):
+    folder = random_policy().save(tmp_path / "best")
+    assert with_policies({}) == METHODS
+    assert with_policies({"mine": folder}) == (*METHODS, LearnedPolicy("mine", str(folder)))
+    with pytest.raises(ConfigurationError, match=r"\['classic'\] are methods already"):
+        with_policies({"classic": folder})
+
+
+def test_the_policies_compared_with_are_what_they_are_called():
+    by_name = {method.name: method for method in METHODS}
+    classic, table = by_name["classic"].load(), by_name["q-table"].load()
+    assert classic.spec.actions.multipliers == (0.8, 1.0, 1.25)
+    assert set(classic.spec.features.names) >= {"raw_loss", "raw_gradient_norm", "raw_step"}
+    assert (classic.start, classic.circuit_breaker) == ("optimizer", False)
+    assert isinstance(table.network, QTable)
+    assert table.spec == ControllerSpec()
 
 
 def test_names_are_unique_and_peaks_are_tuned_where_there_are_any():
-    assert len({method.name for method in METHODS}) == len(METHODS) == 16
+    assert len({method.name for method in METHODS}) == len(METHODS) == 18
     tuned = {method.name for method in METHODS if method.tuned}
     assert tuned == {"constant", "linear", "cosine", "wsd", "onecycle", "schedule-free"}
 

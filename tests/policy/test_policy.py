@@ -8,7 +8,7 @@ from lightning_dqnlr.control.features import SCALE_FREE, FeatureSpec
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.policy.network import QNetwork
-from lightning_dqnlr.policy.policy import RECORD, WEIGHTS, LRPolicy, combine
+from lightning_dqnlr.policy.policy import BUNDLED, RECORD, WEIGHTS, LRPolicy, combine
 
 
 def make_policy(spec=None, seed=0):
@@ -175,6 +175,10 @@ class TestBundledPolicy:
     def test_its_features_and_actions_are_the_code_s(self):
         policy = LRPolicy.load()
         assert policy.spec == ControllerSpec()
+
+    def test_all_bundled_policies_load_and_name_what_made_them(self):
+        for name in BUNDLED:
+            assert LRPolicy.load(name).record["inner_steps"] > 1_000_000
 
     def test_it_says_where_it_comes_from_and_how_good_it_is(self):
         record = LRPolicy.load("default").record
