@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from lightning_dqnlr.control.actions import ActionSpec
 from lightning_dqnlr.control.features import FeatureSpec
 from lightning_dqnlr.errors import ConfigurationError
+
+Decay = Literal["wsd", "cosine", "none"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,10 @@ class ControllerSpec:
         decisions: how many intervals a run of known horizon is cut into once past its start.
         growth: an early interval is this share of the steps so far (known horizon).
         unknown_growth: every interval is this share of the steps so far (unknown horizon).
-        decay: built-in decay under the policy's scale when the horizon is known.
+        decay: built-in decay under the policy's scale when the horizon is known: "wsd" holds the
+            scale and then lets it fall linearly to zero (warm-up, stable, decay; Hu et al. 2024,
+            arXiv:2404.06395, with the warm-up left to the policy), "cosine" is half a cosine.
+        decay_share: share of the run over which "wsd" falls.
         probe_size: sampled coordinates.
         start_ratio: norm of the first update over the weights' norm.
         max_update_ratio: cap on that ratio at any time.
@@ -36,7 +41,8 @@ class ControllerSpec:
     decisions: int = 64
     growth: float = 0.5
     unknown_growth: float = 0.125
-    decay: Literal["cosine", "none"] = "cosine"
+    decay: Decay = "wsd"
+    decay_share: float = 0.5
     probe_size: int = 1024
     start_ratio: float = 1e-4
     max_update_ratio: float = 0.2
@@ -46,8 +52,10 @@ class ControllerSpec:
         for name in ("decisions", "growth", "unknown_growth", "probe_size", "start_ratio"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"{name}={getattr(self, name)!r} must be positive.")
-        if self.decay not in ("cosine", "none"):
-            raise ConfigurationError(f"decay={self.decay!r} must be 'cosine' or 'none'.")
+        if self.decay not in get_args(Decay):
+            raise ConfigurationError(f"decay={self.decay!r} must be one of {get_args(Decay)}.")
+        if not 0 < self.decay_share <= 1:
+            raise ConfigurationError(f"decay_share={self.decay_share!r} must lie in (0, 1].")
 
     def interval(self, step: int, horizon: int | None) -> int:
         """Steps from a decision at `step` to the next one: short first, then horizon/decisions."""
@@ -65,6 +73,8 @@ class ControllerSpec:
         if self.decay == "none" or horizon is None:
             return 1.0
         progress = min((step + interval / 2) / horizon, 1 - 1 / (4 * self.decisions))
+        if self.decay == "wsd":
+            return min(1.0, (1 - progress) / self.decay_share)
         return 0.5 * (1 + math.cos(math.pi * progress))
 
     def to_dict(self) -> dict[str, Any]:

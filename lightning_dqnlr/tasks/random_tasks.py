@@ -9,8 +9,8 @@ past stability (LHOPT, arXiv:2106.00958; Celo, arXiv:2501.12670).
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, get_args
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple, get_args
 
 from lightning import LightningModule
 
@@ -26,6 +26,13 @@ NESTEROV_WEIGHT = 0.25
 # normalisation: past it float32 gradients and Adam's squares overflow or vanish at any LR.
 LARGEST_FUNCTION_SCALE = 1e4
 MLP_WEIGHTS = (500, 30_000)
+# Fields of a family whose weights and inputs keep their ordinary scales.
+ORDINARY: dict[str, Any] = {
+    "initial_scales": (1.0, 1.0),
+    "wide_probability": 0.0,
+    "input_scales": (1.0, 1.0),
+    "ordinary_probability": 0.0,
+}
 
 
 class Problem(NamedTuple):
@@ -48,6 +55,8 @@ class RandomTasks(ABC):
         wide_initial_scales: the range used with probability `wide_probability` instead.
         wide_probability: see above.
         input_scales: range of the factor on the inputs, log-uniform; tokens have none.
+        ordinary_probability: share of tasks whose weights and inputs keep their ordinary scales,
+            as most of users' do; else such a task is what it would be without this field.
         known_horizon_probability: share of tasks whose length the controller may know.
 
     Raises:
@@ -62,6 +71,7 @@ class RandomTasks(ABC):
     wide_initial_scales: Sequence[float] = (0.01, 100.0)
     wide_probability: float = 0.15
     input_scales: Sequence[float] = (0.1, 10.0)
+    ordinary_probability: float = 0.0
     known_horizon_probability: float = 0.85
 
     name: ClassVar[str]
@@ -77,6 +87,7 @@ class RandomTasks(ABC):
         _check_range("wide_initial_scales", self.wide_initial_scales)
         _check_range("input_scales", self.input_scales)
         _check_probability("wide_probability", self.wide_probability)
+        _check_probability("ordinary_probability", self.ordinary_probability)
         _check_probability("known_horizon_probability", self.known_horizon_probability)
 
     @abstractmethod
@@ -93,6 +104,10 @@ class RandomTasks(ABC):
         Raises:
             ConfigurationError: unknown split, or data that are needed are not installed.
         """
+        # A stream of its own: the others are those of a family without ordinary tasks.
+        ordinary = Draws(derive_seed(f"{self.name}/ordinary", split, seed))
+        if ordinary.chance(self.ordinary_probability):
+            return replace(self, **ORDINARY).sample(seed, split)
         draws = Draws(derive_seed(self.name, split, seed))
         optimizer = self._draw_optimizer(draws)
         batch_size = draws.choice(self.batch_sizes)

@@ -55,11 +55,24 @@ class TestDecisionTimes:
 
 
 class TestDecay:
-    def test_half_way_is_half(self):
-        assert ControllerSpec().decay_at(499, 2, 1000) == pytest.approx(0.5, abs=1e-3)
+    def test_it_holds_for_half_of_the_run_then_falls_in_a_straight_line(self):
+        decays = [ControllerSpec().decay_at(middle - 1, 2, 1000) for middle in (1, 500, 625, 750)]
+        assert decays == pytest.approx([1.0, 1.0, 0.75, 0.5])
+        assert ControllerSpec(decay_share=0.2).decay_at(899, 2, 1000) == pytest.approx(0.5)
 
-    def test_never_zero_even_past_the_end(self):
-        assert 0 < ControllerSpec().decay_at(5000, 10, 1000) < 1e-4
+    def test_the_cosine_is_half_at_half_way_and_an_eighth_of_a_turn_later_as_it_should(self):
+        spec = ControllerSpec(decay="cosine")
+        assert spec.decay_at(499, 2, 1000) == pytest.approx(0.5)
+        assert spec.decay_at(749, 2, 1000) == pytest.approx(0.5 - 2**-1.5)
+
+    @pytest.mark.parametrize(("decay", "least"), [("wsd", 1 / 128), ("cosine", 3.7e-5)])
+    def test_never_zero_even_past_the_end(self, decay, least):
+        assert ControllerSpec(decay=decay).decay_at(5000, 10, 1000) == pytest.approx(least, rel=0.1)
+
+    @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
+    def test_a_share_that_is_none_is_refused(self, share):
+        with pytest.raises(ConfigurationError, match="decay_share"):
+            ControllerSpec(decay_share=share)
 
     def test_unknown_horizon_and_decay_none_leave_the_scale_alone(self):
         assert ControllerSpec().decay_at(10, 1, None) == 1.0

@@ -28,8 +28,9 @@ def test_every_family_is_trained_on_short_and_long_and_held_out(broad):
 
 
 def test_held_out_runs_span_100_to_4000_steps_and_training_runs_are_mostly_short(broad):
-    spans = {(family.min_horizon, family.max_horizon) for family in broad.held_out.families}
-    assert spans == {(100, 4000)}
+    spans = [(family.min_horizon, family.max_horizon) for family in broad.held_out.families]
+    assert set(spans) == {(100, 4000), (100, 1000)}
+    assert spans.count((100, 4000)) == 9
     weights = torch.tensor(broad.train.weights)
     long = torch.tensor([family.min_horizon >= 300 for family in broad.train.families])
     assert 0.05 < (weights[long].sum() / weights.sum()).item() < 0.15
@@ -45,6 +46,7 @@ def test_every_optimizer_and_unknown_horizons_are_drawn_by_every_family(broad):
         assert set(family.optimizers) == {"sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop"}
         assert 0.0 < family.known_horizon_probability < 1.0
         assert tuple(family.wide_initial_scales) == (0.01, 100.0)
+        assert family.ordinary_probability == 0.5
 
 
 def test_sampled_tasks_come_from_many_families_and_from_the_splits_own_distribution(broad):
