@@ -21,7 +21,14 @@ from lightning_dqnlr.tasks.task import Task
 
 StartKind = Literal["safe", "user"]
 Credit = Literal["interval", "group_relative", "final_score"]
-_SHARES = ("epsilon", "discount", "off_start_share", "demonstrators", "demonstrator_epsilon")
+_SHARES = (
+    "epsilon",
+    "discount",
+    "off_start_share",
+    "demonstrators",
+    "demonstrators_left",
+    "demonstrator_epsilon",
+)
 USER_LR_EXPONENTS = (-6.0, 1.0)
 
 
@@ -53,8 +60,12 @@ class CollectConfig:
         trip_penalty: of an undone interval, in units of log loss.
         demonstrators: share of the replicas that follow `Demonstrators` instead of the policy at
             the first episode.
-        demonstrator_episodes: episodes over which that share falls linearly to zero; None to keep
-            it. Without demonstrators the policy forgets what good peaks look like.
+        demonstrator_episodes: episodes over which that share falls linearly to
+            `demonstrators_left`; None to keep it.
+        demonstrators_left: see above. With none left the policy forgets what good peaks look like.
+        demonstrator_n_step: length of the demonstrators' returns; None for `n_step`. A long one
+            credits the steps of a climb with the peak that it was meant to lead to, which the
+            observation does not show; a short one with what the policy makes of where it led.
         demonstrated_ratios: each demonstrator's update ratio is log-uniform between these.
         demonstrator_epsilon: probability that a demonstrator acts at random.
 
@@ -78,6 +89,8 @@ class CollectConfig:
     trip_penalty: float = 0.02
     demonstrators: float = 0.5
     demonstrator_episodes: int | None = None
+    demonstrators_left: float = 0.0
+    demonstrator_n_step: int | None = None
     demonstrated_ratios: tuple[float, float] = (0.003, 0.3)
     demonstrator_epsilon: float = 0.03
 
@@ -91,6 +104,8 @@ class CollectConfig:
         object.__setattr__(self, "demonstrated_ratios", tuple(self.demonstrated_ratios))
         episodes = self.demonstrator_episodes
         self._check("demonstrator_episodes", episodes is None or episodes >= 1, "at least 1")
+        own = self.demonstrator_n_step
+        self._check("demonstrator_n_step", own is None or own >= 1, "at least 1")
         low, high = self.demonstrated_ratios
         self._check("demonstrated_ratios", 0 < low <= high < math.inf, "positive and ascending")
         self._check("temperature", 0 < self.temperature < math.inf, "positive and finite")
@@ -101,8 +116,9 @@ class CollectConfig:
         """The settings of one episode, with the share of demonstrators that is left by then."""
         if self.demonstrator_episodes is None:
             return self
-        left = max(0.0, 1.0 - episode / self.demonstrator_episodes)
-        return replace(self, demonstrators=self.demonstrators * left, demonstrator_episodes=None)
+        over = min(1.0, episode / self.demonstrator_episodes)
+        share = self.demonstrators + over * (self.demonstrators_left - self.demonstrators)
+        return replace(self, demonstrators=share, demonstrator_episodes=None)
 
     def _check(self, name: str, holds: bool, wanted: str) -> None:
         if not holds:
@@ -156,9 +172,10 @@ def collect_episode(
 def _rollout(
     env: LREnvironment, policy: LRPolicy, config: CollectConfig, generator: torch.Generator
 ) -> _Rollout:
-    record = _Rollout([env.reset()], [], [], [])
-    device = record.observations[0].device
-    epsilon, demonstrators = _epsilons(config).to(device), _demonstrators(config, generator, device)
+    first = env.reset()
+    epsilon = _epsilons(config).to(first.device)
+    demonstrators = _demonstrators(config, generator, first.device)
+    record = _Rollout(demonstrators.shows, [first], [], [], [])
     while not env.finished:
         explored = policy.act(record.observations[-1], epsilon, generator)
         action = torch.where(demonstrators.shows, demonstrators.act(env, generator), explored)
@@ -169,8 +186,13 @@ def _rollout(
 
 @dataclass
 class _Rollout:
-    """Lists over decisions of (R, ...) tensors; one observation more than actions."""
+    """Lists over decisions of (R, ...) tensors; one observation more than actions.
 
+    Attributes:
+        shows: (R,) bool, which replicas demonstrate.
+    """
+
+    shows: Tensor
     observations: list[Tensor]
     actions: list[Tensor]
     rewards: list[Tensor]
@@ -203,15 +225,22 @@ class _Rollout:
             rewards = group_relative(rewards, before)
         continues = alive.clone()
         continues[-1] = False  # the run is over: nothing to bootstrap from
-        return n_step_transitions(
-            torch.stack(self.observations),
-            torch.stack(self.actions),
-            rewards,
-            continues,
-            config.n_step,
-            config.discount,
-            valid=before,
-        )
+        observations, actions = torch.stack(self.observations), torch.stack(self.actions)
+
+        def returns(replicas: Tensor, n_step: int) -> Transitions:
+            return n_step_transitions(
+                observations[:, replicas],
+                actions[:, replicas],
+                rewards[:, replicas],
+                continues[:, replicas],
+                n_step,
+                config.discount,
+                valid=before[:, replicas],
+            )
+
+        shown = returns(self.shows, config.demonstrator_n_step or config.n_step)
+        own = returns(~self.shows, config.n_step)
+        return Transitions(*(torch.cat(pair) for pair in zip(shown, own, strict=True)))
 
 
 def _start(config: CollectConfig, generator: torch.Generator) -> Start:

@@ -85,6 +85,8 @@ def test_the_last_transition_of_every_replica_is_terminal():
         ("discount", -0.1),
         ("start", "optimizer"),
         ("epsilon_alpha", -1.0),
+        ("demonstrators_left", 1.1),
+        ("demonstrator_n_step", 0),
     ],
 )
 def test_a_setting_out_of_range_is_named(name, value):
@@ -130,3 +132,27 @@ def test_demonstrators_leave_linearly_and_never_come_back():
     shares = [config.at(episode).demonstrators for episode in (0, 50, 100, 10_000)]
     assert shares == pytest.approx([0.4, 0.2, 0.0, 0.0])
     assert config.at(50).at(99).demonstrators == pytest.approx(0.2)
+
+
+def test_as_many_demonstrators_stay_as_are_to_be_left():
+    config = CollectConfig(
+        demonstrators=0.5, demonstrator_episodes=100, demonstrators_left=0.2, replicas=7
+    )
+    shares = [config.at(episode).demonstrators for episode in (0, 50, 100, 10_000)]
+    assert shares == pytest.approx([0.5, 0.35, 0.2, 0.2])
+    assert config.at(10_000).replicas == 7
+
+
+def test_demonstrators_returns_have_a_length_of_their_own():
+    """Four replicas, all demonstrators or none: the discount 0.9^n of the first tells n."""
+    for share, first in ((0.0, 0.9**4), (1.0, 0.9**2)):
+        transitions = collect(
+            replicas=4, n_step=4, discount=0.9, demonstrators=share, demonstrator_n_step=2
+        ).transitions
+        assert transitions.discount[0].item() == pytest.approx(first)
+    mixed = collect(
+        replicas=64, n_step=4, discount=0.9, demonstrators=0.5, demonstrator_n_step=2
+    ).transitions
+    lengths = mixed.discount.log() / math.log(0.9)
+    assert {2, 4} <= set(lengths[lengths.isfinite()].round().int().tolist())
+    assert len(mixed.action) == 64 * len(transitions.action) / 4
