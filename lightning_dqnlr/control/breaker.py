@@ -1,10 +1,12 @@
 """The circuit breaker's judgement of an interval: healthy, suspicious, or to be undone.
 
 A run that climbs past stability rarely finds back, so a blown-up interval is undone: the host
-restores the last healthy weights and optimizer state, and the learning rate is cut. Three rules
+restores the last healthy weights and optimizer state, and the learning rate is cut. Four rules
 keep the breaker itself from doing harm. Only a healthy state is ever stored. After a restore the
 threshold is raised to the restored state's own loss, so that it cannot trip at once again. The
-floor of the learning rate follows every cut down, so that the cut always acts.
+floor of the learning rate follows every cut down, so that the cut always acts. And a ceiling at
+half of the scale that blew up, which rises slowly, keeps a policy from climbing there again and
+again.
 """
 
 from __future__ import annotations
@@ -23,22 +25,33 @@ TRIP_MARGIN = math.log(2.0)
 HEALTHY_MARGIN = 0.25
 INITIAL_MARGIN = 0.5
 DEFAULT_NOISE = 0.25
+PATIENCE = 4  # intervals in a row that are high: noise does not do that
 
 
 class Verdict(NamedTuple):
-    """Two disjoint masks of shape `lead`; neither means suspicious: keep on, store nothing."""
+    """Masks of shape `lead`.
+
+    Attributes:
+        tripped: undo the interval.
+        healthy: store its end. Never together with `tripped`; neither: keep on, store nothing.
+        high: in a row, intervals whose mean loss was above the limit by more than its standard
+            error, this one included.
+    """
 
     tripped: Tensor
     healthy: Tensor
+    high: Tensor
 
 
 def judge(stats: IntervalStats, history: History) -> Verdict:
     """Compares the end of the interval with the last healthy state, in units of log loss.
 
     Trips when the last quarter's compressed loss is above the reference (or above the initial
-    loss) by the margin plus four standard errors of its own noise, or when anything in the interval
-    was not finite. Healthy means no worse than the reference and the best so far by the smaller
-    margins.
+    loss) by the margin plus four standard errors of its own noise, when the whole interval's was by
+    the margin plus one standard error in `PATIENCE` intervals in a row (a noisy loss may stay a
+    factor of five above where it was and yet within four standard errors of it), or when anything
+    in the interval was not finite. Healthy means no worse at the end than the reference and the best so far by the
+    smaller margins, and not high: of a short interval the last quarter is a single loss.
 
     Args:
         stats: the interval that just ended.
@@ -48,9 +61,15 @@ def judge(stats: IntervalStats, history: History) -> Verdict:
     quarter = max(1, bins // 4)
     recent = compressed_loss(stats.losses[..., -quarter:].mean(-1), history.initial_loss)
     error = history.noise / math.sqrt(max(1.0, quarter * stats.steps / bins))
+    whole = compressed_loss(stats.losses.mean(-1), history.initial_loss)
+    # What it is compared with has noise of its own: the initial loss is that of a single batch.
+    whole_error = history.noise * math.sqrt(1 + 1 / stats.steps)
     start = compressed_loss(history.initial_loss, history.initial_loss)
     limit = torch.minimum(history.reference + TRIP_MARGIN, start + INITIAL_MARGIN)
-    limit = torch.maximum(limit, history.reference + HEALTHY_MARGIN) + 4 * error
+    limit = torch.maximum(limit, history.reference + HEALTHY_MARGIN)
+    above = whole > limit + whole_error
+    high = torch.where(above, history.high + 1, torch.zeros_like(history.high))
+    tripped = ~stats.finite | (recent > limit + 4 * error) | (high >= PATIENCE)
     good = torch.minimum(history.reference + HEALTHY_MARGIN, history.best + 2 * HEALTHY_MARGIN)
-    tripped = ~stats.finite | (recent > limit)
-    return Verdict(tripped, ~tripped & (recent <= good + 2 * error))
+    healthy = (recent <= good + 2 * error) & (whole <= limit + whole_error)
+    return Verdict(tripped, ~tripped & healthy, high)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.control.breaker import CUT, DEFAULT_NOISE, judge
+from lightning_dqnlr.control.breaker import CUT, DEFAULT_NOISE, Verdict, judge
 from lightning_dqnlr.control.features import (
     Clock,
     History,
@@ -34,6 +34,8 @@ from lightning_dqnlr.control.telemetry import IntervalStats
 _TINY = 1e-30
 _WEIGHT_FLOOR = 1e-3  # root mean square below which a model counts as not yet initialised
 _PEAK_ABOVE_CUT = math.log(16.0)
+_CEILING = math.log(0.5)  # of the scale that blew up, which it reaches again in 16 decisions
+_CEILING_RISE = math.log(2.0) / 16
 
 
 class Decision(NamedTuple):
@@ -143,11 +145,12 @@ class LRController:
         if self.decisions == 0:
             self._begin(stats)
         before = self._reference_after_restore(stats)
-        tripped, healthy = judge(stats, before)
+        verdict = judge(stats, before)
         if not self.circuit_breaker:
-            tripped = torch.zeros_like(tripped)
+            verdict = verdict._replace(tripped=torch.zeros_like(verdict.tripped))
+        tripped, healthy, _ = verdict
         self._ratio = stats.update_norm / stats.weight_norm.clamp_min(_TINY)
-        self.history = _cut(_remember(before, stats, tripped, healthy), tripped)
+        self.history = _cut(_remember(before, stats, verdict), tripped)
         self.decisions += 1
         self.interval = self.spec.interval(self.step, self.horizon)
         clock = Clock(self.step, self.interval, self.horizon, self.decisions)
@@ -162,7 +165,7 @@ class LRController:
         change = torch.where(h.since_trip < 2, change.clamp_max(0.0), change)
         floor = h.peak_log_scale + math.log(self.spec.scale_floor)
         log_scale = torch.maximum(h.log_scale + change, torch.minimum(floor, h.log_scale))
-        allowed = self._allowed_log_scale()
+        allowed = torch.minimum(self._allowed_log_scale(), torch.maximum(h.ceiling, h.log_scale))
         self.history = replace(
             h,
             log_scale=torch.minimum(log_scale, allowed),
@@ -252,8 +255,9 @@ class LRController:
         self.horizon, self._rescale = state["horizon"], state["rescale"]
 
 
-def _remember(h: History, s: IntervalStats, tripped: Tensor, healthy: Tensor) -> History:
+def _remember(h: History, s: IntervalStats, verdict: Verdict) -> History:
     """The history with the interval in it; a tripped interval leaves the loss terms alone."""
+    tripped, healthy, high = verdict
     loss = torch.where(tripped, h.loss, s.losses.mean(-1))
     level = torch.where(tripped, h.reference, compressed_loss(loss, h.initial_loss))
     ok = ~tripped
@@ -282,12 +286,14 @@ def _remember(h: History, s: IntervalStats, tripped: Tensor, healthy: Tensor) ->
         since_trip=torch.where(tripped, torch.zeros_like(h.trips), h.since_trip + 1),
         trips=h.trips + tripped,
         restored=tripped.to(h.level),
+        high=torch.where(ok, high, torch.zeros_like(high)),
     )
 
 
 def _cut(h: History, tripped: Tensor) -> History:
+    ceiling = torch.where(tripped, h.log_scale + _CEILING, h.ceiling + _CEILING_RISE)
     log_scale = torch.where(tripped, h.log_scale - CUT, h.log_scale)
     peak = torch.where(
         tripped, torch.minimum(h.peak_log_scale, log_scale + _PEAK_ABOVE_CUT), h.peak_log_scale
     )
-    return replace(h, log_scale=log_scale, peak_log_scale=peak)
+    return replace(h, log_scale=log_scale, peak_log_scale=peak, ceiling=ceiling)

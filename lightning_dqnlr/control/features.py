@@ -61,6 +61,8 @@ class History:
     trips: Tensor
     restored: Tensor  # 1 right after a restore
     reference: Tensor  # compressed loss of the last healthy state
+    high: Tensor  # intervals in a row whose loss was above the breaker's limit, noise left aside
+    ceiling: Tensor  # largest log_scale that actions may set, since a trip; rises with time
     capped: Tensor  # 1 where the update cap cut the last action
 
     @classmethod
@@ -68,6 +70,7 @@ class History:
         """The history of a run that has not begun."""
         values = {f.name: torch.zeros(lead, device=device) for f in fields(cls)}
         values["since_trip"] += 100.0
+        values["ceiling"] += 100.0
         return cls(**values)
 
     def state_dict(self) -> dict[str, Tensor]:

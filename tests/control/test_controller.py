@@ -233,6 +233,37 @@ class TestBreaker:
             controller.apply(torch.tensor(KEEP))
         assert tripped
 
+    def test_a_loss_that_stays_high_trips_though_no_interval_of_it_would(self):
+        """Noise 0.3: 3.3 is log 3.3 = 1.19 above 1, within log 2 + 4 * 0.3 / sqrt(1 of 4 steps)."""
+        controller = settled(lead=(2,))
+        h = controller.history
+        controller.history = replace(h, noise=torch.full((2,), 0.3))
+        verdicts = []
+        for high in (3.3, 3.3, 3.3, 3.3):
+            losses = torch.tensor([[high] * 4, [high if len(verdicts) != 2 else 1.0] * 4])
+            verdicts.append(controller.observe(stats(losses, lead=(2,))).tripped.tolist())
+            controller.apply(torch.full((2,), KEEP))
+        assert verdicts == [[False, False]] * 3 + [[True, False]]
+
+    def test_a_lucky_last_step_does_not_make_a_high_interval_healthy(self):
+        controller = settled()
+        decision = controller.observe(stats([3.0, 3.0, 3.0, 1.0]))
+        assert not decision.healthy.item()
+
+    def test_after_a_trip_no_action_climbs_back_at_once(self):
+        """Half of the scale that blew up, and twice that again after 16 decisions."""
+        controller = settled()
+        before = controller.history.log_scale.item()
+        controller.observe(stats([math.nan] * 4)._replace(finite=torch.tensor(False)))
+        scales = []
+        for _ in range(40):
+            controller.apply(torch.tensor(DOUBLE))
+            scales.append(controller.history.log_scale.item() - before)
+            controller.observe(stats([1.0] * 4))
+        assert scales[3] == pytest.approx(math.log(0.5) + 3 / 16 * math.log(2))
+        assert scales[16] == pytest.approx(0.0, abs=1e-5)
+        assert scales[32] == pytest.approx(math.log(2), abs=1e-5)
+
     def test_margin_by_hand(self):
         # noise 0, reference and best at the compressed loss of 1.0 with initial loss 4.
         controller = started()
