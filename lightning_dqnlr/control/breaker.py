@@ -50,8 +50,9 @@ def judge(stats: IntervalStats, history: History) -> Verdict:
     loss) by the margin plus four standard errors of its own noise, when the whole interval's was by
     the margin plus one standard error in `PATIENCE` intervals in a row (a noisy loss may stay a
     factor of five above where it was and yet within four standard errors of it), or when anything
-    in the interval was not finite. Healthy means no worse at the end than the reference and the best so far by the
-    smaller margins, and not high: of a short interval the last quarter is a single loss.
+    in the interval was not finite. Healthy means no worse at the end than the reference and the
+    best so far by the smaller margins, and not high: of a short interval the last quarter is a
+    single loss.
 
     Args:
         stats: the interval that just ended.

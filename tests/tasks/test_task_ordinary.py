@@ -41,7 +41,7 @@ def test_an_ordinary_task_differs_from_its_scaled_twin_in_scale_alone():
     )
     inputs = scaled.train_data[0] / plain.train_data[0]
     torch.testing.assert_close(inputs, inputs.flatten()[:1].expand_as(inputs), rtol=1e-4, atol=0)
-    assert not inputs.flatten()[0].item() == pytest.approx(1.0, abs=1e-3)
+    assert inputs.flatten()[0].item() != pytest.approx(1.0, abs=1e-3)
 
 
 def test_a_probability_above_one_is_refused():
