@@ -8,7 +8,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 CODE := lightning_dqnlr tests $(wildcard examples)
 
-.PHONY: test demo lint format clean
+# The moments of the run whose mean is the bundled policy.
+MEMBERS := $(addprefix outputs/policy/episode-00,448 512 576 640 704)
+
+.PHONY: test demo policy lint format clean
 .DEFAULT_GOAL := test
 
 test: lint
@@ -22,6 +25,10 @@ lint: $(VENV)/.installed-dev
 
 demo: $(VENV)/.installed-train
 	$(BIN)/python examples/demo.py
+
+policy: $(VENV)/.installed-train
+	$(BIN)/dqnlr-train experiment=default folder=outputs/policy resume=true
+	$(BIN)/dqnlr-combine $(MEMBERS) --into outputs/policy/combined
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(CODE)

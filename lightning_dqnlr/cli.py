@@ -70,11 +70,7 @@ def combine() -> None:
     with errors_in_one_line():
         members = [LRPolicy.load(folder) for folder in arguments.policies]
         policy = combine_policies(members)
-        totals = {
-            name: round(sum(member.record.get(name, 0) for member in members), 2)
-            for name in ("inner_steps", "minutes")
-        }
-        policy.record = {**policy.record, **totals, **provenance()}
+        policy.record = {**policy.record, **provenance()}
         print(f"{len(policy.record['members'])} policies averaged in {policy.save(arguments.into)}")
 
 

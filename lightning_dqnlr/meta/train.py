@@ -63,6 +63,8 @@ class TrainConfig:
         evaluation_tasks: number of validation tasks.
         evaluation_seeds: replicas of each.
         checkpoint_every: episodes between checkpoints.
+        keep_every: episodes between policies that are kept, as `episode-00448` and so on, to be
+            averaged with `dqnlr-combine`; None to keep none but the best and the last.
         round: episodes collected with one state of the network before learning from them.
         rivals: folder of the tuned cosines, which runs of the same tasks can share; None for
             `rivals` in the run's own folder.
@@ -82,6 +84,7 @@ class TrainConfig:
     evaluation_tasks: int = 12
     evaluation_seeds: int = 8
     checkpoint_every: int = 25
+    keep_every: int | None = None
     round: int = 1
     rivals: str | None = None
     max_minutes: float | None = None
@@ -97,6 +100,11 @@ class TrainConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 0:
                 raise ConfigurationError(f"TrainConfig.{name}={value!r} must not be negative.")
+        keep = self.keep_every
+        if keep is not None and (not isinstance(keep, int) or keep < 1):
+            raise ConfigurationError(
+                f"TrainConfig.keep_every={keep!r} must be at least 1, or null to keep none."
+            )
         if not isinstance(self.seed, int):
             raise ConfigurationError(f"TrainConfig.seed={self.seed!r} must be an integer.")
         if self.max_minutes is not None and not self.max_minutes > 0:
@@ -177,6 +185,8 @@ class MetaTrainer:
                         progress.scores = self._select(validation)
                     progress.best_score = self.best_score
                     report(progress)
+                if self.config.keep_every and self._due(before, self.config.keep_every):
+                    self._save_policy(f"episode-{self.episode:05d}")
                 if self._due(before, self.config.checkpoint_every):
                     self.save_checkpoint()
         return self.best_score

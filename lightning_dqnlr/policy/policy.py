@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,7 +176,19 @@ def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
     common = {k: v for k, v in records[0].items() if all(r.get(k) == v for r in records)}
     own = [{k: v for k, v in record.items() if k not in common} for record in records]
     network = QEnsemble([p.network for p in policies])
-    return LRPolicy(network, policies[0].spec, {**common, "members": own})
+    return LRPolicy(network, policies[0].spec, {**common, **_totals(records), "members": own})
+
+
+def _totals(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What training the members took; of moments of one run, the last one includes the others."""
+    runs: dict[str, list[Mapping[str, Any]]] = {}
+    for i, record in enumerate(records):
+        runs.setdefault(str(record.get("command", i)), []).append(record)
+    return {
+        name: round(sum(max(r.get(name, 0) for r in run) for run in runs.values()), 2)
+        for name in ("inner_steps", "minutes")
+        if any(name in record for record in records)
+    }
 
 
 def _read_record(folder: Path) -> dict[str, Any]:

@@ -82,6 +82,18 @@ def test_how_often_it_is_evaluated_does_not_change_what_is_learned(tmp_path):
         assert torch.equal(weight, weights(rarely)[name]), name
 
 
+def test_policies_to_be_averaged_are_those_of_their_episodes(tmp_path):
+    trainer = make_trainer(tmp_path, keep_every=3)
+    trainer.fit(ignore)
+    kept = sorted(path.name for path in tmp_path.glob("episode-*"))
+    assert kept == ["episode-00003", "episode-00006"]
+    first, last = (LRPolicy.load(tmp_path / name) for name in kept)
+    assert (first.record["episodes"], last.record["episodes"]) == (3, 6)
+    seen = torch.randn(5, len(trainer.spec.features))
+    assert torch.equal(last.q_values(seen), trainer.policy.q_values(seen))
+    assert not torch.equal(first.q_values(seen), last.q_values(seen))
+
+
 def test_training_and_validation_share_no_task(tmp_path):
     tasks = TinyTasks()
     make_trainer(tmp_path, tasks).fit(ignore)
@@ -217,7 +229,14 @@ def test_resuming_needs_a_whole_checkpoint(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("episodes", 0), ("capacity", 0), ("updates", -1), ("seed", 0.5), ("max_minutes", 0)],
+    [
+        ("episodes", 0),
+        ("capacity", 0),
+        ("updates", -1),
+        ("seed", 0.5),
+        ("max_minutes", 0),
+        ("keep_every", 0),
+    ],
 )
 def test_a_setting_out_of_range_is_named(name, value):
     with pytest.raises(ConfigurationError, match=f"TrainConfig.{name}={value}"):

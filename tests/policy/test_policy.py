@@ -190,3 +190,12 @@ class TestBundledPolicy:
 
     def test_its_network_needs_no_gradient(self):
         assert not any(p.requires_grad for p in LRPolicy.load().network.parameters())
+
+
+def test_moments_of_one_run_are_not_counted_as_so_many_runs():
+    """Two moments of one run, after 100 and 300 steps, and another run of 50 steps: 350."""
+    members = [make_policy(seed=seed) for seed in range(3)]
+    for policy, command, steps in zip(members, ("a", "a", "b"), (100, 300, 50), strict=True):
+        policy.record = {"command": command, "inner_steps": steps, "minutes": steps / 100}
+    record = combine(members).record
+    assert (record["inner_steps"], record["minutes"]) == (350, 3.5)
