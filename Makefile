@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c 
 CODE := lightning_dqnlr tests $(wildcard examples)
 
 # The moments of the run whose mean is the bundled policy.
-MEMBERS := $(addprefix outputs/policy/episode-00,448 512 576 640 704)
+MEMBERS := $(addprefix outputs/policy/episode-00,448 512 576 640)
 
 .PHONY: test demo policy lint format clean
 .DEFAULT_GOAL := test

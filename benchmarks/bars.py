@@ -1,0 +1,170 @@
+"""What the default policy should reach, and what it does: one row per bar, from stored runs.
+
+    python benchmarks/bars.py                     # from the records that ship with the repository
+    python benchmarks/bars.py --records FOLDER
+
+Regret is to the best of 17 cosine peaks, as `docs/benchmark-report.md` defines it. The cost of a
+step is another measurement: `benchmarks/overhead.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+from typing import NamedTuple
+
+from lightning_dqnlr.bench.archive import Archive
+from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, diverged
+from lightning_dqnlr.bench.report_numbers import duels, sensitivities
+from lightning_dqnlr.bench.scores import Summary, summarize
+from lightning_dqnlr.bench.tasks import TASKS
+
+SUBJECT = "dqnlr"
+CONTROLS = ("untrained", "state-blind", "mean-curve", "classic")
+# Least probability of improvement over each rival.
+RIVALS = {
+    "wsd": 0.5,
+    "schedule-free": 0.7,
+    "prodigy": 0.7,
+    "d-adaptation": 0.7,
+    "plateau": 0.7,
+    "lr-finder": 0.7,
+    "greedy": 0.7,
+}
+APART = ("longer runs", "unknown horizon")
+SPLITS = ("new optimizer", *APART)
+
+
+class Bar(NamedTuple):
+    """One figure, what it should be, and whether it is."""
+
+    figure: str
+    bar: str
+    measured: str
+    met: bool
+
+
+def bars(comparison: Comparison) -> Iterator[Bar]:
+    """Every bar that the records say something of."""
+    tasks = [t for t in comparison.shared if (t, SUBJECT) in comparison.entries]
+    yield from _regrets(comparison, tasks)
+    yield _lost(comparison)
+    yield from _spread(comparison)
+    yield from _improvements(comparison)
+    yield from _splits(comparison)
+    yield from _speed(comparison, tasks)
+    yield from _controls(comparison, tasks)
+    yield _memory(comparison, tasks)
+
+
+def _regrets(comparison: Comparison, tasks: Sequence[str]) -> Iterator[Bar]:
+    for which, name in ((TRAIN, "training"), (VALIDATION, "validation")):
+        found = summarize(comparison.scores(SUBJECT, tasks, which))
+        met = found.iqm <= 0.0 and found.interval[1] <= 0.03
+        figure = f"IQM of regret, final {name} loss ({len(tasks)} tasks)"
+        yield Bar(figure, "<= 0.00, upper end <= 0.03", _interval(found), met)
+    found = summarize(comparison.scores(SUBJECT, tasks))
+    yield Bar("90th percentile of regret", "<= 0.10", f"{found.p90:.2f}", found.p90 <= 0.10)
+
+
+def _lost(comparison: Comparison) -> Bar:
+    runs = [record for record in comparison.records if record.method == SUBJECT]
+    lost = sum(map(diverged, runs))
+    figure = "runs that diverge or end above their starting loss"
+    met = lost == 0 and len(runs) >= 1000
+    return Bar(figure, "0 of 1,000", f"{lost} of {len(runs):,}", met)
+
+
+def _spread(comparison: Comparison) -> Iterator[Bar]:
+    for row in sensitivities(comparison):
+        if row.method == SUBJECT:
+            measured = f"{row.worst:.1%} at worst, {row.tasks} tasks, {row.decades:.0f} decades"
+            figure = "spread of final loss over six decades of the user's LR"
+            yield Bar(figure, "<= 2%", measured, row.worst <= 0.02 and row.decades >= 6)
+
+
+def _improvements(comparison: Comparison) -> Iterator[Bar]:
+    found = {duel.method: duel for duel in duels(comparison)}
+    for rival, least in RIVALS.items():
+        if rival not in found:
+            continue
+        duel = found[rival]
+        low, high = duel.train_interval
+        measured = f"{duel.train:.2f} [{low:.2f}, {high:.2f}], {duel.tasks} tasks"
+        figure = f"probability of improvement over {rival}"
+        yield Bar(figure, f">= {least}", measured, duel.train >= least)
+
+
+def _splits(comparison: Comparison) -> Iterator[Bar]:
+    for split in SPLITS:
+        tasks = [
+            task
+            for task in comparison.ranked
+            if comparison.splits[task] == split and (task, SUBJECT) in comparison.entries
+        ]
+        if tasks:
+            found = summarize(comparison.scores(SUBJECT, tasks))
+            figure = f"IQM of regret, {split} ({len(tasks)} tasks)"
+            yield Bar(figure, "<= 0.05", _interval(found), found.iqm <= 0.05)
+
+
+def _speed(comparison: Comparison, tasks: Sequence[str]) -> Iterator[Bar]:
+    ratios = {task: median(comparison.ratios(SUBJECT, [task])) for task in tasks}
+    middle = median(comparison.ratios(SUBJECT, tasks))
+    figure = "steps to the tuned cosine's final validation loss, over its own"
+    yield Bar(figure, "median <= 1.0", f"{middle:.2f}", middle <= 1.0)
+    fast = sum(ratio <= 1 / 1.2 for ratio in ratios.values())
+    bar = "a third of the tasks"
+    yield Bar("1.2 times as fast", bar, f"{fast} of {len(tasks)}", 3 * fast >= len(tasks))
+
+
+def _controls(comparison: Comparison, tasks: Sequence[str]) -> Iterator[Bar]:
+    for name in CONTROLS:
+        both = [task for task in tasks if (task, name) in comparison.entries]
+        if both:
+            own, other = (summarize(comparison.scores(m, both)) for m in (SUBJECT, name))
+            met = own.interval[1] < other.interval[0]
+            figure = f"{name}, IQM of regret ({len(both)} tasks)"
+            yield Bar(figure, "intervals do not overlap", _interval(other), met)
+
+
+def _memory(comparison: Comparison, tasks: Sequence[str]) -> Bar:
+    """Weights, moments and buffers are what the circuit breaker keeps, three copies at most."""
+    runs = [run for task in tasks for run in comparison.entries[task, SUBJECT].runs]
+    extra = max(run.extra_bytes - 12 * run.parameters for run in runs) / 1e6
+    figure = "memory beyond the circuit breaker's copy, at most"
+    return Bar(figure, "<= 1 MB", f"{max(0.0, extra):.2f} MB", extra <= 1.0)
+
+
+def _interval(found: Summary) -> str:
+    return f"{found.iqm:.3f} [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"
+
+
+def table(rows: Sequence[Bar]) -> str:
+    """The rows in Markdown."""
+    lines = [
+        f"| {row.figure} | {row.bar} | {row.measured} | {'yes' if row.met else '**no**'} |"
+        for row in rows
+    ]
+    return "\n".join(["| figure | bar | measured | met |", "| --- | --- | --- | --- |", *lines])
+
+
+def compare(folder: Path, race_margin: float | None = 0.7) -> Comparison:
+    """All records of an archive, side by side."""
+    archive = Archive(folder)
+    records = [record for task in TASKS for record in archive.of(task.name).values()]
+    return Comparison(records, race_margin=race_margin, apart=APART)
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=Path, default=Path("benchmarks/records"))
+    arguments = parser.parse_args()
+    print(table(list(bars(compare(arguments.records)))))
+
+
+if __name__ == "__main__":
+    main()
