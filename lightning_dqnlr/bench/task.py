@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -18,6 +18,10 @@ from lightning_dqnlr.tasks.task import Task
 from lightning_dqnlr.tasks.user import ModuleBuilder
 
 BenchSplit = Literal["new seeds", "new families", "new optimizer", "longer runs", "your own"]
+# Splits that ask a question of their own, with what it is about; no table over all tasks has them.
+APART: Mapping[str, str] = {
+    "longer runs": "longer than what the bundled policy was trained on",
+}
 # The centres of the grids: what a user would try first.
 USUAL_LR = {
     "sgd": 0.1,
