@@ -3,13 +3,22 @@
 from dataclasses import replace
 
 import pytest
+import torch
+from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.comparison import Comparison
+from lightning_dqnlr.bench.fingerprint import code_hash
+from lightning_dqnlr.bench.methods_plan import Setting
+from lightning_dqnlr.bench.methods_policies import LearnedPolicy
 from lightning_dqnlr.bench.report import write_report
+from lightning_dqnlr.bench.report_losing import losing
 from lightning_dqnlr.bench.report_numbers import costs, duels
 from lightning_dqnlr.bench.suite import Suite, plan
 from lightning_dqnlr.bench.task import APART, BenchTask
+from lightning_dqnlr.bench.tasks import TASKS
+from lightning_dqnlr.bench.tasks_images import vision_transformer
 from lightning_dqnlr.bench.tasks_known import Sampled
+from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.families import TeacherMLPs
 from tests.bench.synthetic_records import record
@@ -100,3 +109,76 @@ def test_no_figure_over_all_tasks_has_a_question_apart(split, tmp_path):
     assert "Some method ends more than 2% below it on 1 of 2 tasks" in text
     write_report(with_a_question_apart("new families"), tmp_path)
     assert "Not in here" not in (tmp_path / "report.md").read_text()
+
+
+def test_longer_runs_and_untold_lengths_stand_apart():
+    assert set(APART) == {"longer runs", "unknown horizon"}
+    assert set(APART) <= {task.split for task in TASKS}
+
+
+def told_and_untold(family):
+    if family == "sampled":
+        return [Sampled(TeacherMLPs, "adam", 20, 0, 1e-3, known_horizon=k)() for k in (True, False)]
+    return [vision_transformer("a", known_horizon) for known_horizon in (True, False)]
+
+
+def test_the_length_is_kept_from_the_controller_on_one_split_only():
+    untold = {task.name for task in TASKS if not task.open().known_horizon}
+    assert untold == {task.name for task in TASKS if task.split == "unknown horizon"}
+    assert {task.open().optimizer for task in TASKS if task.name in untold} == {
+        *("adam", "momentum", "adamw"),
+    }
+
+
+@pytest.mark.parametrize("family", ["sampled", "own"])
+def test_keeping_the_length_secret_changes_nothing_else_of_a_task(family):
+    told, untold = told_and_untold(family)
+    assert (told.known_horizon, untold.known_horizon) == (True, False)
+    fields = ("name", "horizon", "batch_size", "optimizer", "gradient_clip")
+    assert all(getattr(told, field) == getattr(untold, field) for field in fields)
+    of = [
+        [*task.build(0).parameters(), *pytree.tree_leaves((task.train_data, task.validation_data))]
+        for task in (told, untold)
+    ]
+    assert all(torch.equal(x, y) for x, y in zip(*of, strict=True))
+    # A run that was told is no record of one that was not.
+    assert code_hash(Plain(), told) != code_hash(Plain(), untold)
+
+
+def test_no_two_tasks_are_one_draw_of_a_family():
+    draws = [(t.build.family, t.build.seed) for t in TASKS if isinstance(t.build, Sampled)]
+    assert len(set(draws)) == len(draws)
+    heads = [t.open().build(0).net.head[1].weight for t in TASKS if "vision" in t.name]
+    assert len(heads) == 2
+    assert not torch.equal(*heads)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_policy_is_told_the_length_only_where_it_may_be(known):
+    task = Sampled(TeacherMLPs, "adam", 20, 0, 1e-3, known_horizon=known)()
+    conditions, callback = LearnedPolicy().plan(Setting(task, seed=0)).callbacks
+    with quiet():
+        trainer = task_trainer(task, [conditions, callback], "cpu")
+        trainer.fit(task.build(0), task_loader(task, 0))
+    assert callback.controller.horizon == (20 if known else None)
+    assert len(callback.trace) > 0
+
+
+@pytest.mark.parametrize(
+    ("split", "hints"),
+    [
+        ("new seeds", ["LR never came down (ends at 100% of its peak), as if no horizon were k"]),
+        ("unknown horizon", ["it was not told how long", "never came down (ends at 100% of its p"]),
+    ],
+)
+def test_a_policy_is_not_blamed_for_a_length_that_it_was_not_told(split, hints):
+    flat = {"step": [0, 100], "train": [2.0, 2.0], "validation": [2.0, 2.0], "lr": [0.1, 0.1]}
+    runs = [
+        record("a", "cosine", 0.1, final_train=0.98, split=split),
+        record("a", "dqnlr", final_train=1.98, split=split, curve=flat),
+    ]
+    (found,) = losing(Comparison(runs))
+    text = " | ".join(found.hints)
+    assert all(hint in text for hint in hints)
+    assert ("as if" in text) == (split == "new seeds")
+    assert ("not told" in text) == (split == "unknown horizon")

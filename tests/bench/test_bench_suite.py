@@ -216,6 +216,8 @@ def test_the_full_suite_has_everything():
     suite = suite_of("full")
     assert choose(TASKS, suite.tasks, "tasks") == TASKS
     assert choose(METHODS, suite.methods, "methods") == METHODS
+    apart = {method.name for method in choose(METHODS, suite.apart_methods, "apart_methods")}
+    assert apart == {"dqnlr", "cosine", "wsd", "prodigy", "untrained"}
     (dqnlr,) = choose(METHODS, ["dqnlr"], "methods")
     (cosine,) = choose(METHODS, ["cosine"], "methods")
     given = rates(suite, dqnlr, tiny())
