@@ -158,15 +158,8 @@ def headline(markdown: str) -> str:
 
 def _report(records: Sequence[Record], folder: Path, suite: Suite) -> Path:
     from lightning_dqnlr.bench.report import write_report
-    from lightning_dqnlr.bench.suite import LONGER
 
-    page = write_report(
-        records,
-        folder,
-        command=command(),
-        race_margin=suite.race_margin,
-        apart=() if suite.long_methods is None else (LONGER,),
-    )
+    page = write_report(records, folder, command=command(), race_margin=suite.race_margin)
     print(headline((folder / "report.md").read_text(encoding="utf-8")))
     print(f"\nThe whole report: {page.resolve()}", flush=True)
     return page

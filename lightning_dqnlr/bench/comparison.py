@@ -21,6 +21,7 @@ from torch import Tensor
 from lightning_dqnlr.bench.cosine import regret
 from lightning_dqnlr.bench.profile import steps_to
 from lightning_dqnlr.bench.record import Record
+from lightning_dqnlr.bench.task import APART
 from lightning_dqnlr.errors import ConfigurationError
 
 TRAIN, VALIDATION = "train", "validation"
@@ -119,7 +120,8 @@ class Comparison:
         records: of any number of methods, tasks, LRs and seeds.
         roles: who is compared with whom.
         race_margin: of the race that the grids were run as, see `survivors`; None for no race.
-        apart: splits that only some methods were to run on; no table over all tasks has them.
+        apart: splits that ask a question of their own: no table over all tasks has them, and a
+            method without any run there was not to run.
 
     Raises:
         ConfigurationError: if two records are of the same method, task, LR and seed, or a task is
@@ -131,7 +133,7 @@ class Comparison:
         records: Iterable[Record],
         roles: Roles | None = None,
         race_margin: float | None = None,
-        apart: Collection[str] = (),
+        apart: Collection[str] = frozenset(APART),
     ) -> None:
         self.roles, self._race_margin, self._apart = roles or Roles(), race_margin, frozenset(apart)
         self.records = sorted(records, key=lambda r: (r.split, r.task, r.method, r.lr or 0, r.seed))
@@ -162,9 +164,14 @@ class Comparison:
 
     @cached_property
     def shared(self) -> tuple[str, ...]:
-        """The ranked tasks that all methods were to run on; every ranked task if there is none."""
+        """The ranked tasks of tables over all tasks; every ranked task where all stand apart."""
         shared = tuple(task for task in self.ranked if self.splits[task] not in self._apart)
         return shared or self.ranked
+
+    @cached_property
+    def standing_apart(self) -> tuple[str, ...]:
+        """The splits of the ranked tasks that are not `shared`."""
+        return tuple(sorted({self.splits[task] for task in {*self.ranked} - {*self.shared}}))
 
     def left_out(self, task: str, method: str) -> bool:
         """Whether a method was not to run on a task, rather than missing there."""

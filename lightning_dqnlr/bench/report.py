@@ -12,6 +12,7 @@ from lightning_dqnlr.bench.record import Record
 from lightning_dqnlr.bench.report_blocks import Block, Case, Heat, Picture, Points, Section, Table
 from lightning_dqnlr.bench.report_page import page
 from lightning_dqnlr.bench.report_sections import sections
+from lightning_dqnlr.bench.task import APART
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.provenance import provenance
@@ -27,7 +28,7 @@ def write_report(
     command: str = "",
     trained_horizon: int | None = None,
     race_margin: float | None = None,
-    apart: Collection[str] = (),
+    apart: Collection[str] = frozenset(APART),
 ) -> Path:
     """Writes `report.html`, `report.md` and the pictures.
 
@@ -38,7 +39,7 @@ def write_report(
         command: that made the records, to be printed.
         trained_horizon: the longest run, in steps, that the subject's policy was trained on.
         race_margin: of the race that the grids were run as, see `comparison.survivors`.
-        apart: splits that only some methods were to run on; no table over all tasks has them.
+        apart: splits that ask a question of their own; no table over all tasks has them.
 
     Returns:
         The HTML page.

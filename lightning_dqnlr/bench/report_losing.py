@@ -14,6 +14,7 @@ from statistics import mean
 from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, diverged
 from lightning_dqnlr.bench.record import Record
 from lightning_dqnlr.bench.scores import WITHIN
+from lightning_dqnlr.bench.task import UNKNOWN_HORIZON
 
 FACTOR = 2.0  # learning rates closer than this count as alike
 CUT = 0.3  # the circuit breaker cuts to a quarter; ordinary actions rarely add up to that
@@ -93,6 +94,9 @@ def _hints(comparison: Comparison, task: str, trained_horizon: int | None) -> li
     name = f"the tuned {comparison.roles.rival}'s"
     horizon = runs[0].horizon
     hints = [_diverged(runs)]
+    told = comparison.splits[task] != UNKNOWN_HORIZON
+    if not told:
+        hints.append("it was not told how long the run is")
     if trained_horizon is not None and horizon > trained_horizon:
         longer = horizon / trained_horizon
         hints.append(f"{horizon} steps are {longer:.1f}x the longest run it was trained on")
@@ -100,7 +104,7 @@ def _hints(comparison: Comparison, task: str, trained_horizon: int | None) -> li
         _rates(list(zip(runs, rivals, strict=True)), name),
         _since(list(zip(runs, rivals, strict=True)), name),
         _cuts(runs),
-        _no_decay(runs),
+        _no_decay(runs, told),
     ]
     return [hint for hint in hints if hint]
 
@@ -170,11 +174,12 @@ def _cuts(runs: Sequence[Record]) -> str:
     )
 
 
-def _no_decay(runs: Sequence[Record]) -> str:
+def _no_decay(runs: Sequence[Record], told: bool) -> str:
     ends = [p[-1][1] / max(lr for _, lr in p) for run in runs if (p := _points(run, "lr"))]
     if not ends or mean(ends) < NOT_DECAYED:
         return ""
-    return f"LR never came down (ends at {mean(ends):.0%} of its peak), as if no horizon were known"
+    as_if = ", as if no horizon were known" if told else ""
+    return f"LR never came down (ends at {mean(ends):.0%} of its peak){as_if}"
 
 
 def _points(run: Record, name: str) -> list[tuple[float, float]]:

@@ -45,7 +45,7 @@ class Standing(NamedTuple):
 
 
 class Duel(NamedTuple):
-    """The subject against another method, on the ranked tasks that both have."""
+    """The subject against another method, on the shared tasks that both have."""
 
     method: str
     tasks: int
@@ -73,7 +73,7 @@ class Duel(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a method's results cost, on the tasks that it and the plain method have."""
+    """What a method's results cost, on the shared tasks that it and the plain method have."""
 
     method: str
     tasks: int
@@ -139,7 +139,7 @@ def duels(comparison: Comparison) -> list[Duel]:
 def _duel(comparison: Comparison, subject: str, other: str) -> Duel | None:
     both = [
         task
-        for task in comparison.ranked
+        for task in comparison.shared
         if (task, subject) in comparison.entries and (task, other) in comparison.entries
     ]
     if not both:
@@ -169,7 +169,7 @@ def costs(comparison: Comparison) -> list[Cost]:
 
 def _cost(comparison: Comparison, method: str) -> Cost | None:
     entries, plain = comparison.entries, comparison.roles.plain
-    tasks = [t for t in comparison.ranked if (t, method) in entries and (t, plain) in entries]
+    tasks = [t for t in comparison.shared if (t, method) in entries and (t, plain) in entries]
     if not tasks:
         return None
     mine = [entries[task, method] for task in tasks]

@@ -20,6 +20,7 @@ from lightning_dqnlr.bench.report_blocks import (
 )
 from lightning_dqnlr.bench.report_losing import Loss, losing
 from lightning_dqnlr.bench.report_numbers import Duel, duels, standing, standings, swept
+from lightning_dqnlr.bench.task import APART
 
 DETAILED = 8  # tasks that are shown with their trajectories where the subject loses
 
@@ -50,9 +51,10 @@ def _in_short(comparison: Comparison) -> Section:
             f"No regret can be computed: {roles.rival!r} has no task with all of its seeds."
         )
     items += _failures(comparison)
-    mine = [task for task in comparison.ranked if (task, roles.subject) in comparison.entries]
+    finished = [task for task in comparison.ranked if (task, roles.subject) in comparison.entries]
+    mine = [task for task in finished if task in comparison.shared]
     if not mine:
-        items.append(f"{roles.subject!r} has no finished task: nothing can be said of it.")
+        items.append(f"{roles.subject!r} has no finished task to count: nothing can be said of it.")
         return Section("In short", (Points(tuple(items)),))
     row = standing(comparison, roles.subject, mine)
     worse, low, high = (math.exp(x) - 1 for x in (row.train.iqm, *row.train.interval))
@@ -63,12 +65,13 @@ def _in_short(comparison: Comparison) -> Section:
         f"{row.tries:.0f} {'run' if row.tries == 1 else 'runs'}, one of the tuned {roles.rival} "
         f"{_tries(comparison, mine):.0f}. {row.diverged:.1%} of {roles.subject}'s runs diverged."
     )
-    rows = duels(comparison)
-    items += _verdicts(roles.subject, rows)
-    lost = losing(comparison)
+    items += _verdicts(roles.subject, duels(comparison))
+    if comparison.standing_apart:
+        named = ", ".join(comparison.standing_apart)
+        items.append(f"Not in here, because they ask a question of their own: {named}.")
     items.append(
-        f"Some method ends more than 2% below it on {len(lost)} of {len(mine)} tasks; "
-        "the section on where it loses has them."
+        f"Some method ends more than 2% below it on {len(losing(comparison))} of {len(finished)} "
+        "tasks; the section on where it loses has them."
     )
     return Section("In short", (Points(tuple(items)),))
 
@@ -267,7 +270,8 @@ def _splits(comparison: Comparison) -> Section:
     blocks: list[Block] = []
     for name in names:
         tasks = [task for task in comparison.ranked if comparison.splits[task] == name]
-        blocks.append(f"{name or 'no split'} ({', '.join(tasks)}):")
+        apart = f", {APART[name]}" if name in APART else ""
+        blocks.append(f"{name or 'no split'}{apart} ({', '.join(tasks)}):")
         blocks.append(report_tables.headline(comparison, tasks))
     return Section("Split by split", tuple(blocks))
 

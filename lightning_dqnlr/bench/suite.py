@@ -13,12 +13,11 @@ from lightning_dqnlr.bench.methods_plan import Method
 from lightning_dqnlr.bench.processes import Call, Refusal, run_calls
 from lightning_dqnlr.bench.record import Key, Record
 from lightning_dqnlr.bench.store import Store
-from lightning_dqnlr.bench.task import BenchSplit, BenchTask
+from lightning_dqnlr.bench.task import APART, BenchTask
 from lightning_dqnlr.envs.optimizers import configured_optimizer
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.task import Task
 
-LONGER: BenchSplit = "longer runs"
 _Named = TypeVar("_Named", BenchTask, Method)
 
 
@@ -32,10 +31,11 @@ class Suite:
         seeds: runs of each, by the seeds 0, 1, ...
         points: learning rates that a method is tuned over, in equal ratios.
         decades: that they span, centred at what is usual for the task's optimizer.
-        sensitivity: methods that also run at given learning rates, one per decade; not on the
-            split "longer runs" where `long_methods` restricts it.
+        sensitivity: methods that also run at given learning rates, one per decade; not on splits
+            that `apart_methods` restricts.
         sensitivity_decades: that these span, with the same centre; an even number.
-        long_methods: those that run on the split "longer runs"; None for all of `methods`.
+        apart_methods: those that run on the splits that ask a question of their own
+            (`task.APART`); None for all of `methods`.
         first: methods that run before the others on each task, in this order.
         race_margin: see `comparison.survivors`; None if all peaks of a grid run with all seeds.
 
@@ -50,7 +50,7 @@ class Suite:
     decades: float = 4.0
     sensitivity: Sequence[str] = ()
     sensitivity_decades: int = 6
-    long_methods: Sequence[str] | None = None
+    apart_methods: Sequence[str] | None = None
     first: Sequence[str] = ()
     race_margin: float | None = None
 
@@ -172,7 +172,7 @@ def rates(suite: Suite, method: Method, task: BenchTask) -> tuple[float | None, 
 
 
 def _restricted(suite: Suite, task: BenchTask) -> bool:
-    return suite.long_methods is not None and task.split == LONGER
+    return suite.apart_methods is not None and task.split in APART
 
 
 def plan(
@@ -195,11 +195,11 @@ def plan(
     if suite.sensitivity:
         choose(methods, suite.sensitivity, "suite.sensitivity")
     policies = {method.name: policy_hash(method) for method in chosen}
-    long = {method.name for method in choose(methods, suite.long_methods, "suite.long_methods")}
+    few = {method.name for method in choose(methods, suite.apart_methods, "suite.apart_methods")}
     for task in choose(tasks, suite.tasks, "suite.tasks"):
         opened = task.open()
         for method in chosen:
-            if _restricted(suite, task) and method.name not in long:
+            if _restricted(suite, task) and method.name not in few:
                 continue
             code = code_hash(method, opened)
             for lr in rates(suite, method, task):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, get_args
@@ -17,7 +17,15 @@ from lightning_dqnlr.tasks.sampling import Draws, derive_seed
 from lightning_dqnlr.tasks.task import Task
 from lightning_dqnlr.tasks.user import ModuleBuilder
 
-BenchSplit = Literal["new seeds", "new families", "new optimizer", "longer runs", "your own"]
+BenchSplit = Literal[
+    "new seeds", "new families", "new optimizer", "longer runs", "unknown horizon", "your own"
+]
+UNKNOWN_HORIZON: BenchSplit = "unknown horizon"
+# Splits that ask a question of their own, with what it is about; no table over all tasks has them.
+APART: Mapping[str, str] = {
+    "longer runs": "beyond what the bundled policy was trained on",
+    UNKNOWN_HORIZON: "where policies are not told the length and schedules are",
+}
 # The centres of the grids: what a user would try first.
 USUAL_LR = {
     "sgd": 0.1,
@@ -124,6 +132,7 @@ def own_task(
     *,
     horizon: int,
     batch_size: int,
+    known_horizon: bool = True,
     gradient_clip: float | None = None,
 ) -> Task:
     """A task of a network that no family of `lightning_dqnlr.tasks` draws.
@@ -136,6 +145,7 @@ def own_task(
         data: to train on and to validate with.
         horizon: length of a run in steps.
         batch_size: examples per step.
+        known_horizon: whether the controller is told the length.
         gradient_clip: largest global gradient norm, or None.
     """
     return Task(
@@ -148,6 +158,7 @@ def own_task(
         batch_size=batch_size,
         optimizer=_label(optimizer),
         horizon=horizon,
+        known_horizon=known_horizon,
         gradient_clip=gradient_clip,
     )
 

@@ -1,16 +1,17 @@
-"""The benchmark's tasks, none of which meta-training ever sees, in four splits.
+"""The benchmark's tasks, none of which meta-training ever sees, in five splits.
 
 "new seeds" are test tasks of the families of `lightning_dqnlr.tasks`; "new families" have data or
-architectures that none of them draws; "new optimizer" has update rules that none of them knows; and
+architectures that none of them draws; "new optimizer" has update rules that none of them knows;
 "longer runs" are up to ten times as long as the longest that the bundled policy was trained on
-(4,000 steps of quadratics, 1,000 of networks).
+(4,000 steps of quadratics, 1,000 of networks); and on "unknown horizon" a policy is not told the
+length of the run.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from lightning_dqnlr.bench.task import USUAL_LR, BenchSplit, BenchTask
+from lightning_dqnlr.bench.task import UNKNOWN_HORIZON, USUAL_LR, BenchSplit, BenchTask
 from lightning_dqnlr.bench.tasks_images import (
     diffusion,
     fine_tuned_digits,
@@ -51,9 +52,10 @@ def _known(
     split: BenchSplit = "new seeds",
     seconds: float = 2.0,
     higher: float = 1.0,
+    known_horizon: bool = True,
 ) -> BenchTask:
     lr = USUAL_LR[optimizer]
-    build = Sampled(family, optimizer, horizon, seed, lr, batch_size)
+    build = Sampled(family, optimizer, horizon, seed, lr, batch_size, known_horizon)
     return BenchTask(name, split, build, lr, seconds, centre=higher * lr)
 
 
@@ -62,6 +64,7 @@ def _known(
 HIGHER = 10.0
 
 _long = partial(_known, split="longer runs")
+_untold = partial(_known, split=UNKNOWN_HORIZON, known_horizon=False)
 
 TASKS: tuple[BenchTask, ...] = (
     _known("quadratic", NoisyQuadratics, "sgd", 1000),
@@ -109,5 +112,13 @@ TASKS: tuple[BenchTask, ...] = (
         partial(language_model, "long language model", 3 * LONGEST_NETWORK),
         USUAL_LR["adamw"],
         seconds=22.0,
+    ),
+    _untold("untold digits MLP", DigitsMLPs, "adam", 600, seed=2),
+    _untold("untold teacher MLP", TeacherMLPs, "momentum", 800, seed=2),
+    BenchTask(
+        "untold vision transformer",
+        UNKNOWN_HORIZON,
+        partial(vision_transformer, "untold vision transformer", False),
+        USUAL_LR["adamw"],
     ),
 )

@@ -213,17 +213,23 @@ def residual_digits_nadam() -> Task:
     )
 
 
-def vision_transformer() -> Task:
-    """A vision transformer, AdamW with gradient clipping."""
+def vision_transformer(name: str = "vision transformer", known_horizon: bool = True) -> Task:
+    """A vision transformer, AdamW with gradient clipping.
+
+    Args:
+        name: other names start from other weights.
+        known_horizon: whether the controller is told the length.
+    """
     adamw = partial(torch.optim.AdamW, lr=USUAL_LR["adamw"], weight_decay=0.05)
     return own_task(
-        "vision transformer",
+        name,
         VisionTransformer,
         CrossEntropy(),
         adamw,
         digits(),
         horizon=600,
         batch_size=32,
+        known_horizon=known_horizon,
         gradient_clip=1.0,
     )
 

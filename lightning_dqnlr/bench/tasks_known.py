@@ -49,6 +49,7 @@ class Sampled:
         seed: of the draw; split "test", which shares no random stream with training.
         lr: what the modules' `configure_optimizers` begins with.
         batch_size: of the run.
+        known_horizon: whether the controller is told the length.
     """
 
     family: type[RandomTasks]
@@ -57,6 +58,7 @@ class Sampled:
     seed: int
     lr: float
     batch_size: int = 32
+    known_horizon: bool = True
 
     def __call__(self) -> Task:
         """The task."""
@@ -68,7 +70,7 @@ class Sampled:
             initial_scales=(1.0, 1.0),
             wide_probability=0.0,
             input_scales=(1.0, 1.0),
-            known_horizon_probability=1.0,
+            known_horizon_probability=float(self.known_horizon),
         )
         task = family.sample(self.seed, "test")
         return replace(task, build=AtLR(task.build, self.lr))

@@ -155,16 +155,6 @@ def test_the_command_races_and_goes_on_from_any_round(tmp_path, capsys):
     assert "8 runs, 8 of them stored" in capsys.readouterr().out
 
 
-def test_longer_runs_are_left_to_the_methods_named():
-    make = Sampled(TeacherMLPs, "adam", 20, 0, 1e-3)
-    tasks = [BenchTask("a", "new seeds", make, 1.0), BenchTask("b", "longer runs", make, 1.0)]
-    suite = Suite(seeds=1, points=1, long_methods=["raising"])
-    told_of = [(run.task.name, run.method.name) for run in plan(suite, tasks, [Plain(), Raising()])]
-    assert told_of == [("a", "plain"), ("a", "raising"), ("b", "raising")]
-    with pytest.raises(ConfigurationError, match=r"suite.long_methods: \['no such'\]"):
-        list(plan(Suite(long_methods=["no such"]), tasks, [Plain()]))
-
-
 def test_the_first_methods_run_first_on_each_task():
     make = Sampled(TeacherMLPs, "adam", 20, 0, 1e-3)
     tasks = [BenchTask(name, "new seeds", make, 1.0) for name in "ab"]
@@ -176,38 +166,3 @@ def test_the_first_methods_run_first_on_each_task():
     assert order == [(task, name) for task in "ab" for name in ("absent", "raising", "plain")]
     with pytest.raises(ConfigurationError, match=r"suite.first: \['no such'\]"):
         list(plan(Suite(first=["no such"]), tasks, [Plain()]))
-
-
-def long_and_short():
-    """Two splits; wsd was not to run on the longer one, and prodigy failed to."""
-    return [
-        record(task, method, seed=seed, lr=None, split=split)
-        for task, split in (("short", "new seeds"), ("long", "longer runs"))
-        for method in ("dqnlr", "cosine", "wsd", "prodigy")
-        for seed in (0, 1)
-        if task == "short" or method != "wsd"
-        if task == "short" or method != "prodigy" or seed == 0
-    ]
-
-
-def test_a_method_that_was_not_to_run_is_not_missing():
-    compared = Comparison(long_and_short(), apart=["longer runs"])
-    assert compared.shared == ("short",)
-    assert compared.ranked == ("long", "short")
-    assert compared.missing("wsd") == ()
-    assert compared.missing("prodigy") == ("long",)
-    assert set(compared.complete()) == {"dqnlr", "cosine", "wsd", "prodigy"}
-    everywhere = Comparison(long_and_short())
-    assert everywhere.shared == everywhere.ranked
-    assert everywhere.missing("wsd") == ("long",)
-    only = Comparison([r for r in long_and_short() if r.task == "long"], apart=["longer runs"])
-    assert only.shared == ("long",)
-
-
-def test_the_report_says_not_run_where_nothing_was_to_run(tmp_path):
-    write_report(long_and_short(), tmp_path, apart=["longer runs"])
-    text = (tmp_path / "report.md").read_text()
-    assert "| wsd | not run |" in text
-    assert "| prodigy | missing 1 of 1 |" in text
-    assert "| wsd | 1 |" in text  # over all tasks, which are those that all were to run
-    assert "wsd: missing" not in text

@@ -27,7 +27,7 @@ from lightning_dqnlr.bench.suite import (
     rates,
     your_own,
 )
-from lightning_dqnlr.bench.task import BenchSplit, BenchTask, fixed_draws
+from lightning_dqnlr.bench.task import APART, BenchSplit, BenchTask, fixed_draws
 from lightning_dqnlr.bench.tasks import TASKS
 from lightning_dqnlr.bench.tasks_known import Sampled
 from lightning_dqnlr.bench.tasks_sequences import KINDS, token_kinds
@@ -166,12 +166,13 @@ def test_only_who_needs_a_peak_gets_the_grid():
     assert rates(suite, Absent(), task) == (None,)
 
 
-def test_longer_runs_are_not_repeated_at_every_rate_where_few_methods_make_them():
-    longer = tiny(lr=1.0, split="longer runs")
-    few = Suite(points=3, decades=2.0, sensitivity=["plain"], long_methods=["plain"])
-    assert rates(few, Plain(), longer) == (0.1, 1.0, 10.0)
+@pytest.mark.parametrize("split", APART)
+def test_a_question_left_to_few_methods_is_not_asked_at_every_rate(split):
+    apart = tiny(lr=1.0, split=split)
+    few = Suite(points=3, decades=2.0, sensitivity=["plain"], apart_methods=["plain"])
+    assert rates(few, Plain(), apart) == (0.1, 1.0, 10.0)
     assert len(rates(few, Plain(), tiny(lr=1.0))) == 7
-    assert len(rates(replace(few, long_methods=None), Plain(), longer)) == 7
+    assert len(rates(replace(few, apart_methods=None), Plain(), apart)) == 7
 
 
 def test_three_grids_are_centred_above_the_rate_of_the_module():
@@ -215,6 +216,8 @@ def test_the_full_suite_has_everything():
     suite = suite_of("full")
     assert choose(TASKS, suite.tasks, "tasks") == TASKS
     assert choose(METHODS, suite.methods, "methods") == METHODS
+    apart = {method.name for method in choose(METHODS, suite.apart_methods, "apart_methods")}
+    assert apart == {"dqnlr", "cosine", "wsd", "prodigy", "untrained"}
     (dqnlr,) = choose(METHODS, ["dqnlr"], "methods")
     (cosine,) = choose(METHODS, ["cosine"], "methods")
     given = rates(suite, dqnlr, tiny())
