@@ -30,7 +30,7 @@ class Circumstances(NamedTuple):
     restored_step: int | None  # where the circuit breaker went back to
     wanted: float  # natural log of the multiplier chosen
     applied: float  # the change of the scale that came of it, natural log
-    capped: bool  # the update cap limited it
+    capped: bool  # the update cap limited it, or the ceiling that a trip leaves
     bound: str | None  # "min_lr" or "max_lr" where that limited the learning rate
 
 
@@ -77,7 +77,7 @@ def _limit(seen: Circumstances) -> str:
     if seen.bound is not None:
         return f"held at {seen.bound}"
     if seen.capped:
-        return "limited by the update cap"
+        return "limited by the update cap, or by the ceiling that a trip leaves"
     if seen.applied < seen.wanted - 1e-3:
         return "held back right after a restore"
     if seen.applied > seen.wanted + 1e-3:
