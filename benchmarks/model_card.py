@@ -101,6 +101,7 @@ def card(policy: LRPolicy, scores: dict[str, Scores], arguments: argparse.Namesp
         {**member, "validation": member["validation"]["score"]}
         for member in origin.get("members", [])
     ]
+    bars = [] if arguments.bars is None else ["", "## The bars", "", arguments.bars.read_text()]
     header = (
         "| | IQM of regret [95% CI] | median | 90th pct. | worst | within 2% | "
         "IQM, validation loss | lost |"
@@ -122,8 +123,9 @@ def card(policy: LRPolicy, scores: dict[str, Scores], arguments: argparse.Namesp
         f"Measured by `python {' '.join(sys.argv)}` at commit {commit or 'unknown'} on "
         f"{date.today()}, {platform.machine()} CPU, torch {torch.__version__}.",
         "",
-        "The controls keep the safe start, the built-in cosine decay, the update cap and the "
+        "The controls keep the safe start, the built-in decay, the update cap and the "
         "circuit breaker; only the choice of actions differs.",
+        *bars,
         "",
         "### By task",
         "",
@@ -150,6 +152,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rivals", type=Path, default=Path("outputs/rivals"))
+    parser.add_argument("--bars", type=Path, help="a text for the card, from benchmarks/bars.py")
     parser.add_argument("--print", action="store_true", help="do not write the file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
