@@ -2,9 +2,8 @@
 
 "new seeds" are test tasks of the families of `lightning_dqnlr.tasks`; "new families" have data or
 architectures that none of them draws; "new optimizer" has update rules that none of them knows;
-"longer runs" are up to ten times as long as the longest that the bundled policy was trained on
-(4,000 steps of quadratics, 1,000 of networks); and on "unknown horizon" a policy is not told the
-length of the run.
+"longer runs" are up to ten times as long as the longest that meta-training draws (4,000 steps); and
+on "unknown horizon" a policy is not told the length of the run.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from lightning_dqnlr.tasks.sequences import SyntheticRNNs, TextTransformers
 from lightning_dqnlr.tasks.tables import MatrixFactorizations, NoisyLabelMLPs
 from lightning_dqnlr.tasks.task import OptimizerName
 
-# What the bundled policy was trained on at most, in steps (tasks=default).
+# The longest run of `tasks=broad`, in steps, and what it trains most networks on at most in practice.
 LONGEST_QUADRATIC, LONGEST_NETWORK = 4000, 1000
 
 
