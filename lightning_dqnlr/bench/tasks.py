@@ -36,7 +36,7 @@ from lightning_dqnlr.tasks.sequences import SyntheticRNNs, TextTransformers
 from lightning_dqnlr.tasks.tables import MatrixFactorizations, NoisyLabelMLPs
 from lightning_dqnlr.tasks.task import OptimizerName
 
-# The longest run of `tasks=broad`, in steps, and what it trains most networks on at most in practice.
+# The longest run of `tasks=broad`, in steps, and what most networks there see at most.
 LONGEST_QUADRATIC, LONGEST_NETWORK = 4000, 1000
 
 
