@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 CODE := lightning_dqnlr tests $(wildcard examples)
 
-# The moments of the run whose mean is the bundled policy.
-MEMBERS := $(addprefix outputs/policy/episode-00,448 512 576 640)
+# What the bundled policy is the mean of.
+MEMBERS := $(addprefix outputs/policy/,broad/episode-00448 broad/episode-00576 small/last other/last)
 
 .PHONY: test demo policy lint format clean
 .DEFAULT_GOAL := test
@@ -27,7 +27,11 @@ demo: $(VENV)/.installed-train
 	$(BIN)/python examples/demo.py
 
 policy: $(VENV)/.installed-train
-	$(BIN)/dqnlr-train experiment=default folder=outputs/policy resume=true
+	$(BIN)/dqnlr-train experiment=default folder=outputs/policy/broad resume=true
+	$(BIN)/dqnlr-train experiment=small folder=outputs/policy/small resume=true
+	$(BIN)/dqnlr-train experiment=small folder=outputs/policy/other resume=true train.episodes=120 \
+	  env.collect.epsilon=0.08 env.collect.epsilon_alpha=0 env.collect.demonstrator_episodes=150 \
+	  env.collect.demonstrators_left=0
 	$(BIN)/dqnlr-combine $(MEMBERS) --into outputs/policy/combined
 
 format: $(VENV)/.installed-dev
