@@ -78,6 +78,8 @@ def run(config: DictConfig, name: str) -> Path | None:
     )
     if config.dry_run:
         return None
+    if config.report_only:
+        return _report(_stored(runs, store), folder / name, suite)
     _make(todo, store, workers)
     known = {run.key for run in first.wanted}
     second = [run for run in rounds(runs, store, margin).wanted if run.key not in known]

@@ -12,7 +12,7 @@ from hydra import compose, initialize_config_module
 
 from lightning_dqnlr import cli_bench
 from lightning_dqnlr.bench.store import Store
-from lightning_dqnlr.errors import PolicyFileError
+from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 
 COMMAND = Path(sys.executable).with_name("dqnlr-bench")
 # Two tasks, two methods: 2 x (1 + 2) runs of 300 and 400 steps.
@@ -250,3 +250,17 @@ def test_the_headline_ends_with_the_first_table():
     text = "# A\n\nwords\n\n| a |\n| - |\n| 1 |\n\n## B\n\n| b |\n"
     assert cli_bench.headline(text).splitlines()[-1] == "| 1 |"
     assert cli_bench.headline("# no table") == "# no table"
+
+
+def test_a_report_of_what_is_stored_runs_nothing_and_says_what_is_missing(tmp_path, capsys):
+    settings = (f"folder={tmp_path}/bench", "workers=1", *TINY[:5])
+    with pytest.raises(ConfigurationError, match="records"):
+        cli_bench.run(composed(*settings, "report_only=true"), "quick")
+    assert not (tmp_path / "bench" / "runs").exists()
+
+
+def test_the_suite_of_shipped_records_runs_nothing_unless_it_is_told_to():
+    assert composed("suite=shipped").report_only
+    assert composed("suite=shipped").suite.seeds == 3
+    assert not composed("suite=shipped", "report_only=false").report_only
+    assert not composed("suite=full").report_only
