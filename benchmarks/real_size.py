@@ -37,7 +37,7 @@ from lightning_dqnlr.bench.methods_schedules import ScheduledLR, warmup_cosine, 
 from lightning_dqnlr.bench.record import Record
 from lightning_dqnlr.bench.run import run
 from lightning_dqnlr.bench.store import Store
-from lightning_dqnlr.bench.suite import LONGER, Opened, PlannedRun, Suite, missing, plan
+from lightning_dqnlr.bench.suite import Opened, PlannedRun, Suite, missing, plan
 from lightning_dqnlr.bench.task import BenchTask
 from lightning_dqnlr.cli import errors_in_one_line
 from lightning_dqnlr.errors import ConfigurationError
@@ -81,7 +81,7 @@ def open_tasks(names: Sequence[str], size: Size, steps: int) -> Iterator[BenchTa
             f"{task.batch_size}, {task.examples:,} training examples",
             flush=True,
         )
-        yield BenchTask(name, LONGER, Opened(task), lr, seconds)
+        yield BenchTask(name, "longer runs", Opened(task), lr, seconds)
 
 
 @dataclass(frozen=True)
