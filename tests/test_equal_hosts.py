@@ -19,7 +19,7 @@ from lightning_dqnlr.tasks.families import TeacherMLPs
 from .control_runs import random_policy, trainer
 
 SEEDS = (5, 6)
-STEPS = 150
+STEPS = 150  # well into the built-in decay
 
 
 class Batches:
@@ -56,8 +56,8 @@ class Wrapped(LightningModule):
 def task_with(optimizer):
     family = TeacherMLPs(
         optimizers=[optimizer],
-        min_horizon=400,
-        max_horizon=600,
+        min_horizon=180,
+        max_horizon=220,
         initial_scales=(0.8, 1.2),
         wide_probability=0.0,
         known_horizon_probability=1.0,
