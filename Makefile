@@ -30,8 +30,7 @@ policy: $(VENV)/.installed-train
 	$(BIN)/dqnlr-train experiment=default folder=outputs/policy/broad resume=true
 	$(BIN)/dqnlr-train experiment=small folder=outputs/policy/small resume=true
 	$(BIN)/dqnlr-train experiment=small folder=outputs/policy/other resume=true train.episodes=120 \
-	  env.collect.epsilon=0.08 env.collect.epsilon_alpha=0 env.collect.demonstrator_episodes=150 \
-	  env.collect.demonstrators_left=0
+	  env.collect.epsilon=0.08 env.collect.epsilon_alpha=0 env.collect.demonstrator_episodes=150
 	$(BIN)/dqnlr-combine $(MEMBERS) --into outputs/policy/combined
 
 format: $(VENV)/.installed-dev
