@@ -19,6 +19,7 @@ from lightning_dqnlr.bench.archive import Archive
 from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, diverged
 from lightning_dqnlr.bench.report_numbers import duels, sensitivities
 from lightning_dqnlr.bench.scores import Summary, summarize
+from lightning_dqnlr.bench.task import APART
 from lightning_dqnlr.bench.tasks import TASKS
 
 SUBJECT = "dqnlr"
@@ -33,7 +34,6 @@ RIVALS = {
     "lr-finder": 0.7,
     "greedy": 0.7,
 }
-APART = ("longer runs", "unknown horizon")
 SPLITS = ("new optimizer", *APART)
 
 
@@ -155,7 +155,7 @@ def compare(folder: Path, race_margin: float | None = 0.7) -> Comparison:
     """All records of an archive, side by side."""
     archive = Archive(folder)
     records = [record for task in TASKS for record in archive.of(task.name).values()]
-    return Comparison(records, race_margin=race_margin, apart=APART)
+    return Comparison(records, race_margin=race_margin)
 
 
 def main() -> None:

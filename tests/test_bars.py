@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.bars import APART, bars
+from benchmarks.bars import bars
 from lightning_dqnlr.bench.archive import Archive
 from lightning_dqnlr.bench.comparison import Comparison
 from tests.bench.synthetic_records import record
@@ -28,7 +28,7 @@ def found(*more, ours=1.0):
     records = [*runs("cosine", 1.0, lr=0.1), *runs("dqnlr", ours)]
     for others in more:
         records += others
-    return {row.figure: row for row in bars(Comparison(records, apart=APART))}
+    return {row.figure: row for row in bars(Comparison(records))}
 
 
 def test_the_regret_of_an_equal_policy_is_met_and_of_a_worse_one_is_not():

@@ -253,6 +253,7 @@ def test_the_labels_say_how_patches_were_turned(script):
 
 def test_all_that_is_written_is_plain_json(finished):
     folder, *_ = finished
-    for path in folder.rglob("*"):
-        if path.is_file():
-            json.loads(path.read_text())
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} == {".json"}
+    assert len(files) == RUNS + 1  # and what tells where they come from
+    assert all(isinstance(json.loads(path.read_text()), dict) for path in files)
