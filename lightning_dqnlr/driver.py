@@ -258,6 +258,7 @@ class OptimizerDriver:
             wanted=wanted,
             applied=float(history.log_scale) - before,
             capped=bool(history.capped > 0),
+            may_cut=self.controller.may_cut,
             bound=self._bound(),
         )
 

@@ -31,6 +31,7 @@ class Circumstances(NamedTuple):
     wanted: float  # natural log of the multiplier chosen
     applied: float  # the change of the scale that came of it, natural log
     capped: bool  # the update cap limited it, or the ceiling that a trip leaves
+    may_cut: bool  # the built-in decay has not begun, which forbids cuts
     bound: str | None  # "min_lr" or "max_lr" where that limited the learning rate
 
 
@@ -81,7 +82,7 @@ def _limit(seen: Circumstances) -> str:
     if seen.applied < seen.wanted - 1e-3:
         return "held back right after a restore"
     if seen.applied > seen.wanted + 1e-3:
-        return "held at the scale's floor"
+        return "held at the scale's floor" if seen.may_cut else "no cuts while the decay falls"
     return ""
 
 

@@ -163,6 +163,8 @@ class LRController:
         change = self.spec.actions.log_multiplier(action)
         # Right after a restore a raise would undo the cut.
         change = torch.where(h.since_trip < 2, change.clamp_max(0.0), change)
+        if not self.may_cut:
+            change = change.clamp_min(0.0)
         floor = h.peak_log_scale + math.log(self.spec.scale_floor)
         log_scale = torch.maximum(h.log_scale + change, torch.minimum(floor, h.log_scale))
         allowed = torch.minimum(self._allowed_log_scale(), torch.maximum(h.ceiling, h.log_scale))
@@ -174,6 +176,11 @@ class LRController:
             capped=(log_scale > allowed).to(h.level),
         )
         return self._set_lr()
+
+    @property
+    def may_cut(self) -> bool:
+        """Whether an action may lower the scale now; the circuit breaker always may."""
+        return self.spec.may_cut(self.step, self.interval, self.horizon)
 
     def _begin(self, stats: IntervalStats) -> None:
         """Fixes the loss scale, and corrects the start by the first measured update."""

@@ -27,6 +27,8 @@ class ControllerSpec:
             scale and then lets it fall linearly to zero (warm-up, stable, decay; Hu et al. 2024,
             arXiv:2404.06395, with the warm-up left to the policy), "cosine" is half a cosine.
         decay_share: share of the run over which "wsd" falls.
+        cuts_in_decay: whether actions may lower the scale while "wsd" falls. The loss pays a cut at
+            once and the end of the run pays for it, so that a policy cuts too early and too deep.
         probe_size: sampled coordinates.
         start_ratio: norm of the first update over the weights' norm.
         max_update_ratio: cap on that ratio at any time.
@@ -42,7 +44,8 @@ class ControllerSpec:
     growth: float = 0.5
     unknown_growth: float = 0.125
     decay: Decay = "wsd"
-    decay_share: float = 0.5
+    decay_share: float = 0.3
+    cuts_in_decay: bool = False
     probe_size: int = 1024
     start_ratio: float = 1e-4
     max_update_ratio: float = 0.2
@@ -76,6 +79,11 @@ class ControllerSpec:
         if self.decay == "wsd":
             return min(1.0, (1 - progress) / self.decay_share)
         return 0.5 * (1 + math.cos(math.pi * progress))
+
+    def may_cut(self, step: int, interval: int, horizon: int | None) -> bool:
+        """Whether an action may lower the scale for the coming interval."""
+        falling = self.decay == "wsd" and self.decay_at(step, interval, horizon) < 1.0
+        return self.cuts_in_decay or not falling
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data."""

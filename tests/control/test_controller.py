@@ -55,17 +55,31 @@ class TestDecisionTimes:
 
 
 class TestDecay:
-    def test_it_holds_for_half_of_the_run_then_falls_in_a_straight_line(self):
-        decays = [ControllerSpec().decay_at(middle - 1, 2, 1000) for middle in (1, 500, 625, 750)]
+    def test_it_holds_for_most_of_the_run_then_falls_in_a_straight_line(self):
+        decays = [ControllerSpec().decay_at(middle - 1, 2, 1000) for middle in (1, 700, 775, 850)]
         assert decays == pytest.approx([1.0, 1.0, 0.75, 0.5])
         assert ControllerSpec(decay_share=0.2).decay_at(899, 2, 1000) == pytest.approx(0.5)
+
+    @pytest.mark.parametrize(
+        ("spec", "allowed"),
+        [
+            (ControllerSpec(), [True, True, False, False]),
+            (ControllerSpec(decay_share=0.5), [True, False, False, False]),
+            (ControllerSpec(cuts_in_decay=True), [True] * 4),
+            (ControllerSpec(decay="cosine"), [True] * 4),  # it falls from the first step on
+            (ControllerSpec(decay="none"), [True] * 4),
+        ],
+    )
+    def test_cuts_end_where_the_line_begins_to_fall(self, spec, allowed):
+        assert [spec.may_cut(step, 16, 1000) for step in (0, 650, 700, 984)] == allowed
+        assert spec.may_cut(984, 16, None)
 
     def test_the_cosine_is_half_at_half_way_and_an_eighth_of_a_turn_later_as_it_should(self):
         spec = ControllerSpec(decay="cosine")
         assert spec.decay_at(499, 2, 1000) == pytest.approx(0.5)
         assert spec.decay_at(749, 2, 1000) == pytest.approx(0.5 - 2**-1.5)
 
-    @pytest.mark.parametrize(("decay", "least"), [("wsd", 1 / 128), ("cosine", 3.7e-5)])
+    @pytest.mark.parametrize(("decay", "least"), [("wsd", 1 / 256 / 0.3), ("cosine", 3.7e-5)])
     def test_never_zero_even_past_the_end(self, decay, least):
         assert ControllerSpec(decay=decay).decay_at(5000, 10, 1000) == pytest.approx(least, rel=0.1)
 
@@ -134,6 +148,28 @@ class TestApply:
             controller.observe(stats([1.0] * controller.interval))
             lr = controller.apply(torch.tensor(QUARTER)).item()
         assert lr == pytest.approx(0.1 / 256, rel=1e-4)
+
+    def test_while_the_decay_falls_a_cut_is_kept_from_the_scale_and_a_raise_is_not(self):
+        controller = started(horizon=100)
+        while controller.may_cut:
+            controller.observe(stats([1.0] * controller.interval))
+            controller.apply(torch.tensor(KEEP))
+        scale = controller.history.log_scale.item()
+        controller.apply(torch.tensor(QUARTER))
+        assert controller.history.log_scale.item() == pytest.approx(scale)
+        assert controller.history.last_action.item() == 0  # the policy is told what happened
+        controller.apply(torch.tensor(QUADRUPLE))
+        assert controller.history.log_scale.item() == pytest.approx(scale + math.log(4))
+
+    def test_the_circuit_breaker_cuts_even_while_the_decay_falls(self):
+        controller = settled(horizon=100)
+        while controller.may_cut:
+            controller.observe(stats([1.0] * 4))
+            controller.apply(torch.tensor(KEEP))
+        scale = controller.history.log_scale.item()
+        assert controller.observe(stats([1.0, 2.0, 8.0, 30.0])).tripped.item()
+        controller.apply(torch.tensor(KEEP))
+        assert controller.history.log_scale.item() == pytest.approx(scale - math.log(4))
 
     def test_bounds_hold_whatever_the_actions(self):
         controller = started(min_lr=0.05, max_lr=0.2)

@@ -1,0 +1,70 @@
+"""Counts the runs that a policy loses: those that diverge or end above their starting loss.
+
+    python benchmarks/many_runs.py lightning_dqnlr/policy/default
+
+On tasks of the test split, which meta-training and selection never draw; losses are those of the
+whole training set in eval mode, before the first step and after the last one. The learning rate
+that a user set has no part in it, because the controller starts by itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_dqnlr.envs.environment import Terms
+from lightning_dqnlr.envs.vector import VectorEngine
+from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.rl.rewards import log_progress
+from lightning_dqnlr.tasks.task import Task
+
+
+def ends(
+    task: Task, policy: LRPolicy, seeds: Sequence[int], engine: VectorEngine
+) -> tuple[Tensor, Tensor]:
+    """Training losses (seeds,) before and after a run under greedy control."""
+    env = engine.open(task, policy.spec, seeds, Terms(log_progress))
+    before, observation = env.losses().train, env.reset()
+    while not env.finished:
+        observation = env.step(policy.act(observation)).observation
+    return before, env.losses().train
+
+
+def main() -> None:
+    """Prints each lost run and the count."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("policy", type=Path)
+    parser.add_argument("--tasks", type=int, default=125, help="of the test split")
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--mixture", default="broad", help="an option of conf/tasks")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    policy, engine = LRPolicy.load(arguments.policy), VectorEngine(arguments.device)
+    with initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
+        config = compose(f"tasks/{arguments.mixture}").tasks
+    tasks = instantiate(config, _convert_="all")
+    lost, worst = 0, 0.0
+    for index in tqdm(range(arguments.tasks), desc="tasks"):
+        task = tasks.sample(index, "test")
+        before, after = ends(task, policy, range(arguments.seeds), engine)
+        share = (after / before).nan_to_num(torch.inf, torch.inf)
+        worst = max(worst, share.max().item())
+        lost += int((share > 1).sum())
+        for seed in (share > 1).nonzero().flatten().tolist():
+            told = "" if task.known_horizon else ", not told"
+            words = f"{task.optimizer}, {task.horizon} steps{told}, seed {seed}"
+            tqdm.write(f"{task.name}, {words}: {before[seed]:.4g} -> {after[seed]:.4g}")
+    count = arguments.tasks * arguments.seeds
+    print(f"{lost} of {count:,} runs lost; the worst ended at {worst:.3f} of its starting loss.")
+
+
+if __name__ == "__main__":
+    main()
