@@ -5,10 +5,10 @@
     python benchmarks/inner_steps.py device=cuda
 
 Prints, for three families side by side in one run, the rates at R = 16, 64 and 256 replicas as
-ratios to the Trainer's; where the time of meta-training goes; and whether memory grows. Rates are
-medians over rounds in which the contestants take turns, because the machine's speed drifts. With
-several processes, replicas run in each at once, as with `collector.workers`, and their rates are
-added; the Trainer may take one thread or as many as there are processes, whichever is faster.
+ratios to the Trainer's, and where the time of meta-training goes (`memory.py`: its memory). Rates
+are medians over rounds in which the contestants take turns, because the machine's speed drifts.
+With several processes, replicas run in each at once, as with `collector.workers`, and their rates
+are added; the Trainer may take one thread or as many as there are processes, whichever is faster.
 Shares are of processor time (of wall-clock time with the device synchronised, on a GPU).
 """
 
@@ -18,7 +18,6 @@ import argparse
 import logging
 import multiprocessing
 import platform
-import resource
 import statistics
 import time
 import warnings
@@ -272,28 +271,6 @@ def shares(name: str, device: str, episodes: int) -> dict[str, float]:
     return {**spent, "everything else": 1 - sum(spent.values())}
 
 
-def growth(device: str, minutes: float) -> tuple[float, float]:
-    """Peak memory in MiB after a tenth of the time, and at its end, of episode after episode."""
-    engine, tasks = VectorEngine(device), family("digits_mlps", 200)
-    marks, began, seed = [], time.monotonic(), 0
-    for share in (0.1, 1.0):
-        while time.monotonic() - began < 60 * minutes * share:
-            env = engine.open(tasks.sample(seed), ControllerSpec(), range(64), Terms(LogProgress()))
-            env.reset()
-            while not env.finished:
-                env.step(torch.full((64,), 3, device=device))
-            seed += 1
-        marks.append(peak_memory(device))
-    return marks[0], marks[1]
-
-
-def peak_memory(device: str) -> float:
-    """In MiB: of the GPU, or of the process."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
 def table(title: str, rows: dict[str, dict[str, str]]) -> None:
     """Prints rows of equal keys as a Markdown table."""
     columns = list(next(iter(rows.values())))
@@ -310,7 +287,7 @@ def show_rate(rates: dict[str, float], label: str) -> str:
 
 
 def main() -> None:
-    """Prints the three tables."""
+    """Prints the two tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("device", nargs="?", default="device=cpu", help="device=cpu or device=cuda")
     parser.add_argument("--threads", type=int, default=1)
@@ -320,7 +297,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of one measurement")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--episodes", type=int, default=6, help="of the time shares")
-    parser.add_argument("--minutes", type=float, default=1.0, help="of the memory test")
     arguments = parser.parse_args()
     device = arguments.device.removeprefix("device=")
     warnings.filterwarnings("ignore")
@@ -338,16 +314,11 @@ def main() -> None:
         "inner steps per second",
         {n: {label: show_rate(r, label) for label in r} for n, r in measured.items()},
     )
-    first, last = growth(device, arguments.minutes)
     spent = {n: shares(n, device, arguments.episodes) for n in FAMILIES}
     for row in spent.values():
         step = sum(row[phase] for phase in ("forward and backward", "optimizer", "telemetry"))
         row["telemetry of a step"] = row["telemetry"] / step
     table("share of time", {n: {p: f"{s:.1%}" for p, s in row.items()} for n, row in spent.items()})
-    print(
-        f"\npeak memory: {first:.0f} MiB after {arguments.minutes / 10:g} minutes, "
-        f"{last:.0f} MiB after {arguments.minutes:g}"
-    )
 
 
 if __name__ == "__main__":

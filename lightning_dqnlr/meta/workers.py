@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from lightning_dqnlr.envs.environment import Engine, Reward
-from lightning_dqnlr.envs.heap import keep_freed_memory
+from lightning_dqnlr.envs.heap import give_back_freed_memory, keep_freed_memory
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig, Episode, collect_episode
 from lightning_dqnlr.policy.policy import LRPolicy
@@ -83,6 +83,7 @@ class Workers(Protocol):
 
 def run_job(job: Job) -> Outcome:
     """Collects one episode. A task that fails is an outcome, not an error: others go on."""
+    give_back_freed_memory()  # of the episode before, whose tensors had other sizes
     summary: TaskSummary | None = None
     try:
         task = job.tasks.sample(job.seed, "train")
