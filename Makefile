@@ -31,7 +31,8 @@ policy: $(VENV)/.installed-train
 	$(BIN)/dqnlr-train experiment=small folder=outputs/policy/small resume=true
 	$(BIN)/dqnlr-train experiment=small folder=outputs/policy/other resume=true train.episodes=120 \
 	  env.collect.epsilon=0.08 env.collect.epsilon_alpha=0 env.collect.demonstrator_episodes=150
-	$(BIN)/dqnlr-combine $(MEMBERS) --into outputs/policy/combined
+	$(BIN)/dqnlr-combine $(MEMBERS) --into outputs/policy/combined \
+	  --set decay_share=0.3 --set cuts_in_decay=false
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(CODE)

@@ -59,17 +59,25 @@ def _app(config: DictConfig) -> float:
 
 def combine() -> None:
     """The console script `dqnlr-combine`: averages policies of several runs into one."""
-    from lightning_dqnlr.policy.policy import LRPolicy
+    from lightning_dqnlr.policy.policy import LRPolicy, with_settings
     from lightning_dqnlr.policy.policy import combine as combine_policies
     from lightning_dqnlr.provenance import provenance
 
     parser = argparse.ArgumentParser(prog="dqnlr-combine", description=combine_policies.__doc__)
     parser.add_argument("policies", nargs="+", type=Path, help="folders that dqnlr-train wrote")
     parser.add_argument("--into", required=True, type=Path, help="folder of the new policy")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the controller, otherwise than in training, as in --set decay_share=0.3",
+    )
     arguments = parser.parse_args()
     with errors_in_one_line():
         members = [LRPolicy.load(folder) for folder in arguments.policies]
         policy = combine_policies(members)
+        policy = with_settings(policy, arguments.set)
         policy.record = {**policy.record, **provenance()}
         print(f"{len(policy.record['members'])} policies averaged in {policy.save(arguments.into)}")
 

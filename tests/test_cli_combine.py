@@ -36,6 +36,15 @@ def test_two_runs_become_one_policy_whose_record_names_both(tmp_path):
     assert record["reward"] == "r"
 
 
+def test_the_controller_can_be_set_otherwise_than_in_training(tmp_path):
+    folders = [save_member(tmp_path / str(seed), seed) for seed in (3, 4)]
+    settings = ("--set", "cuts_in_decay=true", "--set", "decay=cosine", "--set", "decay_share=0.25")
+    done = combine(*folders, "--into", tmp_path / "both", *settings)
+    assert done.returncode == 0, done.stderr
+    expected = ControllerSpec(cuts_in_decay=True, decay="cosine", decay_share=0.25)
+    assert LRPolicy.load(tmp_path / "both").spec == expected
+
+
 def test_a_missing_policy_is_one_line_and_writes_nothing(tmp_path):
     folder = save_member(tmp_path / "a", 0)
     done = combine(folder, tmp_path / "nowhere", "--into", tmp_path / "both")

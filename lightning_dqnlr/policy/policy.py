@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,6 +177,42 @@ def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
     own = [{k: v for k, v in record.items() if k not in common} for record in records]
     network = QEnsemble([p.network for p in policies])
     return LRPolicy(network, policies[0].spec, {**common, **_totals(records), "members": own})
+
+
+def with_settings(policy: LRPolicy, texts: Sequence[str]) -> LRPolicy:
+    """The same networks under a controller with some fields changed.
+
+    Args:
+        policy: stays as it is.
+        texts: each `name=value`, the value in JSON or a bare word.
+
+    Raises:
+        ConfigurationError: for what is no such text, for a value out of range, and for features
+            and actions, which the networks' shapes depend on.
+    """
+    fields = ("features", "actions")
+    own = {name: value for name, value in asdict(policy.spec).items() if name not in fields}
+    changes: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or name not in own:
+            raise ConfigurationError(f"{text!r} must be NAME=VALUE, with one of {list(own)}.")
+        changes[name] = _parsed(value)
+        if _kind(changes[name]) != _kind(own[name]):
+            raise ConfigurationError(f"{text!r}: {name} is now {own[name]!r}; give its like.")
+    return replace(policy, spec=replace(policy.spec, **changes))
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _kind(value: object) -> type:
+    """Its type, where an integer is as good as a float."""
+    return float if isinstance(value, int) and not isinstance(value, bool) else type(value)
 
 
 def _totals(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:

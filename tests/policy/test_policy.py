@@ -8,7 +8,7 @@ from lightning_dqnlr.control.features import SCALE_FREE, FeatureSpec
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.policy.network import QNetwork
-from lightning_dqnlr.policy.policy import BUNDLED, RECORD, WEIGHTS, LRPolicy, combine
+from lightning_dqnlr.policy.policy import BUNDLED, RECORD, WEIGHTS, LRPolicy, combine, with_settings
 
 
 def make_policy(spec=None, seed=0):
@@ -200,3 +200,20 @@ def test_moments_of_one_run_are_not_counted_as_so_many_runs():
         policy.record = {"command": command, "inner_steps": steps, "minutes": steps / 100}
     record = combine(members).record
     assert (record["inner_steps"], record["minutes"]) == (350, 3.5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "decay_share",  # no value
+        "decay_shape=0.3",  # no such field
+        "features=[]",  # the network's shape depends on it
+        "decay_share=2",  # out of range
+        "decay_share=long",
+        "cuts_in_decay=1",
+        "decay=true",
+    ],
+)
+def test_a_setting_that_would_not_do_what_it_says_is_refused(text):
+    with pytest.raises(ConfigurationError):
+        with_settings(LRPolicy.load("default"), [text])
