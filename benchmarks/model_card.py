@@ -97,8 +97,10 @@ def card(policy: LRPolicy, scores: dict[str, Scores], arguments: argparse.Namesp
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
     origin = {k: v for k, v in policy.record.items() if k not in ("validation", "test")}
+    # The mixture's full description is a page long; the policy's own file keeps it.
     origin["members"] = [
-        {**member, "validation": member["validation"]["score"]}
+        {k: v for k, v in member.items() if k != "tasks"}
+        | {"validation": member["validation"]["score"]}
         for member in origin.get("members", [])
     ]
     bars = [] if arguments.bars is None else ["", "## The bars", "", arguments.bars.read_text()]
