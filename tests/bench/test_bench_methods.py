@@ -310,7 +310,8 @@ def test_the_policies_compared_with_are_what_they_are_called():
     assert set(classic.spec.features.names) >= {"raw_loss", "raw_gradient_norm", "raw_step"}
     assert (classic.start, classic.circuit_breaker) == ("optimizer", False)
     assert isinstance(table.network, QTable)
-    assert table.spec == ControllerSpec()
+    # The decay that it was trained under; everything else is as in the default policy.
+    assert table.spec == ControllerSpec(decay_share=0.5, cuts_in_decay=True)
 
 
 def test_names_are_unique_and_peaks_are_tuned_where_there_are_any():
