@@ -23,7 +23,14 @@ from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.rewards import log_progress
-from lightning_dqnlr.tasks.task import Task
+from lightning_dqnlr.tasks.task import Task, TaskFamily
+
+
+def family(name: str) -> TaskFamily:
+    """The tasks of an option of `conf/tasks`."""
+    with initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
+        tasks: TaskFamily = instantiate(compose(f"tasks/{name}").tasks, _convert_="all")
+    return tasks
 
 
 def ends(
@@ -48,9 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     policy, engine = LRPolicy.load(arguments.policy), VectorEngine(arguments.device)
-    with initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
-        config = compose(f"tasks/{arguments.mixture}").tasks
-    tasks = instantiate(config, _convert_="all")
+    tasks = family(arguments.mixture)
     lost, worst = 0, 0.0
     for index in tqdm(range(arguments.tasks), desc="tasks"):
         task = tasks.sample(index, "test")

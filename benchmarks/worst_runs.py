@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from hydra import compose, initialize_config_module
-from hydra.utils import instantiate
+from many_runs import family
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -127,9 +126,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     policy, engine = LRPolicy.load(arguments.policy), VectorEngine(arguments.device)
-    with initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
-        config = compose(f"tasks/{arguments.mixture}").tasks
-    tasks, rivals = instantiate(config, _convert_="all"), Rivals(arguments.rivals, engine)
+    tasks, rivals = family(arguments.mixture), Rivals(arguments.rivals, engine)
     runs = []
     for index in tqdm(range(arguments.tasks), desc="tasks"):
         task = tasks.sample(index, "validation")
