@@ -261,6 +261,6 @@ def test_a_report_of_what_is_stored_runs_nothing_and_says_what_is_missing(tmp_pa
 
 def test_the_suite_of_shipped_records_runs_nothing_unless_it_is_told_to():
     assert composed("suite=shipped").report_only
-    assert composed("suite=shipped").suite.seeds == 3
+    assert composed("suite=shipped").suite.seeds == 5
     assert not composed("suite=shipped", "report_only=false").report_only
     assert not composed("suite=full").report_only
