@@ -57,8 +57,8 @@ class DQNLRCallback(Callback):
         monitor: name of a metric that `training_step` logs at every step, to be followed instead
             of the loss it returns. It must be a training loss, to be minimised.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
-            weights, buffers and optimizer state, of which one copy is then kept; None for what the
-            policy was trained with.
+            weights, buffers and optimizer state, of which two copies are then kept; None for what
+            the policy was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
         log: whether to log the learning rate used as "dqnlr/lr", and its decimal logarithm to the

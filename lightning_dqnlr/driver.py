@@ -49,8 +49,8 @@ class OptimizerDriver:
         horizon: optimizer steps of the run; None if unknown.
         min_lr, max_lr: bounds of the reference group's learning rate.
         circuit_breaker: whether blown-up intervals are undone, None for what the policy was
-            trained with. It keeps one copy of the trained weights, their optimizer state and the
-            module's buffers.
+            trained with. It keeps two copies of the trained weights, their optimizer state and
+            the module's buffers.
         epsilon: probability of a random action.
         seed: of these random actions.
         module: whose buffers belong to the training state; None for none.

@@ -41,7 +41,7 @@ class DQNLRScheduler:
         min_lr: lower bound of the learning rate (of the parameter group with the largest one).
         max_lr: upper bound.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
-            weights and optimizer state, of which one copy is then kept; None for what the policy
+            weights and optimizer state, of which two copies are then kept; None for what the policy
             was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.

@@ -1,22 +1,31 @@
-"""One copy of a training state, to go back to when an interval has to be undone."""
+"""Copies of a training state, to go back to when an interval has to be undone."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 
-class Snapshot:
-    """The weights an optimizer trains, its whole state, and the module's buffers.
+class _Copy(NamedTuple):
+    step: int
+    saved: dict[str, Any]
 
-    The copy is taken and put back in place and without a host sync. Tensors are known by position,
+
+class Snapshot:
+    """The weights an optimizer trains, its whole state, and the module's buffers: two copies.
+
+    `restore` goes back to the copy before the latest. The loss of a step is that of the weights
+    before its update, so of the latest copy's weights no loss has been seen yet: the last update
+    before it may be the one that destroyed them.
+
+    A copy is taken and put back in place and without a host sync. Tensors are known by position,
     not by name, so that `torch.compile`, which renames modules, makes no difference. Weights that
-    are frozen when the copy is taken are left out: they cost memory and cannot change.
+    are frozen when a copy is taken are left out: they cost memory and cannot change.
 
     Args:
         optimizer: whose parameters, state and group settings (all but the learning rate) to keep.
@@ -26,8 +35,8 @@ class Snapshot:
     def __init__(self, optimizer: torch.optim.Optimizer, module: nn.Module | None = None) -> None:
         self._optimizer = optimizer
         self._module = module
-        self._saved: dict[str, Any] = {}
-        self.step = 0
+        self._copies: list[_Copy] = []  # at most two, the proven one first
+        self._spare: dict[str, Any] = {}  # memory to use again
 
     @torch.no_grad()
     def take(self, step: int) -> None:
@@ -36,22 +45,27 @@ class Snapshot:
         for index, parameter in enumerate(self._parameters()):
             for name, value in self._optimizer.state.get(parameter, {}).items():
                 live[f"state/{index}/{name}"] = value
-        self._saved = _copied(live, self._saved)
-        self.step = step
+        if len(self._copies) == 2:
+            self._spare = self._copies.pop(0).saved
+        self._copies.append(_Copy(step, _copied(live, self._spare)))
+        self._spare = {}
 
     @torch.no_grad()
     def restore(self) -> int:
-        """Puts the state back; returns the number of the step it was taken after."""
+        """Puts the proven state back; returns the number of the step it was taken after."""
+        if len(self._copies) == 2:
+            self._spare = self._copies.pop().saved
+        step, state = self._copies[0]
         saved: dict[str, dict[str, Any]] = defaultdict(dict)
-        for key, value in self._saved.items():
+        for key, value in state.items():
             kind, _, rest = key.partition("/")
             saved[kind][rest] = value
         live = self._weights_and_buffers()
-        kept = {key: value for key, value in self._saved.items() if key in live}
+        kept = {key: value for key, value in state.items() if key in live}
         _copy_into({key: live[key] for key in kept}, kept)
         self._restore_settings(saved["group"])
         self._restore_optimizer(saved["state"])
-        return self.step
+        return step
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -93,21 +107,28 @@ class Snapshot:
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtins."""
-        return {"step": self.step, "saved": {k: _copy(v) for k, v in self._saved.items()}}
+        copies = [
+            {"step": step, "saved": {k: _copy(v) for k, v in saved.items()}}
+            for step, saved in self._copies
+        ]
+        return {"copies": copies}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned, onto the devices of the live tensors."""
-        self.step = state["step"]
+        self._copies = [_Copy(c["step"], self._at_home(c["saved"])) for c in state["copies"]]
+        self._spare = {}
+
+    def _at_home(self, saved: Mapping[str, Any]) -> dict[str, Any]:
         parameters, live = self._parameters(), self._weights_and_buffers()
-        self._saved = {}
-        for key, value in state["saved"].items():
+        copies = {key: _copy(value) for key, value in saved.items()}
+        for key, value in copies.items():
             kind, _, rest = key.partition("/")
             home = parameters[int(rest.partition("/")[0])] if kind == "state" else live.get(key)
-            self._saved[key] = _copy(value)
             # Step counters of optimizers are scalars and stay where they were saved: on the host.
             stays = kind == "state" and isinstance(value, Tensor) and value.dim() == 0
             if isinstance(value, Tensor) and home is not None and not stays:
-                self._saved[key] = value.to(home.device, copy=True)
+                copies[key] = value.to(home.device)
+        return copies
 
 
 def _copy(value: Any) -> Any:

@@ -121,10 +121,13 @@ def test_a_state_that_is_kept_in_memory_does_not_change_with_the_run():
     loop = Loop()
     loop.run(50)
     state = loop.scheduler.state_dict()
-    saved = {k: v.clone() for k, v in state["snapshot"]["saved"].items() if k.startswith("weight")}
+    copies = [copy["saved"] for copy in state["snapshot"]["copies"]]
+    assert len(copies) == 2
+    saved = [{k: v.clone() for k, v in c.items() if k.startswith("weight")} for c in copies]
     vectors = state["telemetry"]["vectors"].clone()
     loop.run(50)
-    assert all(torch.equal(state["snapshot"]["saved"][k], v) for k, v in saved.items())
+    for copy, before in zip(copies, saved, strict=True):
+        assert all(torch.equal(copy[k], v) for k, v in before.items())
     assert torch.equal(state["telemetry"]["vectors"], vectors)
 
 
@@ -249,7 +252,7 @@ def test_parameters_without_a_gradient_and_frozen_ones_do_no_harm():
     assert scheduler.trace[-1]["step"] >= 17
     state = scheduler.state_dict()
     assert state["sizes"] == [12, 2, 50, 180]  # the frozen 50 x 50 weights are not looked at
-    assert "weight/2" not in state["snapshot"]["saved"]
+    assert all("weight/2" not in copy["saved"] for copy in state["snapshot"]["copies"])
 
 
 def test_fabrics_wrapper_of_an_optimizer_is_controlled():
@@ -284,8 +287,10 @@ def test_a_snapshot_restores_the_state_of_any_optimizer(optimizer):
     snapshot = Snapshot(loop.optimizer, loop.net)
     snapshot.take(4)
     loop.run(2)
-    snapshot.take(6)  # a second copy must overwrite the first
+    snapshot.take(6)  # the memory of the third is that of the first
     expected = state_of(loop.optimizer, loop.net)
+    loop.run(1)
+    snapshot.take(7)
     loop.run(3)
     assert snapshot.restore() == 6
     now = state_of(loop.optimizer, loop.net)
@@ -294,3 +299,33 @@ def test_a_snapshot_restores_the_state_of_any_optimizer(optimizer):
     loop.run(1)  # and is a copy: going on must not change it
     snapshot.restore()
     assert torch.equal(loop.net[0].weight, expected["0.weight"])
+
+
+def test_a_copy_whose_loss_nobody_has_seen_is_never_gone_back_to():
+    loop = Loop(torch.optim.SGD, constant_policy(KEEP), circuit_breaker=False)
+    snapshot = Snapshot(loop.optimizer, loop.net)
+    taken = []
+    for step in (1, 2, 3):
+        loop.run(1)
+        snapshot.take(step)
+        taken.append(loop.net[0].weight.detach().clone())
+    assert snapshot.restore() == 2
+    assert torch.equal(loop.net[0].weight, taken[1])
+    assert snapshot.restore() == 2  # nothing healthy since: the same once more
+    loop.run(1)
+    snapshot.take(4)  # follows 2, not the destroyed 3
+    assert snapshot.restore() == 2
+    assert torch.equal(loop.net[0].weight, taken[1])
+
+
+def test_two_copies_are_kept_however_often_one_is_taken():
+    loop = Loop(torch.optim.Adam, constant_policy(KEEP), circuit_breaker=False)
+    snapshot = Snapshot(loop.optimizer, loop.net)
+    addresses = set()
+    for step in range(6):
+        loop.run(1)
+        snapshot.take(step)
+        addresses.add(snapshot._copies[-1].saved["weight/0"].data_ptr())
+        if step == 3:
+            snapshot.restore()
+    assert len(addresses) == 2

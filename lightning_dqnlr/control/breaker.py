@@ -1,12 +1,13 @@
 """The circuit breaker's judgement of an interval: healthy, suspicious, or to be undone.
 
 A run that climbs past stability rarely finds back, so a blown-up interval is undone: the host
-restores the last healthy weights and optimizer state, and the learning rate is cut. Four rules
-keep the breaker itself from doing harm. Only a healthy state is ever stored. After a restore the
-threshold is raised to the restored state's own loss, so that it cannot trip at once again. The
-floor of the learning rate follows every cut down, so that the cut always acts. And a ceiling at
-half of the scale that blew up, which rises slowly, keeps a policy from climbing there again and
-again.
+restores healthy weights and optimizer state, and the learning rate is cut. Five rules keep the
+breaker itself from doing harm. Only a healthy state is ever stored. What is restored is the state
+before the one stored last, because losses are those before each update, and nobody has seen yet
+what an interval's last update did. After a restore the threshold is raised to the restored state's
+own loss, so that it cannot trip at once again. The floor of the learning rate follows every cut
+down, so that the cut always acts. And a ceiling at half of the scale that blew up, which rises
+slowly, keeps a policy from climbing there again and again.
 """
 
 from __future__ import annotations
@@ -24,8 +25,10 @@ CUT = math.log(4.0)
 TRIP_MARGIN = math.log(2.0)
 HEALTHY_MARGIN = 0.25
 INITIAL_MARGIN = 0.5
+LOST_SHARE = 0.25  # of the progress so far; a run that has kept less of it has lost its way
+ORIGIN_INTERVALS = 4  # the first loss alone may be that of a lucky batch
 DEFAULT_NOISE = 0.25
-PATIENCE = 4  # intervals in a row that are high: noise does not do that
+PATIENCE = 4.0  # intervals in a row that are high: noise does not do that
 
 
 class Verdict(NamedTuple):
@@ -34,8 +37,8 @@ class Verdict(NamedTuple):
     Attributes:
         tripped: undo the interval.
         healthy: store its end. Never together with `tripped`; neither: keep on, store nothing.
-        high: in a row, intervals whose mean loss was above the limit by more than its standard
-            error, this one included.
+        high: in a row, this one included, intervals whose mean loss was above the limit by more
+            than its standard error, and half of those that were only above the initial loss.
     """
 
     tripped: Tensor
@@ -49,10 +52,11 @@ def judge(stats: IntervalStats, history: History) -> Verdict:
     Trips when the last quarter's compressed loss is above the reference (or above the initial
     loss) by the margin plus four standard errors of its own noise, when the whole interval's was by
     the margin plus one standard error in `PATIENCE` intervals in a row (a noisy loss may stay a
-    factor of five above where it was and yet within four standard errors of it), or when anything
-    in the interval was not finite. Healthy means no worse at the end than the reference and the
-    best so far by the smaller margins, and not high: of a short interval the last quarter is a
-    single loss.
+    factor of five above where it was and yet within four standard errors of it), when it was
+    merely above the initial loss in twice as many (a destroyed network may settle there), or when
+    anything in the interval was not finite. Healthy means no worse at the end than the reference
+    and the best so far by the smaller margins, and no worse on the whole than the initial loss: of
+    a short interval the last quarter is a single loss.
 
     Args:
         stats: the interval that just ended.
@@ -65,12 +69,15 @@ def judge(stats: IntervalStats, history: History) -> Verdict:
     whole = compressed_loss(stats.losses.mean(-1), history.initial_loss)
     # What it is compared with has noise of its own: the initial loss is that of a single batch.
     whole_error = history.noise * math.sqrt(1 + 1 / stats.steps)
-    start = compressed_loss(history.initial_loss, history.initial_loss)
-    limit = torch.minimum(history.reference + TRIP_MARGIN, start + INITIAL_MARGIN)
+    limit = torch.minimum(history.reference + TRIP_MARGIN, history.origin + INITIAL_MARGIN)
     limit = torch.maximum(limit, history.reference + HEALTHY_MARGIN)
     above = whole > limit + whole_error
-    high = torch.where(above, history.high + 1, torch.zeros_like(history.high))
+    # A run that blew up makes noise of its own, behind which it must not hide.
+    lost_error = history.noise.clamp_max(DEFAULT_NOISE) / math.sqrt(stats.steps)
+    progress = (history.origin - history.low - 4 * lost_error).clamp_min(0.0)
+    lost = whole > history.origin - LOST_SHARE * progress + lost_error
+    high = torch.where(above | lost, history.high + 0.5 + 0.5 * above, 0.0)
     tripped = ~stats.finite | (recent > limit + 4 * error) | (high >= PATIENCE)
     good = torch.minimum(history.reference + HEALTHY_MARGIN, history.best + 2 * HEALTHY_MARGIN)
-    healthy = (recent <= good + 2 * error) & (whole <= limit + whole_error)
+    healthy = (recent <= good + 2 * error) & ~above & ~lost
     return Verdict(tripped, ~tripped & healthy, high)

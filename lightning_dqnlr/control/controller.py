@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.control.breaker import CUT, DEFAULT_NOISE, Verdict, judge
+from lightning_dqnlr.control.breaker import CUT, DEFAULT_NOISE, ORIGIN_INTERVALS, Verdict, judge
 from lightning_dqnlr.control.features import (
     Clock,
     History,
@@ -41,8 +41,9 @@ _CEILING_RISE = math.log(2.0) / 16
 class Decision(NamedTuple):
     """What `observe` returns, all of leading shape `lead`.
 
-    The host restores its last snapshot where `tripped` and takes a new one where `healthy`, in
-    that order, before it applies an action.
+    The host restores its last snapshot but one where `tripped` (of the last one's weights no loss
+    has been seen yet) and takes a new one where `healthy`, in that order, before it applies an
+    action.
     """
 
     observation: Tensor  # (*lead, features)
@@ -150,7 +151,8 @@ class LRController:
             verdict = verdict._replace(tripped=torch.zeros_like(verdict.tripped))
         tripped, healthy, _ = verdict
         self._ratio = stats.update_norm / stats.weight_norm.clamp_min(_TINY)
-        self.history = _cut(_remember(before, stats, verdict), tripped)
+        early = self.decisions < ORIGIN_INTERVALS
+        self.history = _cut(_remember(before, stats, verdict, early), tripped)
         self.decisions += 1
         self.interval = self.spec.interval(self.step, self.horizon)
         clock = Clock(self.step, self.interval, self.horizon, self.decisions)
@@ -194,6 +196,7 @@ class LRController:
             initial_loss=initial,
             loss=initial,
             **dict.fromkeys(("level", "fast", "slow", "best", "reference"), level),
+            **dict.fromkeys(("origin", "low"), level),
             noise=torch.full_like(level, DEFAULT_NOISE),
             log_gradient=log_gradient,
             first_log_gradient=log_gradient,
@@ -262,12 +265,15 @@ class LRController:
         self.horizon, self._rescale = state["horizon"], state["rescale"]
 
 
-def _remember(h: History, s: IntervalStats, verdict: Verdict) -> History:
+def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> History:
     """The history with the interval in it; a tripped interval leaves the loss terms alone."""
     tripped, healthy, high = verdict
     loss = torch.where(tripped, h.loss, s.losses.mean(-1))
     level = torch.where(tripped, h.reference, compressed_loss(loss, h.initial_loss))
     ok = ~tripped
+    raised = ok & (early | (h.since_trip < ORIGIN_INTERVALS))
+    origin = torch.where(raised, torch.maximum(h.origin, level), h.origin)
+    low = origin if early else torch.where(ok, torch.minimum(h.low, level), h.low)
     gradient = s.gradient_norm.clamp_min(_TINY).log()
     noise = h.noise
     if s.losses.shape[-1] >= 3:
@@ -290,6 +296,8 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict) -> History:
             healthy, torch.maximum(h.peak_log_scale, h.log_scale), h.peak_log_scale
         ),
         reference=torch.where(healthy, level, h.reference),
+        origin=origin,
+        low=low,
         since_trip=torch.where(tripped, torch.zeros_like(h.trips), h.since_trip + 1),
         trips=h.trips + tripped,
         restored=tripped.to(h.level),

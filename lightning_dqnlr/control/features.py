@@ -61,6 +61,8 @@ class History:
     trips: Tensor
     restored: Tensor  # 1 right after a restore
     reference: Tensor  # compressed loss of the last healthy state
+    origin: Tensor  # largest compressed loss of the first few intervals, and of those after a trip
+    low: Tensor  # smallest of an interval since the first few
     high: Tensor  # intervals in a row whose loss was above the breaker's limit, noise left aside
     ceiling: Tensor  # largest log_scale that actions may set, since a trip; rises with time
     capped: Tensor  # 1 where the update cap cut the last action

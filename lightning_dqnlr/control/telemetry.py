@@ -27,8 +27,9 @@ MAX_OBSERVATIONS = 16
 _SLICES = 4
 _TINY = 1e-38
 
-# Rows of the stacked probe vectors.
-_G, _G_PREV, _D, _D_PREV, _W = range(5)
+# Rows of the stacked probe vectors, as the even observations use them. The odd ones use them from
+# the other end, so that the rows of the observation before stay where they are.
+_G, _D, _W, _D_PREV, _G_PREV = range(5)
 
 
 class Probe:
@@ -190,13 +191,14 @@ class Telemetry:
     ) -> None:
         self._vectors = torch.zeros((*lead, 5, num_coordinates), device=device)
         self._anchors = torch.zeros((*lead, 2, num_coordinates), device=device)
-        self._grams = torch.zeros((*lead, MAX_OBSERVATIONS, 5, 5), device=device)
+        self._grams = torch.zeros((MAX_OBSERVATIONS, *lead, 5, 5), device=device)
         self._losses = torch.zeros((*lead, MAX_BINS), device=device)
         # Views of the rows: indexing anew at every step would cost more than the arithmetic.
         self._rows = self._vectors.unbind(-2)
         self._bins = self._losses.unbind(-1)
-        self._gram = self._grams.unbind(-3)
+        self._columns = self._vectors.transpose(-1, -2)
         self._paired: list[bool] = []  # per observation: was the step before it observed too?
+        self._observations = 0  # since the first step
         self._last_observed = -1
         self.total_steps = 0
         self.steps = 1
@@ -225,20 +227,19 @@ class Telemetry:
             self._anchors[..., 0, :] = weights
         if self.step == 0:
             self._anchors[..., 1, :] = weights
-        rows = self._rows
-        # A NaN of the step before belongs to its own interval: it must not condemn this one too.
-        torch.nan_to_num(rows[_G], 0.0, 0.0, 0.0, out=rows[_G_PREV])
-        torch.nan_to_num(rows[_D], 0.0, 0.0, 0.0, out=rows[_D_PREV])
-        rows[_G].copy_(gradient)
-        rows[_W].copy_(weights)
+        self._row(_G).copy_(gradient)
+        self._row(_W).copy_(weights)
 
     def after(self, weights: Tensor) -> None:
         """Takes the probe's weights, (*lead, n), just after the step."""
-        torch.sub(weights, self._rows[_W], out=self._rows[_D])
-        gram = self._vectors @ self._vectors.transpose(-1, -2)
-        self._gram[len(self._paired)].copy_(gram)
+        torch.sub(weights, self._row(_W), out=self._row(_D))
+        torch.matmul(self._vectors, self._columns, out=self._grams[len(self._paired)])
         self._paired.append(0 < self.total_steps == self._last_observed + 1)
         self._last_observed = self.total_steps
+        self._observations += 1
+
+    def _row(self, name: int) -> Tensor:
+        return self._rows[name if self._observations % 2 == 0 else 4 - name]
 
     def add_loss(self, loss: Tensor) -> None:
         """Adds the step's training loss, shape `lead`, and ends the step."""
@@ -278,7 +279,7 @@ class Telemetry:
         return self._losses[..., :bins] / torch.tensor(counts, device=self._losses.device)
 
     def _summaries(self, weights: Tensor) -> Tensor:
-        grams = self._grams[..., : len(self._paired), :, :]
+        grams = self._observed_grams()
         pairs = grams[..., [i for i, paired in enumerate(self._paired) if paired], :, :]
         squared_gradient = grams[..., _G, _G]
         squared_update, squared_weight = grams[..., _D, _D], grams[..., _W, _W]
@@ -301,6 +302,14 @@ class Telemetry:
         finite = (sums.sum(-1) + self._losses.sum(-1)).isfinite()
         return torch.cat([sums, finite.unsqueeze(-1)], dim=-1)
 
+    def _observed_grams(self) -> Tensor:
+        """Of the interval's observations, (*lead, M, 5, 5), all in the order of the rows' names."""
+        count = len(self._paired)
+        odd = [(self._observations - count + i) % 2 == 1 for i in range(count)]
+        grams = self._grams[:count].movedim(0, -3)
+        swapped = torch.tensor(odd, device=grams.device)[:, None, None]
+        return torch.where(swapped, grams.flip(-1, -2), grams)
+
     def state_dict(self) -> dict[str, object]:
         """Everything needed to go on in the middle of an interval: tensors and builtins."""
         return {
@@ -309,7 +318,13 @@ class Telemetry:
             "grams": self._grams.clone(),
             "losses": self._losses.clone(),
             "paired": list(self._paired),
-            "counters": [self._last_observed, self.total_steps, self.steps, self.step],
+            "counters": [
+                self._last_observed,
+                self._observations,
+                self.total_steps,
+                self.steps,
+                self.step,
+            ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -319,7 +334,8 @@ class Telemetry:
         self._grams.copy_(state["grams"])
         self._losses.copy_(state["losses"])
         self._paired = list(state["paired"])
-        self._last_observed, self.total_steps, self.steps, self.step = state["counters"]
+        self._last_observed, self._observations, *steps = state["counters"]
+        self.total_steps, self.steps, self.step = steps
 
 
 def _cosine(grams: Tensor, a: int, b: int) -> Tensor:
@@ -327,4 +343,5 @@ def _cosine(grams: Tensor, a: int, b: int) -> Tensor:
     if grams.shape[-3] == 0:
         return grams.new_zeros(grams.shape[:-3])
     norms = (grams[..., a, a].sqrt() * grams[..., b, b].sqrt()).clamp_min(_TINY)
-    return (grams[..., a, b] / norms).mean(-1)
+    # A NaN of the step before belongs to its own interval: it must not condemn this one too.
+    return (grams[..., a, b] / norms).mean(-1).nan_to_num(0.0)

@@ -127,7 +127,8 @@ class Replicas:
         self._order = BatchOrder(task.examples, task.batch_size, self.seeds, task.shuffle)
         self._optimizer = ReplicatedOptimizer(optimizer, self.weights)
         self.gradient = torch.zeros_like(self.weights)
-        self._snapshot: dict[str, Tensor] = {}
+        self._latest: dict[str, Tensor] = {}
+        self._proven: dict[str, Tensor] = {}
         self._randomness = "same" if len(rows) == 1 else "different"
         self._losses = vmap(self._loss, randomness=self._randomness)
         self._vmapped = vmap(grad_and_value(self._loss), randomness=self._randomness)
@@ -168,19 +169,21 @@ class Replicas:
     def snapshot(self, where: Tensor) -> None:
         """Remembers weights, buffers and optimizer state of the replicas in the mask (R,)."""
         for name, live in self._state().items():
-            if name not in self._snapshot:
-                self._snapshot[name] = live.clone()
+            if name not in self._latest:
+                self._latest[name], self._proven[name] = live.clone(), live.clone()
             else:
-                _assign(self._snapshot[name], live, where)
+                _assign(self._proven[name], self._latest[name], where)
+                _assign(self._latest[name], live, where)
 
     def restore(self, where: Tensor) -> None:
-        """Puts the replicas in the mask (R,) back to their snapshots.
+        """Puts the replicas in the mask (R,) back to their last snapshot but one, as `Snapshot`.
 
         The step counter of Adam's bias correction is shared by all replicas and goes on.
         """
         live = self._state()
-        for name, saved in self._snapshot.items():
+        for name, saved in self._proven.items():
             _assign(live[name], saved, where)
+            _assign(self._latest[name], saved, where)
 
     def _evaluate(self, data: Any) -> Tensor:
         try:

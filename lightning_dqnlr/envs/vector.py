@@ -65,8 +65,9 @@ class VectorLREnv:
     def reset(self) -> Tensor:
         """Takes the first step at the start LR; returns the first observation, (R, F)."""
         self._interval = 1
-        decision = self._run_interval()
-        return decision.observation
+        if self.controller.circuit_breaker:
+            self.replicas.snapshot(self.alive)
+        return self._run_interval().observation
 
     def step(self, action: Tensor) -> StepResult:
         """Applies actions, int64 (R,), and trains to the next decision."""
@@ -101,7 +102,7 @@ class VectorLREnv:
         decision = self.controller.observe(self.telemetry.read(weights))
         if self.controller.circuit_breaker:
             # Worth waiting for the device: a restore reads and writes everything.
-            if self.controller.decisions > 1 and bool(decision.tripped.any()):
+            if bool(decision.tripped.any()):
                 self.replicas.restore(decision.tripped)
                 self._probed_weights = None
             self.replicas.snapshot(decision.healthy)

@@ -281,6 +281,43 @@ class TestBreaker:
             controller.apply(torch.full((2,), KEEP))
         assert verdicts == [[False, False]] * 3 + [[True, False]]
 
+    def test_a_destroyed_network_that_settles_just_above_its_initial_loss_is_undone(self):
+        """No interval of it is above the breaker's limit: 1.3 times the initial loss, noise 0.02."""
+        torch.manual_seed(0)
+        controller = started(lead=(20,))
+        for _ in range(6):
+            controller.observe(stats(1.0 + 0.02 * torch.randn(20, 4), lead=(20,)))
+            controller.apply(torch.full((20,), QUADRUPLE))
+        since, trips = 0, torch.zeros(20, dtype=torch.bool)
+        while not trips.all() and since < 20:
+            decision = controller.observe(stats(1.3 + 0.02 * torch.randn(20, 4), lead=(20,)))
+            assert not decision.healthy.any(), "a destroyed state must not be stored"
+            trips, since = trips | decision.tripped, since + 1
+            controller.apply(torch.full((20,), KEEP))
+        assert since <= 8
+
+    def test_a_loss_that_falls_back_to_the_initial_one_and_stays_there_is_undone(self):
+        controller = settled()
+        for level in torch.linspace(1.0, 0.2, 20).tolist():
+            controller.observe(stats([level] * 4))
+            controller.apply(torch.tensor(KEEP))
+        assert controller.history.trips.item() == 0
+        # 0.9 is below the initial loss and within the margin of it; of the progress little is left.
+        for level in torch.linspace(0.2, 0.9, 12).tolist() + [0.9] * 8:
+            controller.observe(stats([level] * 4))
+            controller.apply(torch.tensor(KEEP))
+        assert controller.history.trips.item() > 0
+
+    def test_a_lucky_first_batch_is_not_what_a_run_is_measured_by(self):
+        """The first loss is half of what it usually is; nothing is wrong."""
+        torch.manual_seed(0)
+        controller = started(lead=(200,))
+        controller.observe(stats(torch.full((200, 1), 0.5), lead=(200,)))
+        for _ in range(60):
+            controller.apply(torch.full((200,), KEEP))
+            controller.observe(stats(torch.exp(0.1 * torch.randn(200, 4)), lead=(200,)))
+        assert (controller.history.trips > 0).float().mean() < 0.02
+
     def test_a_lucky_last_step_does_not_make_a_high_interval_healthy(self):
         controller = settled()
         decision = controller.observe(stats([3.0, 3.0, 3.0, 1.0]))

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dqnlr.control.telemetry import MAX_OBSERVATIONS, Probe, Telemetry
+from lightning_dqnlr.control.telemetry import MAX_OBSERVATIONS, IntervalStats, Probe, Telemetry
 
 
 def drive(telemetry, weights, gradients, updates, losses, steps=None):
@@ -137,3 +137,25 @@ class TestTelemetry:
         drive(second, half, gradients[3:], updates[3:], torch.ones(3))
         for a, b in zip(whole.read(end)[:-1], second.read(end)[:-1], strict=True):
             assert torch.equal(a, b)
+
+    def test_a_nan_is_the_matter_of_its_own_interval_alone(self):
+        telemetry = Telemetry(2)
+        good, bad = torch.ones(2), torch.tensor([1.0, float("nan")])
+        weights = drive(telemetry, good, [good, bad], [0.1 * good] * 2, [1.0] * 2, steps=2)
+        assert not telemetry.read(weights).finite.item()
+        weights = drive(telemetry, good, [good] * 3, [0.1 * good] * 3, [1.0] * 3, steps=3)
+        stats = telemetry.read(weights)
+        assert stats.finite.item()
+        assert torch.stack(stats[1:-1]).isfinite().all()
+
+    def test_the_parity_of_the_observation_makes_no_difference(self):
+        torch.manual_seed(2)
+        gradients, updates, start = torch.randn(4, 6), torch.randn(4, 6), torch.randn(6)
+        found = []
+        for before in (1, 2):
+            telemetry = Telemetry(6)
+            drive(telemetry, start, [torch.ones(6)] * before, [start * 0] * before, [1.0] * before)
+            end = drive(telemetry, start, gradients, updates, torch.ones(4), steps=4)
+            found.append(telemetry.read(end)[1:-1])
+        for name, a, b in zip(IntervalStats._fields[1:], *found, strict=False):
+            torch.testing.assert_close(a, b, msg=name)

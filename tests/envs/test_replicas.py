@@ -108,27 +108,33 @@ def test_tiny_rates_are_not_lost_in_rounding():
     assert moved.median().item() == pytest.approx(1e-6, rel=0.05)
 
 
-def test_restore_brings_back_weights_moments_and_buffers_of_the_masked_replicas_only():
+def test_restore_brings_back_the_last_snapshot_but_one_of_the_masked_replicas_only():
     task = make_task(OptimizerSpec("momentum"), norm=True)
     replicas, rate = Replicas(task, SEEDS), torch.full((3,), 0.05)
+    states = []
 
-    def advance(steps):
-        for _ in range(steps):
+    def advance_and_snapshot(mask):
+        for _ in range(3):
             replicas.backward()
             replicas.update(rate)
+        states.append({name: value.clone() for name, value in replicas._state().items()})
+        replicas.snapshot(torch.tensor(mask))
 
-    advance(3)
-    replicas.snapshot(torch.tensor([True, True, True]))
-    saved = {name: value.clone() for name, value in replicas._state().items()}
-    assert any("momentum_buffer" in name for name in saved)
-    assert any("running_mean" in name for name in saved)
-    advance(3)
-    later = {name: value.clone() for name, value in replicas._state().items()}
-    replicas.restore(torch.tensor([False, True, False]))
+    advance_and_snapshot([True, True, True])
+    advance_and_snapshot([True, True, False])
+    advance_and_snapshot([True, False, True])
+    assert any("momentum_buffer" in name for name in states[0])
+    assert any("running_mean" in name for name in states[0])
+    replicas.restore(torch.tensor([True, True, False]))
     for name, value in replicas._state().items():
-        assert torch.equal(value[1], saved[name][1]), name
-        assert torch.equal(value[0], later[name][0]), name
-        assert torch.equal(value[2], later[name][2]), name
+        assert torch.equal(value[0], states[1][name][0]), name
+        assert torch.equal(value[1], states[0][name][1]), name
+        assert torch.equal(value[2], states[2][name][2]), name
+    advance_and_snapshot([True, True, False])  # follows the restored state
+    replicas.restore(torch.tensor([True, True, True]))
+    for name, value in replicas._state().items():
+        assert torch.equal(value[0], states[1][name][0]), name
+        assert torch.equal(value[2], states[0][name][2]), name
 
 
 def test_data_order_depends_on_the_seed_alone():
