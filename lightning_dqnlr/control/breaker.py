@@ -1,8 +1,10 @@
 """The circuit breaker's judgement of an interval: healthy, suspicious, or to be undone.
 
 A run that climbs past stability rarely finds back, so a blown-up interval is undone: the host
-restores healthy weights and optimizer state, and the learning rate is cut. Five rules keep the
-breaker itself from doing harm. Only a healthy state is ever stored. What is restored is the state
+restores healthy weights and optimizer state, and the learning rate is cut. Six rules keep the
+breaker itself from doing harm. The first few intervals are not judged by their losses, because
+their noise is not known yet and the learning rate is near its start. Only a healthy state is ever
+stored. What is restored is the state
 before the one stored last, because losses are those before each update, and nobody has seen yet
 what an interval's last update did. After a restore the threshold is raised to the restored state's
 own loss, so that it cannot trip at once again. The floor of the learning rate follows every cut
@@ -25,8 +27,8 @@ CUT = math.log(4.0)
 TRIP_MARGIN = math.log(2.0)
 HEALTHY_MARGIN = 0.25
 INITIAL_MARGIN = 0.5
-LOST_SHARE = 0.25  # of the progress so far; a run that has kept less of it has lost its way
-ORIGIN_INTERVALS = 4  # the first loss alone may be that of a lucky batch
+LOST_SHARE = 0.25  # a run that has kept no more of its progress has lost its way
+ORIGIN_INTERVALS = 4  # what a run is measured by: the first loss may be that of a lucky batch
 DEFAULT_NOISE = 0.25
 PATIENCE = 4.0  # intervals in a row that are high: noise does not do that
 
@@ -38,7 +40,7 @@ class Verdict(NamedTuple):
         tripped: undo the interval.
         healthy: store its end. Never together with `tripped`; neither: keep on, store nothing.
         high: in a row, this one included, intervals whose mean loss was above the limit by more
-            than its standard error, and half of those that were only above the initial loss.
+            than its standard error, and half of those that had only lost their progress.
     """
 
     tripped: Tensor
@@ -46,21 +48,23 @@ class Verdict(NamedTuple):
     high: Tensor
 
 
-def judge(stats: IntervalStats, history: History) -> Verdict:
+def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdict:
     """Compares the end of the interval with the last healthy state, in units of log loss.
 
-    Trips when the last quarter's compressed loss is above the reference (or above the initial
-    loss) by the margin plus four standard errors of its own noise, when the whole interval's was by
-    the margin plus one standard error in `PATIENCE` intervals in a row (a noisy loss may stay a
-    factor of five above where it was and yet within four standard errors of it), when it was
-    merely above the initial loss in twice as many (a destroyed network may settle there), or when
+    The limit is the reference (the last healthy state's loss) plus a factor of two, or the origin
+    (the largest loss of the first few intervals) plus a smaller one. Trips when the last quarter's
+    loss is above it by four standard errors of its own noise, when the whole interval's was by one
+    in `PATIENCE` intervals in a row (a noisy loss may stay a factor of five above where it was and
+    yet within four standard errors of it), when a quarter or less was left of the way from the
+    origin to the lowest loss in twice as many (a destroyed network may settle there), or when
     anything in the interval was not finite. Healthy means no worse at the end than the reference
-    and the best so far by the smaller margins, and no worse on the whole than the initial loss: of
-    a short interval the last quarter is a single loss.
+    and the best so far by the smaller margins, and none of that on the whole: of a short interval
+    the last quarter is a single loss.
 
     Args:
         stats: the interval that just ended.
         history: the history before it.
+        early: whether it is one of the first `ORIGIN_INTERVALS`.
     """
     bins = stats.losses.shape[-1]
     quarter = max(1, bins // 4)
@@ -77,7 +81,10 @@ def judge(stats: IntervalStats, history: History) -> Verdict:
     progress = (history.origin - history.low - 4 * lost_error).clamp_min(0.0)
     lost = whole > history.origin - LOST_SHARE * progress + lost_error
     high = torch.where(above | lost, history.high + 0.5 + 0.5 * above, 0.0)
-    tripped = ~stats.finite | (recent > limit + 4 * error) | (high >= PATIENCE)
+    tripped = (recent > limit + 4 * error) | (high >= PATIENCE)
+    if early:
+        high, tripped = torch.zeros_like(high), torch.zeros_like(tripped)
+    tripped = tripped | ~stats.finite
     good = torch.minimum(history.reference + HEALTHY_MARGIN, history.best + 2 * HEALTHY_MARGIN)
     healthy = (recent <= good + 2 * error) & ~above & ~lost
     return Verdict(tripped, ~tripped & healthy, high)

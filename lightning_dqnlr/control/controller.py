@@ -146,12 +146,12 @@ class LRController:
         if self.decisions == 0:
             self._begin(stats)
         before = self._reference_after_restore(stats)
-        verdict = judge(stats, before)
+        early = self.decisions < ORIGIN_INTERVALS
+        verdict = judge(stats, before, early)
         if not self.circuit_breaker:
             verdict = verdict._replace(tripped=torch.zeros_like(verdict.tripped))
         tripped, healthy, _ = verdict
         self._ratio = stats.update_norm / stats.weight_norm.clamp_min(_TINY)
-        early = self.decisions < ORIGIN_INTERVALS
         self.history = _cut(_remember(before, stats, verdict, early), tripped)
         self.decisions += 1
         self.interval = self.spec.interval(self.step, self.horizon)

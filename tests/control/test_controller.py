@@ -282,7 +282,7 @@ class TestBreaker:
         assert verdicts == [[False, False]] * 3 + [[True, False]]
 
     def test_a_destroyed_network_that_settles_just_above_its_initial_loss_is_undone(self):
-        """No interval of it is above the breaker's limit: 1.3 times the initial loss, noise 0.02."""
+        """1.3 times the initial loss, noise 0.02: no interval of it is above the limit."""
         torch.manual_seed(0)
         controller = started(lead=(20,))
         for _ in range(6):

@@ -100,6 +100,26 @@ def test_replicas_of_different_seeds_are_the_trainers_of_these_seeds():
     )
 
 
+def test_the_breaker_goes_back_to_the_same_state_in_both():
+    ours = task(partial(Classifier, "momentum"))
+
+    def climb_until_undone(engine):
+        """Losses up to six decisions after the first trip; then rounding has its way."""
+        env = engine.open(ours, ControllerSpec(), (7,), Terms(log_progress))
+        env.reset()
+        losses, left = [], None
+        while left != 0:
+            action = QUADRUPLE if left is None else KEEP
+            tripped = env.step(torch.tensor([action])).tripped.item()
+            left = 6 if left is None and tripped else left and left - 1
+            losses.append(env.controller.history.loss)
+        env.close()
+        return torch.cat(losses)
+
+    first, second = climb_until_undone(VectorEngine()), climb_until_undone(TrainerEngine())
+    torch.testing.assert_close(first, second, rtol=2e-3, atol=2e-4)
+
+
 def test_an_unknown_horizon_ends_at_the_same_step_in_both():
     ours = task(Classifier, horizon=77, known_horizon=False)
     assert_same(episode(VectorEngine(), ours), episode(TrainerEngine(), ours))
