@@ -131,10 +131,10 @@ def _controls(comparison: Comparison, tasks: Sequence[str]) -> Iterator[Bar]:
 
 
 def _memory(comparison: Comparison, tasks: Sequence[str]) -> Bar:
-    """Weights, moments and buffers are what the circuit breaker keeps, three copies at most."""
+    """Weights and up to two moments are what the circuit breaker keeps, twice."""
     runs = [run for task in tasks for run in comparison.entries[task, SUBJECT].runs]
-    extra = max(run.extra_bytes - 12 * run.parameters for run in runs) / 1e6
-    figure = "memory beyond the circuit breaker's copy, at most"
+    extra = max(run.extra_bytes - 24 * run.parameters for run in runs) / 1e6
+    figure = "memory beyond the circuit breaker's copies, at most"
     return Bar(figure, "<= 1 MB", f"{max(0.0, extra):.2f} MB", extra <= 1.0)
 
 
