@@ -318,6 +318,23 @@ class TestBreaker:
             controller.observe(stats(torch.exp(0.1 * torch.randn(200, 4)), lead=(200,)))
         assert (controller.history.trips > 0).float().mean() < 0.02
 
+    def test_an_unlucky_batch_among_the_first_does_not_cost_the_run_its_rate(self):
+        controller = started()
+        for loss in (1.0, 6.0, 1.0, 1.0, 1.0, 1.0):
+            controller.observe(stats([loss]))
+            controller.apply(torch.tensor(KEEP))
+        assert controller.history.trips.item() == 0
+
+    def test_a_blow_up_in_the_first_intervals_is_undone_as_soon_as_they_are_over(self):
+        controller = started(lr=10.0)
+        trips = []
+        for loss in (1.0, 50.0, 50.0, 50.0, 50.0):
+            decision = controller.observe(stats([loss] * 4))
+            trips.append(decision.tripped.item())
+            assert not (loss > 1 and decision.healthy.item())
+            controller.apply(torch.tensor(KEEP))
+        assert trips == [False] * 4 + [True]
+
     def test_a_lucky_last_step_does_not_make_a_high_interval_healthy(self):
         controller = settled()
         decision = controller.observe(stats([3.0, 3.0, 3.0, 1.0]))
