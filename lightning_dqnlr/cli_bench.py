@@ -79,7 +79,7 @@ def run(config: DictConfig, name: str) -> Path | None:
     if config.dry_run:
         return None
     if config.report_only:
-        return _report(_stored(runs, store), folder / name, suite)
+        return _report(_some_stored(runs, store, config.archive), folder / name, suite)
     _make(todo, store, workers)
     known = {run.key for run in first.wanted}
     second = [run for run in rounds(runs, store, margin).wanted if run.key not in known]
@@ -98,6 +98,17 @@ def _make(runs: Sequence[PlannedRun], store: Store, workers: int) -> None:
 
 def _stored(runs: Sequence[PlannedRun], store: Store) -> list[Record]:
     return [record for run in runs if (record := store.get(run.key)) is not None]
+
+
+def _some_stored(runs: Sequence[PlannedRun], store: Store, archive: str | None) -> list[Record]:
+    records = _stored(runs, store)
+    if not records:
+        raise ConfigurationError(
+            f"report_only=true, and archive={archive} and the folder hold no record of these runs. "
+            "The archive's path counts from where the command is started: start it in the "
+            "repository, give archive=FOLDER, or make the runs with report_only=false."
+        )
+    return records
 
 
 def _pack(runs: Sequence[PlannedRun], store: Store) -> None:

@@ -254,7 +254,7 @@ def test_the_headline_ends_with_the_first_table():
 
 def test_a_report_of_what_is_stored_runs_nothing_and_says_what_is_missing(tmp_path, capsys):
     settings = (f"folder={tmp_path}/bench", "workers=1", *TINY[:5])
-    with pytest.raises(ConfigurationError, match="records"):
+    with pytest.raises(ConfigurationError, match=r"archive=.* hold no record.*report_only=false"):
         cli_bench.run(composed(*settings, "report_only=true"), "quick")
     assert not (tmp_path / "bench" / "runs").exists()
 
