@@ -31,10 +31,10 @@ from lightning_dqnlr.bench.tasks_sequences import (
 from lightning_dqnlr.bench.tasks_tables import gated_regression
 from lightning_dqnlr.tasks.families import DigitsCNNs, DigitsMLPs, NoisyQuadratics, TeacherMLPs
 from lightning_dqnlr.tasks.images import Autoencoders
+from lightning_dqnlr.tasks.optimizers import OptimizerName
 from lightning_dqnlr.tasks.random_tasks import RandomTasks
 from lightning_dqnlr.tasks.sequences import SyntheticRNNs, TextTransformers
 from lightning_dqnlr.tasks.tables import MatrixFactorizations, NoisyLabelMLPs
-from lightning_dqnlr.tasks.task import OptimizerName
 
 # The longest run of `tasks=broad`, in steps, and what most networks there see at most.
 LONGEST_QUADRATIC, LONGEST_NETWORK = 4000, 1000

@@ -13,8 +13,9 @@ from lightning import LightningModule
 
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.modules import TaskModule
+from lightning_dqnlr.tasks.optimizers import OptimizerName
 from lightning_dqnlr.tasks.random_tasks import RandomTasks
-from lightning_dqnlr.tasks.task import OptimizerName, Task
+from lightning_dqnlr.tasks.task import Task
 
 
 @dataclass(frozen=True)

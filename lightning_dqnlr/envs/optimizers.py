@@ -18,6 +18,7 @@ from torch import Tensor, nn, optim
 
 from lightning_dqnlr.errors import UnsupportedTrainingError
 from lightning_dqnlr.groups import GroupRates
+from lightning_dqnlr.tasks.optimizers import RobbinsMonro, Signum
 
 # Their updates are linear in the learning rate and elementwise, up to shared step counters.
 LINEAR = (
@@ -30,6 +31,8 @@ LINEAR = (
     optim.Adamax,
     optim.NAdam,
     optim.RAdam,
+    Signum,
+    RobbinsMonro,
 )
 # One kernel instead of one per operation, on the CPU too.
 FUSED = (optim.SGD, optim.Adam, optim.AdamW, optim.Adagrad)
@@ -75,8 +78,8 @@ class ReplicatedOptimizer:
         if kind not in LINEAR or any(group.get("maximize") for group in optimizer.param_groups):
             known = ", ".join(known.__name__ for known in LINEAR)
             raise UnsupportedTrainingError(
-                f"{kind.__name__} cannot step replicas side by side: only the optimizers of "
-                f"torch.optim whose update is linear in the learning rate can ({known}; not with "
+                f"{kind.__name__} cannot step replicas side by side: only optimizers that "
+                f"are known to be linear in the learning rate can ({known}; not with "
                 "maximize=True). Use env=trainer."
             )
         rates, stop = GroupRates(optimizer), 0

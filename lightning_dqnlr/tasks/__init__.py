@@ -10,6 +10,7 @@ from lightning_dqnlr.tasks.images import (
 )
 from lightning_dqnlr.tasks.mixtures import Mixture, SplitTasks
 from lightning_dqnlr.tasks.modules import QuadraticModule, SupervisedModule
+from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.own import OwnTasks
 from lightning_dqnlr.tasks.sequences import SyntheticRNNs, TextRNNs, TextTransformers
 from lightning_dqnlr.tasks.tables import (
@@ -19,7 +20,7 @@ from lightning_dqnlr.tasks.tables import (
     NoisyLabelMLPs,
     TableMLPs,
 )
-from lightning_dqnlr.tasks.task import OptimizerSpec, Task, TaskFamily
+from lightning_dqnlr.tasks.task import Task, TaskFamily
 
 __all__ = [
     "Autoencoders",

@@ -19,6 +19,7 @@ from lightning_dqnlr.tasks.data import (
 )
 from lightning_dqnlr.tasks.modules import Loss, QuadraticBuilder, SupervisedBuilder
 from lightning_dqnlr.tasks.networks import CNNNorm, CNNSpec
+from lightning_dqnlr.tasks.optimizers import OptimizerName, OptimizerSpec
 from lightning_dqnlr.tasks.random_tasks import (
     ACTIVATIONS,
     Problem,
@@ -27,7 +28,6 @@ from lightning_dqnlr.tasks.random_tasks import (
     draw_examples,
 )
 from lightning_dqnlr.tasks.sampling import Draws, Split
-from lightning_dqnlr.tasks.task import OptimizerName, OptimizerSpec
 
 BUNDLED_OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "momentum", "nesterov", "adam", "adamw")
 BUNDLED_HORIZON = 2000

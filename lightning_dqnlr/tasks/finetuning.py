@@ -12,9 +12,9 @@ from torch import Tensor
 from lightning_dqnlr.tasks.data import DIGITS_CLASSES, Examples, digits, multiple_of_eight
 from lightning_dqnlr.tasks.modules import SupervisedBuilder, SupervisedModule
 from lightning_dqnlr.tasks.networks import CNNNorm, CNNSpec, NetworkSpec, scale_weights
+from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.random_tasks import ACTIVATIONS, Problem, RandomTasks
 from lightning_dqnlr.tasks.sampling import Draws, Split
-from lightning_dqnlr.tasks.task import OptimizerSpec
 from lightning_dqnlr.tasks.user import seeded_weights
 
 PRETRAIN_BATCH, PRETRAIN_LR = 32, 3e-3

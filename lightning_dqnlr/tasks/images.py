@@ -15,6 +15,7 @@ from lightning_dqnlr.tasks.image_networks import (
 )
 from lightning_dqnlr.tasks.modules import SupervisedBuilder
 from lightning_dqnlr.tasks.networks import CNNNorm, CNNSpec, MLPNorm, NetworkSpec
+from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.photographs import (
     PHOTOGRAPHS,
     TREATMENTS,
@@ -31,7 +32,6 @@ from lightning_dqnlr.tasks.random_tasks import (
     draw_examples,
 )
 from lightning_dqnlr.tasks.sampling import Draws, Split
-from lightning_dqnlr.tasks.task import OptimizerSpec
 
 SIDE = 8  # of patches and digits
 CNN_NORMS: tuple[CNNNorm, ...] = ("none", "batch", "layer")

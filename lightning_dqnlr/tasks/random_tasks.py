@@ -17,11 +17,13 @@ from lightning import LightningModule
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.data import Examples
 from lightning_dqnlr.tasks.networks import Activation, MLPNorm, MLPSpec
+from lightning_dqnlr.tasks.optimizers import COMMON, OptimizerName, OptimizerSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split, derive_seed
-from lightning_dqnlr.tasks.task import OptimizerName, OptimizerSpec, Task
+from lightning_dqnlr.tasks.task import Task
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
-NESTEROV_WEIGHT = 0.25
+# How often an optimizer is drawn, where it is not as often as the others.
+RARER = {"nesterov": 0.25, "signum": 0.5, "robbins_monro": 0.5}
 # The product of the layers' scales is kept within this factor of 1 in networks without
 # normalisation: past it float32 gradients and Adam's squares overflow or vanish at any LR.
 LARGEST_FUNCTION_SCALE = 1e4
@@ -47,7 +49,7 @@ class RandomTasks(ABC):
     """What the random families share; the fields narrow the distribution.
 
     Attributes:
-        optimizers: the update rules to draw from, equally often but for a rarer "nesterov".
+        optimizers: the update rules to draw from, equally often but for those of `RARER`.
         min_horizon: shortest run in optimizer steps.
         max_horizon: longest run; lengths are log-uniform between the two.
         batch_sizes: the batch sizes to draw from; a task with fewer examples takes all of them.
@@ -63,7 +65,7 @@ class RandomTasks(ABC):
         ConfigurationError: a field is empty, out of range, or its bounds are reversed.
     """
 
-    optimizers: Sequence[OptimizerName] = get_args(OptimizerName)
+    optimizers: Sequence[OptimizerName] = COMMON
     min_horizon: int = 100
     max_horizon: int = 4000
     batch_sizes: Sequence[int] = (8, 16, 32, 64)
@@ -131,7 +133,7 @@ class RandomTasks(ABC):
         )
 
     def _draw_optimizer(self, draws: Draws) -> OptimizerSpec:
-        weights = [NESTEROV_WEIGHT if name == "nesterov" else 1.0 for name in self.optimizers]
+        weights = [RARER.get(name, 1.0) for name in self.optimizers]
         name = draws.choice(self.optimizers, weights)
         decayed, decay = draws.chance(0.5), draws.log_uniform(1e-5, 1e-2)
         return OptimizerSpec(

@@ -6,11 +6,11 @@ from typing import ClassVar, Literal, NamedTuple, get_args
 
 from lightning_dqnlr.tasks.data import Examples
 from lightning_dqnlr.tasks.modules import Loss, SupervisedBuilder
+from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.random_tasks import Problem, RandomTasks, bounded_scale
 from lightning_dqnlr.tasks.sampling import Draws, Split
 from lightning_dqnlr.tasks.sequence_networks import Cell, RecurrentSpec, TransformerSpec
 from lightning_dqnlr.tasks.synthetic import adding, autoregression, copying
-from lightning_dqnlr.tasks.task import OptimizerSpec
 from lightning_dqnlr.tasks.text import VOCABULARY, next_characters
 
 Kind = Literal["adding", "copying", "autoregression"]

@@ -16,6 +16,7 @@ from lightning_dqnlr.tasks.data import (
 )
 from lightning_dqnlr.tasks.modules import Loss, SupervisedBuilder
 from lightning_dqnlr.tasks.networks import MLPNorm, MLPSpec
+from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.random_tasks import (
     ACTIVATIONS,
     Problem,
@@ -26,7 +27,6 @@ from lightning_dqnlr.tasks.random_tasks import (
 from lightning_dqnlr.tasks.sampling import Draws, Split
 from lightning_dqnlr.tasks.sequence_networks import BagSpec, FactorizationSpec
 from lightning_dqnlr.tasks.synthetic import documents, ratings
-from lightning_dqnlr.tasks.task import OptimizerSpec
 from lightning_dqnlr.tasks.text import file_of_window
 
 REGRESSIONS: tuple[Loss, ...] = ("mse", "huber")

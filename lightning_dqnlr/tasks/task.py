@@ -4,14 +4,12 @@ The words are those of meta-learning: an *inner* step trains a task's weights, a
 trains the learning-rate policy, and a `TaskFamily` is the distribution the outer loop draws from.
 """
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from lightning import LightningModule
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, SequentialSampler
 
@@ -24,65 +22,6 @@ from lightning_dqnlr.tasks.user import (
     read_batch_size,
     read_examples,
 )
-
-OptimizerName = Literal["sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop"]
-
-
-@dataclass(frozen=True)
-class OptimizerSpec:
-    """Everything about an optimizer but its learning rate.
-
-    Attributes:
-        name: the update rule. "sgd" has no momentum; "rmsprop" has none either.
-        weight_decay: decoupled for "adamw", an L2 term in the gradient for all others.
-        momentum: heavy-ball or Nesterov momentum, or the first beta of Adam and AdamW.
-        beta2: second beta of Adam and AdamW, or RMSprop's smoothing constant.
-
-    Raises:
-        ConfigurationError: a field is outside its range.
-    """
-
-    name: OptimizerName
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    beta2: float = 0.999
-
-    def __post_init__(self) -> None:
-        if self.name not in get_args(OptimizerName):
-            raise ConfigurationError(
-                f"optimizer name must be one of {get_args(OptimizerName)}, got {self.name!r}."
-            )
-        if not 0.0 <= self.weight_decay < math.inf:
-            raise ConfigurationError(
-                f"weight_decay must be finite and not negative, got {self.weight_decay}."
-            )
-        if not 0.0 <= self.momentum < 1.0 or not 0.0 <= self.beta2 < 1.0:
-            raise ConfigurationError(
-                f"momentum and beta2 must lie in [0, 1), got {self.momentum} and {self.beta2}."
-            )
-        if self.name == "nesterov" and self.momentum == 0.0:
-            raise ConfigurationError("nesterov needs momentum > 0; use name='sgd' without it.")
-
-    def build(self, params: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
-        """Returns the `torch.optim` optimizer over `params`; its update is linear in `lr`."""
-        decay, betas = self.weight_decay, (self.momentum, self.beta2)
-        match self.name:
-            case "sgd":
-                return torch.optim.SGD(params, lr=lr, weight_decay=decay)
-            case "momentum" | "nesterov":
-                return torch.optim.SGD(
-                    params,
-                    lr=lr,
-                    momentum=self.momentum,
-                    weight_decay=decay,
-                    nesterov=self.name == "nesterov",
-                )
-            case "adam":
-                return torch.optim.Adam(params, lr=lr, betas=betas, weight_decay=decay)
-            case "adamw":
-                return torch.optim.AdamW(params, lr=lr, betas=betas, weight_decay=decay)
-            case "rmsprop":
-                return torch.optim.RMSprop(params, lr=lr, alpha=self.beta2, weight_decay=decay)
 
 
 @dataclass(frozen=True, eq=False)

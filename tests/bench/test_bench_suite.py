@@ -33,8 +33,8 @@ from lightning_dqnlr.bench.tasks_known import Sampled
 from lightning_dqnlr.bench.tasks_sequences import KINDS, token_kinds
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.families import TeacherMLPs
+from lightning_dqnlr.tasks.optimizers import OptimizerName
 from lightning_dqnlr.tasks.sampling import derive_seed
-from lightning_dqnlr.tasks.task import OptimizerName
 from tests.bench.tiny_methods import Absent, Killer, Plain, Raising
 
 BY_NAME = {task.name: task for task in TASKS}

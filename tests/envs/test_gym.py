@@ -20,7 +20,8 @@ from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.rl.rewards import LossChange
 from lightning_dqnlr.tasks.families import NoisyQuadratics
-from lightning_dqnlr.tasks.task import OptimizerSpec, Task
+from lightning_dqnlr.tasks.optimizers import OptimizerSpec
+from lightning_dqnlr.tasks.task import Task
 
 from ..meta.tiny_tasks import TinyTasks
 from .test_replicas import Branching, make_task

@@ -5,7 +5,8 @@ from torch import nn
 
 from lightning_dqnlr.envs.replicas import BatchOrder, Replicas
 from lightning_dqnlr.errors import UnsupportedTrainingError
-from lightning_dqnlr.tasks.task import OptimizerSpec, Task
+from lightning_dqnlr.tasks.optimizers import OptimizerSpec
+from lightning_dqnlr.tasks.task import Task
 
 SEEDS = (3, 11, 4)
 RATES = (0.003, 0.01, 0.03)
@@ -18,6 +19,8 @@ OPTIMIZERS = [
     OptimizerSpec("adam", weight_decay=0.1),
     OptimizerSpec("adamw", weight_decay=0.1),
     OptimizerSpec("rmsprop"),
+    OptimizerSpec("signum", weight_decay=0.01),
+    OptimizerSpec("robbins_monro", weight_decay=0.01),
 ]
 
 

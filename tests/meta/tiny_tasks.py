@@ -9,7 +9,8 @@ import torch
 
 from lightning_dqnlr.tasks.modules import SupervisedBuilder
 from lightning_dqnlr.tasks.networks import MLPSpec
-from lightning_dqnlr.tasks.task import OptimizerSpec, Task
+from lightning_dqnlr.tasks.optimizers import OptimizerSpec
+from lightning_dqnlr.tasks.task import Task
 
 
 @dataclass

@@ -1,0 +1,164 @@
+"""The update rules of the inner loop: everything about an optimizer but its learning rate.
+
+Two rules are here for what they do to a learning rate, not because people use them: `RobbinsMonro`
+shrinks its steps by itself, and `Signum`'s steps do not shrink with the gradient. A policy that
+met neither anneals on top of an optimizer that anneals already, or not at all where it has to
+(docs/research-log.md). Adagrad and Lion, which have these traits, stay out of training: the
+benchmark asks how the policy does with optimizers that it never met.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import ParamsT
+
+from lightning_dqnlr.errors import ConfigurationError
+
+OptimizerName = Literal[
+    "sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop", "signum", "robbins_monro"
+]
+# What families draw from unless they are told otherwise.
+COMMON: tuple[OptimizerName, ...] = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop")
+
+
+class _OwnRule(torch.optim.Optimizer):
+    """An update rule of ours: weight decay is an L2 term in the gradient, as in `torch.optim`."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """One update of all parameters that have gradients; returns the closure's loss."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in (p for p in group["params"] if p.grad is not None):
+                gradient = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                direction = self.direction(gradient, self.state[parameter], group)
+                parameter.add_(direction, alpha=-group["lr"])
+        return loss
+
+    def direction(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        """The step per unit of learning rate, of the gradient's shape, downhill if positive."""
+        raise NotImplementedError
+
+
+class Signum(_OwnRule):
+    """The sign of the gradient's running mean (Bernstein et al. 2018, arXiv:1802.04434).
+
+    m = beta m + (1 - beta) g; theta -= lr sign(m). Every step has the same size, however small
+    the gradient.
+
+    Args:
+        params: to train.
+        lr: the size of a step of each weight.
+        momentum: beta, see above.
+        weight_decay: added to the gradient.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    def direction(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(gradient)
+        mean: Tensor = state["momentum"].lerp_(gradient, 1.0 - group["momentum"])
+        return mean.sign()
+
+
+class RobbinsMonro(_OwnRule):
+    """Gradient descent whose steps shrink by themselves (Robbins & Monro 1951).
+
+    theta -= lr t^-power g at step t = 1, 2, ...: the rate that is set is not the rate that acts.
+
+    Args:
+        params: to train.
+        lr: the factor of the first step.
+        power: how fast steps shrink.
+        weight_decay: added to the gradient.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float,
+        power: float = 0.5,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(params, {"lr": lr, "power": power, "weight_decay": weight_decay})
+
+    def direction(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        step: Tensor = state.setdefault("step", torch.tensor(0.0))
+        step += 1.0
+        return gradient * step.pow(-group["power"]).to(gradient)
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """Everything about an optimizer but its learning rate.
+
+    Attributes:
+        name: the update rule. "sgd" has no momentum; "rmsprop" has none either.
+        weight_decay: decoupled for "adamw", an L2 term in the gradient for all others.
+        momentum: heavy-ball or Nesterov momentum, the first beta of Adam and AdamW, or Signum's.
+        beta2: second beta of Adam and AdamW, or RMSprop's smoothing constant.
+
+    Raises:
+        ConfigurationError: a field is outside its range.
+    """
+
+    name: OptimizerName
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    beta2: float = 0.999
+
+    def __post_init__(self) -> None:
+        if self.name not in get_args(OptimizerName):
+            raise ConfigurationError(
+                f"optimizer name must be one of {get_args(OptimizerName)}, got {self.name!r}."
+            )
+        if not 0.0 <= self.weight_decay < math.inf:
+            raise ConfigurationError(
+                f"weight_decay must be finite and not negative, got {self.weight_decay}."
+            )
+        if not 0.0 <= self.momentum < 1.0 or not 0.0 <= self.beta2 < 1.0:
+            raise ConfigurationError(
+                f"momentum and beta2 must lie in [0, 1), got {self.momentum} and {self.beta2}."
+            )
+        if self.name == "nesterov" and self.momentum == 0.0:
+            raise ConfigurationError("nesterov needs momentum > 0; use name='sgd' without it.")
+
+    def build(self, params: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
+        """Returns the optimizer over `params`; its update is linear in `lr`."""
+        decay, betas = self.weight_decay, (self.momentum, self.beta2)
+        match self.name:
+            case "sgd":
+                return torch.optim.SGD(params, lr=lr, weight_decay=decay)
+            case "momentum" | "nesterov":
+                return torch.optim.SGD(
+                    params,
+                    lr=lr,
+                    momentum=self.momentum,
+                    weight_decay=decay,
+                    nesterov=self.name == "nesterov",
+                )
+            case "adam":
+                return torch.optim.Adam(params, lr=lr, betas=betas, weight_decay=decay)
+            case "adamw":
+                return torch.optim.AdamW(params, lr=lr, betas=betas, weight_decay=decay)
+            case "rmsprop":
+                return torch.optim.RMSprop(params, lr=lr, alpha=self.beta2, weight_decay=decay)
+            case "signum":
+                return Signum(params, lr, self.momentum, decay)
+            case "robbins_monro":
+                return RobbinsMonro(params, lr, weight_decay=decay)
