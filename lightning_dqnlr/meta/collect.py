@@ -68,6 +68,8 @@ class CollectConfig:
             observation does not show; a short one with what the policy makes of where it led.
         demonstrated_ratios: each demonstrator's update ratio is log-uniform between these.
         demonstrator_epsilon: probability that a demonstrator acts at random.
+        demonstrated_drifts: half of the demonstrators let their scale follow a power of the step,
+            uniform between these; the others keep it.
 
     Raises:
         ConfigurationError: a value out of range; the message names the field.
@@ -93,6 +95,7 @@ class CollectConfig:
     demonstrator_n_step: int | None = None
     demonstrated_ratios: tuple[float, float] = (0.003, 0.3)
     demonstrator_epsilon: float = 0.03
+    demonstrated_drifts: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         self._check("replicas", isinstance(self.replicas, int) and self.replicas >= 1, "at least 1")
@@ -108,6 +111,9 @@ class CollectConfig:
         self._check("demonstrator_n_step", own is None or own >= 1, "at least 1")
         low, high = self.demonstrated_ratios
         self._check("demonstrated_ratios", 0 < low <= high < math.inf, "positive and ascending")
+        object.__setattr__(self, "demonstrated_drifts", tuple(self.demonstrated_drifts))
+        low, high = self.demonstrated_drifts
+        self._check("demonstrated_drifts", -2 <= low <= high <= 2, "ascending, in [-2, 2]")
         self._check("temperature", 0 < self.temperature < math.inf, "positive and finite")
         self._check("credit", self.credit in get_args(Credit), f"one of {get_args(Credit)}")
         self._check("start", self.start in get_args(StartKind), f"one of {get_args(StartKind)}")
@@ -259,7 +265,17 @@ def _demonstrators(
     low, high = (math.log(bound) for bound in config.demonstrated_ratios)
     ratio = (low + (high - low) * torch.rand(config.replicas, generator=generator)).exp()
     shows = torch.rand(config.replicas, generator=generator) < config.demonstrators
-    return Demonstrators(ratio.to(device), shows.to(device), config.demonstrator_epsilon)
+    drift = _drifts(config, generator)
+    epsilon = config.demonstrator_epsilon
+    return Demonstrators(ratio.to(device), shows.to(device), epsilon, drift.to(device))
+
+
+def _drifts(config: CollectConfig, generator: torch.Generator) -> Tensor:
+    low, high = config.demonstrated_drifts
+    if low == high == 0:
+        return torch.zeros(config.replicas)
+    drift = low + (high - low) * torch.rand(config.replicas, generator=generator)
+    return drift * (torch.rand(config.replicas, generator=generator) < 0.5)
 
 
 def _epsilons(config: CollectConfig) -> Tensor:

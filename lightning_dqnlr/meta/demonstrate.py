@@ -13,31 +13,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.control.actions import ActionSpec
 from lightning_dqnlr.envs.environment import LREnvironment
 
 
-@dataclass(frozen=True)
+@dataclass
 class Demonstrators:
-    """Replicas that follow the rule.
+    """Replicas that follow the rule, for one run.
 
     Args:
         ratio: (R,) each one's target of ||dtheta|| / ||theta|| at the peak.
         shows: (R,) bool, which replicas demonstrate.
         epsilon: probability of a random action instead. Its effect lasts, since the rule does not
             steer back once the climb is over: what a change is worth shows at the end.
+        drift: (R,) power of the step that the scale follows between the climb and the built-in
+            decay: 0 keeps it, 0.5 makes up for an optimizer whose steps shrink like its root.
     """
 
     ratio: Tensor
     shows: Tensor
     epsilon: float
+    drift: Tensor
+
+    def __post_init__(self) -> None:
+        self._due = torch.zeros_like(self.ratio)  # of the drift, in units of log scale
+        self._log_step = 0.0
 
     def act(self, env: LREnvironment, generator: torch.Generator) -> Tensor:
         """Actions int64 (R,) of all replicas, demonstrators or not.
 
         Steers the update ratio to its target during the first sixteenth of the run (at least 12
-        decisions), then keeps the scale. Without a known horizon, where no decay is built in, it
-        goes on steering, to the target times a cosine of the true progress: a demonstration may
-        know what the policy cannot.
+        decisions), then lets the scale drift until the built-in decay begins. Without a known
+        horizon, where no decay is built in, it goes on steering, to the target times a cosine of
+        the true progress: a demonstration may know what the policy cannot.
 
         Args:
             env: between two decisions.
@@ -53,13 +61,22 @@ class Demonstrators:
         controller, actions = env.controller, env.controller.spec.actions
         progress = controller.step / env.task.horizon
         climbing = controller.decisions < 12 or progress < 1 / 16
+        before, self._log_step = self._log_step, math.log(max(controller.step, 1))
         if env.task.known_horizon and not climbing:
-            return torch.full_like(self.ratio, actions.keep, dtype=torch.long)
+            if progress < 1 - controller.spec.decay_share:
+                self._due += self.drift * (self._log_step - before)
+            action = _nearest(actions, self._due)
+            self._due -= actions.log_multiplier(action)
+            return action
         wanted = self.ratio.log() + math.log(_cosine(progress))
-        change = wanted - controller.update_ratio.clamp_min(1e-12).log()
-        table = actions.log_multiplier(torch.arange(len(actions), device=self.ratio.device))
-        return (change.unsqueeze(-1) - table).abs().argmin(-1)
+        return _nearest(actions, wanted - controller.update_ratio.clamp_min(1e-12).log())
 
 
 def _cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * min(progress, 0.99)))
+
+
+def _nearest(actions: ActionSpec, change: Tensor) -> Tensor:
+    """The action whose multiplier's natural log is nearest to `change`, (R,)."""
+    table = actions.log_multiplier(torch.arange(len(actions), device=change.device))
+    return (change.unsqueeze(-1) - table).abs().argmin(-1)
