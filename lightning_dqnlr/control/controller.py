@@ -275,13 +275,10 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
     origin = torch.where(raised, torch.maximum(h.origin, level), h.origin)
     low = origin if early else torch.where(ok, torch.minimum(h.low, level), h.low)
     gradient = s.gradient_norm.clamp_min(_TINY).log()
-    noise = h.noise
-    if s.losses.shape[-1] >= 3:
-        # Variances average without bias; few bins tell little, so they move the average little.
-        rate = s.losses.shape[-1] / 32
-        measured = step_noise(s.losses, h.initial_loss, s.steps).square()
-        variance = (1 - rate) * h.noise.square() + rate * measured
-        noise = torch.where(ok, variance.sqrt(), h.noise)
+    # Variances average without bias; few bins tell little, so they move the average little.
+    rate = s.losses.shape[-1] / 32
+    measured = step_noise(s.losses, h.level, h.initial_loss, s.steps).square()
+    variance = (1 - rate) * h.noise.square() + rate * measured
     return replace(
         h,
         loss=loss,
@@ -289,7 +286,7 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
         fast=0.5 * h.fast + 0.5 * level,
         slow=0.85 * h.slow + 0.15 * level,
         best=torch.where(ok, torch.minimum(h.best, level), h.best),
-        noise=noise,
+        noise=torch.where(ok, variance.sqrt(), h.noise),
         log_gradient=torch.where(ok, gradient, h.log_gradient),
         path=torch.where(ok, h.path + s.steps * s.update_norm.square(), h.path),
         peak_log_scale=torch.where(

@@ -188,16 +188,26 @@ def trend(y: Tensor) -> Tensor:
     return (slope / error.clamp_min(1e-12)).clamp(-20.0, 20.0)
 
 
-def step_noise(losses: Tensor, initial_loss: Tensor, steps: int) -> Tensor:
+def step_noise(losses: Tensor, before: Tensor, initial_loss: Tensor, steps: int) -> Tensor:
     """Standard deviation of one step's compressed loss about the interval's trend.
 
-    Half the mean squared second difference would be 3 sigma^2 of white noise (von Neumann's
-    ratio, one order up), which a linear trend leaves untouched. (*lead, bins) -> lead.
+    The mean squared second difference of white noise is 6 sigma^2 (von Neumann's ratio, one order
+    up), and a linear trend leaves it untouched. Of one or two bins, which is what the intervals of
+    runs under 160 steps have, the first differences are taken, from the previous interval's level
+    on: 2 sigma^2 of white noise. A trend then counts as noise, and the breaker is more patient.
+
+    Args:
+        losses: (*lead, bins), averages of `steps / bins` steps each.
+        before: compressed loss of the previous interval, shape `lead`.
+        initial_loss: shape `lead`.
+        steps: of the interval.
     """
     y = compressed_loss(losses, initial_loss[..., None])
     per_bin = max(1.0, steps / y.shape[-1])
-    second = y[..., 2:] - 2 * y[..., 1:-1] + y[..., :-2]
-    return (second.square().mean(-1) / 6 * per_bin).sqrt()
+    if y.shape[-1] >= 3:
+        return (y.diff(n=2).square().mean(-1) / 6 * per_bin).sqrt()
+    first = y.diff(prepend=before[..., None])
+    return (first.square().mean(-1) / 2 * per_bin).sqrt()
 
 
 def all_features(

@@ -229,15 +229,25 @@ class TestBreaker:
         assert not decision.tripped.item()
         assert not decision.healthy.item()
 
-    def test_noise_alone_does_not_trip_a_run_of_tiny_batches(self):
+    @pytest.mark.parametrize(("steps", "deviation"), [(4, 0.4), (2, 0.4), (1, 0.35)])
+    def test_noise_alone_does_not_trip_a_run_of_tiny_batches(self, steps, deviation):
+        assert self.tripped_by_noise(steps, deviation) < 0.03
+
+    def test_short_intervals_learn_how_noisy_their_losses_are(self):
+        """Deviation 0.7: by the noise presumed at the start, 0.25, nine of ten runs would trip."""
+        assert self.tripped_by_noise(2, 0.7) < 0.2
+
+    @staticmethod
+    def tripped_by_noise(steps, deviation):
+        """Share of 500 runs without progress that trip in 64 intervals of so many steps."""
         torch.manual_seed(0)
         controller = started(lead=(500,))
-        trips = torch.zeros(500)
-        for _ in range(60):
-            losses = torch.exp(0.4 * torch.randn(500, 4))
-            trips += controller.observe(stats(losses, lead=(500,))).tripped
+        tripped = torch.zeros(500, dtype=torch.bool)
+        for _ in range(64):
+            losses = torch.exp(deviation * torch.randn(500, steps))
+            tripped |= controller.observe(stats(losses, lead=(500,))).tripped
             controller.apply(torch.full((500,), KEEP))
-        assert (trips > 0).float().mean() < 0.02
+        return tripped.float().mean().item()
 
     def test_a_restored_state_above_the_threshold_does_not_trip_again_at_once(self):
         controller = settled()

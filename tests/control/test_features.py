@@ -63,11 +63,24 @@ class TestTrend:
 
     def test_noise_ignores_a_linear_trend_and_counts_steps_per_bin(self):
         falling = torch.expm1(torch.linspace(4.0, 1.0, 16)) * 0.01  # linear once compressed
-        assert step_noise(falling, torch.tensor(1.0), 16).item() < 1e-3
+        unused = torch.tensor(math.nan)
+        assert step_noise(falling, unused, torch.tensor(1.0), 16).item() < 1e-3
         torch.manual_seed(0)
         noisy = torch.expm1(3.0 + 0.1 * torch.randn(4000, 16)) * 0.01
-        measured = step_noise(noisy, torch.ones(4000), 64).square().mean().sqrt().item()
-        assert measured == pytest.approx(0.1 * 2, rel=0.05)  # each bin averages 4 steps
+        variance = step_noise(noisy, unused, torch.ones(4000), 64).square().mean()
+        # Each bin averages 4 steps.
+        assert variance.sqrt().item() == pytest.approx(0.1 * 2, rel=0.05)
+
+    def test_noise_of_short_intervals_comes_from_their_first_differences_by_hand(self):
+        def losses(*compressed):
+            return torch.expm1(torch.tensor(compressed)) * 0.01
+
+        one, before = torch.tensor(1.0), torch.tensor(2.0)
+        # Differences 0.3 and -0.1: (0.09 + 0.01) / 2 / 2 = 0.025; of bins of 2 steps, twice that.
+        assert step_noise(losses(2.3, 2.2), before, one, 2).item() == pytest.approx(0.025**0.5)
+        assert step_noise(losses(2.3, 2.2), before, one, 4).item() == pytest.approx(0.05**0.5)
+        # 0.4: 0.16 / 2
+        assert step_noise(losses(1.6), before, one, 1).item() == pytest.approx(0.08**0.5)
 
 
 class TestFeatureSpec:
