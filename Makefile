@@ -9,7 +9,8 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c 
 CODE := lightning_dqnlr tests $(wildcard examples)
 
 # What the bundled policy is the mean of.
-MEMBERS := $(addprefix outputs/policy/,broad/episode-00448 broad/episode-00576 small/last other/last)
+MEMBERS := $(addprefix outputs/policy/,broad/episode-00448 broad/episode-00576 \
+  second/episode-00640 second/episode-00768 small/last other/last)
 
 .PHONY: test demo policy lint format clean
 .DEFAULT_GOAL := test
@@ -28,6 +29,9 @@ demo: $(VENV)/.installed-train
 
 policy: $(VENV)/.installed-train
 	$(BIN)/dqnlr-train experiment=default folder=outputs/policy/broad resume=true
+	$(BIN)/dqnlr-train experiment=default folder=outputs/policy/second resume=true seed=2 \
+	  train.episodes=768 'env.collect.demonstrated_drifts=[-0.5,1.0]' \
+	  env.spec.decay_share=0.3 env.spec.cuts_in_decay=false
 	$(BIN)/dqnlr-train experiment=small folder=outputs/policy/small resume=true
 	$(BIN)/dqnlr-train experiment=small folder=outputs/policy/other resume=true train.episodes=120 \
 	  env.collect.epsilon=0.08 env.collect.epsilon_alpha=0 env.collect.demonstrator_episodes=150

@@ -75,10 +75,11 @@ def combine() -> None:
     )
     arguments = parser.parse_args()
     with errors_in_one_line():
-        members = [LRPolicy.load(folder) for folder in arguments.policies]
-        policy = combine_policies(members)
-        policy = with_settings(policy, arguments.set)
-        policy.record = {**policy.record, **provenance()}
+        loaded = [LRPolicy.load(folder) for folder in arguments.policies]
+        # Before they are compared: members that trained under different controllers may share one.
+        policy = combine_policies([with_settings(member, arguments.set) for member in loaded])
+        set_afterwards = {"set_after_training": arguments.set} if arguments.set else {}
+        policy.record = {**policy.record, **set_afterwards, **provenance()}
         print(f"{len(policy.record['members'])} policies averaged in {policy.save(arguments.into)}")
 
 

@@ -18,8 +18,8 @@ def combine(*arguments):
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
-def save_member(folder, seed):
-    spec = ControllerSpec()
+def save_member(folder, seed, spec=None):
+    spec = spec or ControllerSpec()
     torch.manual_seed(seed)
     network = QNetwork(len(spec.features), len(spec.actions), hidden=(8,))
     return LRPolicy(network, spec, {"seed": seed, "minutes": 1.5, "reward": "r"}).save(folder)
@@ -42,7 +42,21 @@ def test_the_controller_can_be_set_otherwise_than_in_training(tmp_path):
     done = combine(*folders, "--into", tmp_path / "both", *settings)
     assert done.returncode == 0, done.stderr
     expected = ControllerSpec(cuts_in_decay=True, decay="cosine", decay_share=0.25)
-    assert LRPolicy.load(tmp_path / "both").spec == expected
+    both = LRPolicy.load(tmp_path / "both")
+    assert both.spec == expected
+    assert both.record["set_after_training"] == list(settings[1::2])
+
+
+def test_members_that_trained_under_different_decays_can_share_one(tmp_path):
+    shares = (0.5, 0.3)
+    specs = [ControllerSpec(decay="wsd", decay_share=share) for share in shares]
+    folders = [save_member(tmp_path / str(s.decay_share), 0, s) for s in specs]
+    refused = combine(*folders, "--into", tmp_path / "both")
+    assert refused.returncode == 2
+    assert "decision times" in refused.stderr
+    done = combine(*folders, "--into", tmp_path / "both", "--set", "decay_share=0.3")
+    assert done.returncode == 0, done.stderr
+    assert LRPolicy.load(tmp_path / "both").spec == specs[1]
 
 
 def test_a_missing_policy_is_one_line_and_writes_nothing(tmp_path):

@@ -164,7 +164,7 @@ def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
     if len(policies) < 2 or any(p.spec != policies[0].spec for p in policies):
         raise ConfigurationError(
             f"policies: {len(policies)} given; at least two are needed, all trained with the same "
-            "features, actions and decision times."
+            "features, actions and decision times, or given the same with --set."
         )
     records = [p.record for p in policies]
     rewards = sorted({str(record["reward"]) for record in records if "reward" in record})
