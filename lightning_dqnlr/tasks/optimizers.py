@@ -1,10 +1,10 @@
 """The update rules of the inner loop: everything about an optimizer but its learning rate.
 
 Two rules are here for what they do to a learning rate, not because people use them: `RobbinsMonro`
-shrinks its steps by itself, and `Signum`'s steps do not shrink with the gradient. A policy that
-met neither anneals on top of an optimizer that anneals already, or not at all where it has to
-(docs/research-log.md). Adagrad and Lion, which have these traits, stay out of training: the
-benchmark asks how the policy does with optimizers that it never met.
+shrinks its steps by itself, and `Signum`'s steps do not shrink with the gradient, and a policy for
+anyone's optimizer should have met both traits (what came of it: docs/research-log.md). Adagrad and
+Lion, which have them, stay out of training: the benchmark asks how the policy does with optimizers
+that it never met.
 """
 
 import math
