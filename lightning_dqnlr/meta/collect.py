@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.features import History, compressed_loss
-from lightning_dqnlr.envs.environment import Engine, LREnvironment, Reward, Start, Terms
+from lightning_dqnlr.envs.environment import (
+    Engine,
+    LREnvironment,
+    Reward,
+    Start,
+    StepResult,
+    Terms,
+)
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.demonstrate import Demonstrators
+from lightning_dqnlr.policy.exploration import epsilon_greedy
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.replay import Transitions, n_step_transitions
 from lightning_dqnlr.rl.rewards import group_final_score, group_relative
@@ -42,6 +50,9 @@ class CollectConfig:
             (Horgan et al. 2018, arXiv:1803.00933, eq. in section 4).
         epsilon_alpha: alpha above; 0 gives every replica the same epsilon.
         n_step: length of the returns, in decisions.
+        cut_at_exploration: whether the returns of replicas that follow the policy end before the
+            next random action. Else a state's value includes what random actions did later, and the
+            policy keeps away from rates that only those make dangerous.
         discount: gamma; 1 because only the end of the run counts.
         off_start_share: share of the replicas that start away from the safe start, so that bad
             learning rates are states the policy knows.
@@ -79,6 +90,7 @@ class CollectConfig:
     epsilon: float = 0.1
     epsilon_alpha: float = 7.0
     n_step: int = 32
+    cut_at_exploration: bool = False
     discount: float = 1.0
     off_start_share: float = 0.25
     off_start_decades: float = 2.0
@@ -181,12 +193,13 @@ def _rollout(
     first = env.reset()
     epsilon = _epsilons(config).to(first.device)
     demonstrators = _demonstrators(config, generator, first.device)
-    record = _Rollout(demonstrators.shows, [first], [], [], [])
+    record = _Rollout(demonstrators.shows, [first], [], [], [], [])
     while not env.finished:
-        explored = policy.act(record.observations[-1], epsilon, generator)
-        action = torch.where(demonstrators.shows, demonstrators.act(env, generator), explored)
+        q_values = policy.q_values(record.observations[-1])
+        own = epsilon_greedy(q_values, epsilon, generator)
+        action = torch.where(demonstrators.shows, demonstrators.act(env, generator), own)
         result = env.step(action)
-        record.add(action, result.observation, result.reward, result.alive)
+        record.add(action, q_values.argmax(-1), result)
     return record
 
 
@@ -201,14 +214,16 @@ class _Rollout:
     shows: Tensor
     observations: list[Tensor]
     actions: list[Tensor]
+    explored: list[Tensor]  # bool, where the action was not the greedy one
     rewards: list[Tensor]
     alive: list[Tensor]
 
-    def add(self, action: Tensor, observation: Tensor, reward: Tensor, alive: Tensor) -> None:
+    def add(self, action: Tensor, greedy: Tensor, result: StepResult) -> None:
         self.actions.append(action)
-        self.observations.append(observation)
-        self.rewards.append(reward)
-        self.alive.append(alive)
+        self.explored.append(action != greedy)
+        self.observations.append(result.observation)
+        self.rewards.append(result.reward)
+        self.alive.append(result.alive)
 
     def credit(
         self, config: CollectConfig, reward: Reward, final: Tensor, history: History
@@ -233,7 +248,9 @@ class _Rollout:
         continues[-1] = False  # the run is over: nothing to bootstrap from
         observations, actions = torch.stack(self.observations), torch.stack(self.actions)
 
-        def returns(replicas: Tensor, n_step: int) -> Transitions:
+        explored = torch.stack(self.explored) if config.cut_at_exploration else None
+
+        def returns(replicas: Tensor, n_step: int, explored: Tensor | None = None) -> Transitions:
             return n_step_transitions(
                 observations[:, replicas],
                 actions[:, replicas],
@@ -242,10 +259,11 @@ class _Rollout:
                 n_step,
                 config.discount,
                 valid=before[:, replicas],
+                explored=None if explored is None else explored[:, replicas],
             )
 
         shown = returns(self.shows, config.demonstrator_n_step or config.n_step)
-        own = returns(~self.shows, config.n_step)
+        own = returns(~self.shows, config.n_step, explored)
         return Transitions(*(torch.cat(pair) for pair in zip(shown, own, strict=True)))
 
 

@@ -92,6 +92,7 @@ def n_step_transitions(
     n: int,
     gamma: float,
     valid: Tensor | None = None,
+    explored: Tensor | None = None,
 ) -> Transitions:
     """Cut the rollouts of R replicas into n-step transitions (Sutton & Barto 2018, eq. 7.1).
 
@@ -108,6 +109,9 @@ def n_step_transitions(
         gamma: discount per step, in [0, 1].
         valid: (T, R) bool, False on padding, which is neither read nor returned. By default
             everything after a replica's first terminal is padding.
+        explored: (T, R) bool, True where the action was not the greedy one. A window ends before
+            the next such action and bootstraps there, so that no action pays for what exploration
+            did after it (Watkins's Q(lambda); Sutton & Barto 2018, section 12.10). None: no cuts.
 
     Returns:
         One transition per valid step, ordered by t and then by replica.
@@ -121,7 +125,12 @@ def n_step_transitions(
     kept = _before_the_end(going_on) if valid is None else valid.bool()
     if kept.shape != rewards.shape:
         raise ConfigurationError(f"valid must be (T, R) like rewards; got {tuple(kept.shape)}.")
-    returns, discount, length = _windows(rewards.float(), going_on, kept, n, gamma)
+    follows = torch.ones_like(kept) if explored is None else ~explored.bool()
+    if follows.shape != rewards.shape:
+        raise ConfigurationError(
+            f"explored must be (T, R) like rewards; got {tuple(follows.shape)}."
+        )
+    returns, discount, length = _windows(rewards.float(), going_on, kept, follows, n, gamma)
     step, replica = kept.nonzero(as_tuple=True)
     return Transitions(
         observation=observations[step, replica].float(),
@@ -139,7 +148,7 @@ def _before_the_end(going_on: Tensor) -> Tensor:
 
 
 def _windows(
-    rewards: Tensor, going_on: Tensor, valid: Tensor, n: int, gamma: float
+    rewards: Tensor, going_on: Tensor, valid: Tensor, follows: Tensor, n: int, gamma: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return, discount and length of the window that starts at each (t, replica); all (T, R)."""
     steps = rewards.shape[0]
@@ -147,6 +156,8 @@ def _windows(
     open_, ended = torch.ones_like(valid), torch.zeros_like(valid)
     for i in range(min(n, steps)):
         taken = open_[: steps - i] & valid[i:]
+        if i > 0:
+            taken = taken & follows[i:]
         returns[: steps - i] += torch.where(taken, gamma**i * rewards[i:], 0.0)
         length[: steps - i] += taken
         ended[: steps - i] |= taken & ~going_on[i:]

@@ -156,3 +156,21 @@ def test_demonstrators_returns_have_a_length_of_their_own():
     lengths = mixed.discount.log() / math.log(0.9)
     assert {2, 4} <= set(lengths[lengths.isfinite()].round().int().tolist())
     assert len(mixed.action) == 64 * len(transitions.action) / 4
+
+
+def test_only_the_policys_own_returns_end_before_random_actions():
+    """Greedy is action 0, so every other action was explored; the first row of transitions tells.
+
+    With n = 2 a return has one reward less (discount 0.9 instead of 0.81) exactly where the next
+    action was explored.
+    """
+    for share in (0.0, 1.0):
+        cut = collect(
+            replicas=200, epsilon=0.9, epsilon_alpha=0.0, n_step=2, discount=0.9,
+            demonstrators=share, cut_at_exploration=True,
+        ).transitions  # fmt: skip
+        first, second = cut.discount[:200], cut.action[200:400]
+        explored = (second != 0) & (share == 0.0)
+        expected = torch.where(explored, 0.9, 0.81)
+        torch.testing.assert_close(first, expected)
+        assert 20 < int((second != 0).sum()) < (180 if share == 0.0 else 201)

@@ -79,6 +79,29 @@ def test_rows_declared_valid_after_a_terminal_are_a_new_episode():
     assert cut.discount.tolist() == [0.0, 1.0, 1.0]
 
 
+def test_a_return_ends_before_the_next_exploratory_action():
+    """The actions at steps 0 and 2 were random: 0's own is its transition's, 2's nobody else's."""
+    record = rollout([[1], [1], [1], [1], [0]])
+    explored = torch.tensor([[True], [False], [True], [False], [False]])
+    cut = n_step_transitions(**record, n=3, gamma=0.5, explored=explored)
+    # 1 + 5 and 10 stop at step 2; 100 + 500 + 2500, 1000 + 5000 and 10000 run to the terminal.
+    assert cut.reward.tolist() == [6.0, 10.0, 3100.0, 6000.0, 10000.0]
+    assert cut.discount.tolist() == [0.25, 0.5, 0.0, 0.0, 0.0]
+    assert cut.next_observation.flatten().tolist() == [2, 2, 5, 5, 5]
+
+
+@given(st.integers(1, 7), st.integers(1, 9), st.integers(0, 10**6))
+def test_a_cut_return_is_the_longest_uncut_one_of_greedy_actions(steps, n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    record = rollout((torch.rand(steps, 1, generator=generator) < 0.9).int().tolist())
+    explored = torch.rand(steps, 1, generator=generator) < 0.4
+    cut = n_step_transitions(**record, n=n, gamma=0.5, explored=explored)
+    for t in range(len(cut.action)):
+        until_explored = next((i for i in range(1, steps - t) if explored[t + i]), steps)
+        whole = n_step_transitions(**record, n=min(n, until_explored), gamma=0.5)
+        assert [field[t].tolist() for field in cut] == [field[t].tolist() for field in whole]
+
+
 @given(st.integers(1, 7), st.integers(1, 3), st.integers(1, 9), st.integers(0, 10**6))
 def test_vectorised_returns_equal_a_plain_loop(steps, replicas, n, seed):
     gamma = 0.7
