@@ -2,6 +2,7 @@ import pytest
 import torch
 from lightning import LightningModule
 from torch import nn
+from torch.func import grad, vmap
 
 from lightning_dqnlr.envs.folded import FoldedChannels
 from lightning_dqnlr.envs.replicas import BatchOrder, Replicas
@@ -19,6 +20,7 @@ LAYERS = {
     "pool-padded": lambda: nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False),
     "max-pool": lambda: nn.MaxPool2d(2),
     "none": nn.Identity,
+    "grouped": lambda: nn.Conv2d(6, 6, 3, padding="same", groups=3, dilation=2, bias=False),
 }
 
 
@@ -88,3 +90,45 @@ def test_layers_outside_of_replicas_are_left_as_they_are():
     expected = nn.BatchNorm2d(6)(images)
     with FoldedChannels():
         torch.testing.assert_close(norm(images), expected)
+
+
+def test_a_vmap_within_the_module_keeps_its_own_batch():
+    """Two images per replica mapped over once more: the inner batch is 2, the outer 3."""
+    weights, images = torch.randn(3, 5, 4, 3, 3), torch.randn(3, 2, 8, 4, 6, 6)
+
+    def outer(weight, batches):
+        return vmap(lambda batch: nn.functional.conv2d(batch, weight, padding=1))(batches)
+
+    with FoldedChannels():
+        mapped = vmap(outer)(weights, images)
+    for r in range(3):
+        for i in range(2):
+            expected = nn.functional.conv2d(images[r, i], weights[r], padding=1)
+            torch.testing.assert_close(mapped[r, i], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_taken_within_vmap_are_right_too():
+    """There, layers meet tensors of `grad`, which are no replicas."""
+    weights, images = torch.randn(3, 5, 4, 3, 3), torch.randn(3, 8, 4, 6, 6)
+
+    def loss(weight, batch):
+        hidden = nn.functional.conv2d(batch, weight, padding=1)
+        return nn.functional.avg_pool2d(nn.functional.group_norm(hidden, 5), 2).square().sum()
+
+    with FoldedChannels():
+        gradients = vmap(grad(loss))(weights, images)
+    for r in range(3):
+        torch.testing.assert_close(
+            gradients[r], grad(loss)(weights[r], images[r]), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_layers_called_by_keyword_take_their_own_way():
+    weights, images = torch.randn(3, 5, 4, 3, 3), torch.randn(3, 8, 4, 6, 6)
+    with FoldedChannels():
+        mapped = vmap(lambda w, x: nn.functional.conv2d(input=x, weight=w))(weights, images)
+        joined = vmap(lambda x: torch.cat([x, x]))(images)
+    torch.testing.assert_close(
+        mapped[2], nn.functional.conv2d(images[2], weights[2]), rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(joined[1], torch.cat([images[1], images[1]]))
