@@ -70,7 +70,7 @@ PHASES: dict[str, list[tuple[type, tuple[str, ...]]]] = {
     "circuit breaker": [(Replicas, ("snapshot", "restore"))],
     "building replicas": [(Replicas, ("__init__",))],
     "final evaluation": [(Replicas, ("evaluate",))],
-    "policy": [(LRPolicy, ("act",))],
+    "policy": [(LRPolicy, ("q_values",))],
     "replay": [(ReplayBuffer, ("extend", "sample"))],
     "learning": [(DQNLearner, ("update",))],
 }

@@ -3,8 +3,11 @@
     python benchmarks/overhead.py
 
 Prints (1) the callback's share of the step time of a model of a million parameters, (2) its host
-time per batch on a tiny model. Runs with and without the callback alternate; the figure is
-the median of the paired ratios, because the machine's speed drifts.
+time per batch on a tiny model. The share is measured within one run, by a clock around everything
+that the callback does: its decisions are as many in a run of any length, so that longer runs pay
+less per step. Beside it, runs with and without the callback alternate; that figure is the median
+of the paired ratios, because the machine's speed drifts, and still differs by several percent from
+one call to the next.
 """
 
 from __future__ import annotations
@@ -15,10 +18,11 @@ import platform
 import statistics
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -53,17 +57,53 @@ class Batches(torch.utils.data.IterableDataset):
             yield self.tensors
 
 
-def seconds_per_step(width: int, batch: int, steps: int, callback: bool) -> float:
+class Clocked(DQNLRCallback):
+    """Adds up the seconds spent within the callback, its hook on the optimizer included."""
+
+    seconds = 0.0
+
+    def on_train_start(self, *arguments: Any) -> None:
+        """The driver exists from here on."""
+        self._clocked(super().on_train_start)(*arguments)
+        self._driver.after_step = self._clocked(self._driver.after_step)
+
+    def on_before_optimizer_step(self, *arguments: Any) -> None:
+        """Before each step."""
+        self._clocked(super().on_before_optimizer_step)(*arguments)
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        """After each batch."""
+        self._clocked(super().on_train_batch_end)(*arguments)
+
+    def _clocked(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        def clocked(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return method(*arguments)
+            finally:
+                self.seconds += time.perf_counter() - began
+
+        return clocked
+
+
+def seconds_per_step(width: int, batch: int, steps: int, callbacks: list[Callback]) -> float:
     """Wall-clock time of a Trainer's step."""
     torch.manual_seed(0)
     data = Batches(torch.randn(batch, 64), torch.randn(batch, 10))
-    trainer = quiet_trainer(steps, [DQNLRCallback()] if callback else [])
+    trainer = quiet_trainer(steps, callbacks)
     began = time.perf_counter()
     trainer.fit(Regression(width), DataLoader(data, batch_size=None))
     return (time.perf_counter() - began) / steps
 
 
-def quiet_trainer(steps: int, callbacks: list) -> Trainer:
+def share(width: int, batch: int, steps: int) -> tuple[float, float]:
+    """Seconds per step, and the share of them spent within the callback."""
+    callback = Clocked()
+    each = seconds_per_step(width, batch, steps, [callback])
+    return each, callback.seconds / steps / each
+
+
+def quiet_trainer(steps: int, callbacks: list[Callback]) -> Trainer:
     """A Trainer with nothing else to pay for."""
     return Trainer(
         max_steps=steps,
@@ -79,11 +119,14 @@ def quiet_trainer(steps: int, callbacks: list) -> Trainer:
 
 def paired(width: int, batch: int, steps: int, repeats: int) -> tuple[float, float, float]:
     """Median step time without, median of the paired ratios, median of the paired differences."""
-    seconds_per_step(width, batch, max(20, steps // 20), callback=True)  # warm-up
+    seconds_per_step(width, batch, max(20, steps // 20), [DQNLRCallback()])  # warm-up
     pairs = []
     for repeat in range(repeats):
         order = (False, True) if repeat % 2 == 0 else (True, False)
-        times = {with_it: seconds_per_step(width, batch, steps, with_it) for with_it in order}
+        times = {
+            with_it: seconds_per_step(width, batch, steps, [DQNLRCallback()] if with_it else [])
+            for with_it in order
+        }
         pairs.append((times[False], times[True]))
     return (
         statistics.median(a for a, _ in pairs),
@@ -106,6 +149,9 @@ def main() -> None:
     print(f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
 
     width = 956  # 64 w + w^2 + 12 w + 10 = 986,602 parameters
+    for steps in (arguments.steps, 5 * arguments.steps):
+        each, spent = share(width, 128, steps)
+        print(f"a million parameters, {steps} steps: {spent:.2%} of {1e3 * each:.2f} ms per step")
     base, ratio, _ = paired(width, 128, arguments.steps, arguments.repeats)
     size = sum(p.numel() for p in Regression(width).parameters())
     print(f"model of {size:,} parameters: {1e3 * base:.2f} ms per step, x{ratio:.4f} with callback")

@@ -130,9 +130,10 @@ class Replicas:
         self._latest: dict[str, Tensor] = {}
         self._proven: dict[str, Tensor] = {}
         self._randomness = "same" if len(rows) == 1 else "different"
-        self._losses = vmap(self._loss, randomness=self._randomness)
+        self._losses = vmap(self._loss_of, randomness=self._randomness)
         self._vmapped = vmap(grad_and_value(self._loss), randomness=self._randomness)
         self._folded = foldable(template)
+        self._tied = _has_tied_tensors(template)
         closed = template.module
         self._closed_form = closed if isinstance(closed, ClosedFormGradient) else None
 
@@ -236,7 +237,8 @@ class Replicas:
     def _folded_gradients(self, *state: Any) -> tuple[Tensor, Tensor]:
         """By autograd outside of `vmap`: no loss depends on the weights of another replica."""
         weights = self.weights.detach().requires_grad_()
-        losses = self._losses(weights, *state)
+        # Cut outside of `vmap`, where that costs a tenth.
+        losses = self._losses(self._by_name(weights), *state)
         (gradient,) = torch.autograd.grad(losses.sum(), weights)
         return gradient, losses.detach()
 
@@ -262,12 +264,30 @@ class Replicas:
     def _loss(
         self, flat: Tensor, constants: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any
     ) -> Tensor:
-        pieces = zip(self._names, flat.split(self.sizes), self._shapes, strict=True)
-        parameters = {name: piece.view(shape) for name, piece, shape in pieces}
+        return self._loss_of(self._by_name(flat), constants, buffers, batch)
+
+    def _by_name(self, weights: Tensor) -> dict[str, Tensor]:
+        """The trained parameters, from (*lead, P)."""
+        pieces = zip(self._names, weights.split(self.sizes, dim=-1), self._shapes, strict=True)
+        return {name: piece.view(*piece.shape[:-1], *shape) for name, piece, shape in pieces}
+
+    def _loss_of(
+        self,
+        parameters: dict[str, Tensor],
+        constants: dict[str, Tensor],
+        buffers: dict[str, Tensor],
+        batch: Any,
+    ) -> Tensor:
         state = (parameters, constants, buffers)
         with FoldedChannels() if self._folded else nullcontext():
-            loss: Tensor = functional_call(self._template, state, (batch,))
+            loss: Tensor = functional_call(self._template, state, (batch,), tie_weights=self._tied)
         return loss
+
+
+def _has_tied_tensors(step: _TrainingStep) -> bool:
+    """Whether a parameter or buffer has two names, which takes time to look for at each step."""
+    tensors = [step.named_parameters, step.named_buffers]
+    return any(len(list(named(remove_duplicate=False))) > len(list(named())) for named in tensors)
 
 
 def _trained_parameters(
