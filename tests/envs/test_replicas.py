@@ -41,6 +41,15 @@ class Net(LightningModule):
         return self.optimizer.build(self.parameters(), lr=0.1)
 
 
+class Tied(Net):
+    """One weight under two names."""
+
+    def __init__(self, optimizer):
+        super().__init__(optimizer)
+        self.net = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+        self.net[2].weight = self.net[0].weight
+
+
 class Branching(Net):
     def training_step(self, batch, batch_idx):
         loss = super().training_step(batch, batch_idx)
@@ -84,11 +93,13 @@ def test_every_replica_equals_a_plain_loop_with_its_own_changing_rate(optimizer,
     task = make_task(optimizer, clip=clip, norm=norm)
     replicas, rows = Replicas(task, SEEDS), []
     factors = [1.0] * 20 + [2.0] * 20 + [0.1] * 20
+    # At 0.03, RMSprop turns a rounding error of 1e-7 in the initial weights into 3e-3 at the end.
+    rates = [rate / 3 if optimizer.name == "rmsprop" else rate for rate in RATES]
     for factor in factors:
         rows.append(replicas.backward())
-        replicas.update(factor * torch.tensor(RATES))
+        replicas.update(factor * torch.tensor(rates))
     losses = torch.stack(rows)
-    for r, (seed, rate) in enumerate(zip(SEEDS, RATES, strict=True)):
+    for r, (seed, rate) in enumerate(zip(SEEDS, rates, strict=True)):
         expected, module = plain_loop(task, seed, [factor * rate for factor in factors])
         torch.testing.assert_close(losses[:, r], expected, rtol=2e-3, atol=2e-4)
         weights = nn.utils.parameters_to_vector(module.parameters())
@@ -246,3 +257,17 @@ def test_a_scheduler_beside_the_optimizer_is_refused():
 
     with pytest.raises(UnsupportedTrainingError, match="no learning-rate scheduler"):
         Replicas(make_task(OptimizerSpec("sgd"), module=Scheduled), SEEDS)
+
+
+def test_a_weight_under_two_names_is_trained_as_one():
+    task = make_task(OptimizerSpec("momentum"), module=Tied)
+    replicas = Replicas(task, SEEDS)
+    assert replicas.weights.shape == (3, 36 + 6 + 6)
+    for _ in range(20):
+        losses = replicas.backward()
+        replicas.update(torch.full((3,), 0.1))
+    for r, seed in enumerate(SEEDS):
+        expected, module = plain_loop(task, seed, [0.1] * 20)
+        torch.testing.assert_close(losses[r], expected[-1], rtol=1e-4, atol=1e-5)
+        weights = nn.utils.parameters_to_vector(module.parameters())
+        torch.testing.assert_close(replicas.weights[r], weights, rtol=1e-4, atol=1e-5)
