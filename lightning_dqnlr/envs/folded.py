@@ -56,8 +56,9 @@ class FoldedChannels(TorchFunctionMode):
     ) -> Any:
         """Calls a function of torch, or what stands for it."""
         bind, keywords = _LAYERS.get(func), kwargs or {}
-        folds = bind is not None and args and args[0].dim() == 4 and _is_replicated(args[0])
-        layer = bind(*args, **keywords) if bind is not None and folds else None
+        layer = None
+        if bind is not None and args and args[0].dim() == 4 and _is_replicated(args[0]):
+            layer = bind(*args, **keywords)
         return func(*args, **keywords) if layer is None else _folded(*layer)
 
 
@@ -140,6 +141,7 @@ def _is_replicated(tensor: Tensor) -> bool:
 def _folded(call: Callable[..., Tensor], images: Tensor, *others: Tensor | None) -> Tensor:
     """Leaves `vmap` for one call; running statistics are written to where they are."""
     level = _functorch.maybe_current_level()
+    # The size is read only for tensors that all replicas share, which the images are not.
     outside = _functorch._remove_batch_dim(images, level, 1, 1)
     replicas = outside.shape[1]
 
