@@ -1,6 +1,7 @@
 """What `DQNLRCallback` costs, as ratios within one run.
 
     python benchmarks/overhead.py
+    python benchmarks/overhead.py --device cuda
 
 Prints (1) the callback's share of the step time of a model of a million parameters, (2) its host
 time per batch on a tiny model. The share is measured within one run, by a clock around everything
@@ -27,6 +28,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_dqnlr import DQNLRCallback
+
+device = "cpu"  # that all runs are on
 
 
 class Regression(LightningModule):
@@ -89,10 +92,12 @@ class Clocked(DQNLRCallback):
 def seconds_per_step(width: int, batch: int, steps: int, callbacks: list[Callback]) -> float:
     """Wall-clock time of a Trainer's step."""
     torch.manual_seed(0)
-    data = Batches(torch.randn(batch, 64), torch.randn(batch, 10))
+    data = Batches(torch.randn(batch, 64, device=device), torch.randn(batch, 10, device=device))
     trainer = quiet_trainer(steps, callbacks)
     began = time.perf_counter()
     trainer.fit(Regression(width), DataLoader(data, batch_size=None))
+    if device == "cuda":
+        torch.cuda.synchronize()
     return (time.perf_counter() - began) / steps
 
 
@@ -109,7 +114,8 @@ def quiet_trainer(steps: int, callbacks: list[Callback]) -> Trainer:
         max_steps=steps,
         max_epochs=-1,
         callbacks=callbacks,
-        accelerator="cpu",
+        accelerator=device,
+        devices=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -137,16 +143,20 @@ def paired(width: int, batch: int, steps: int, repeats: int) -> tuple[float, flo
 
 def main() -> None:
     """Prints both figures."""
+    global device
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     arguments = parser.parse_args()
+    device = arguments.device
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.set_num_threads(arguments.threads)
-    print(f"{platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
+    where = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
+    print(f"{where}, {arguments.threads} threads, torch {torch.__version__}")
 
     width = 956  # 64 w + w^2 + 12 w + 10 = 986,602 parameters
     for steps in (arguments.steps, 5 * arguments.steps):

@@ -5,7 +5,9 @@
 
 Cosine with warm-up and WSD at five peaks over two decades, and `DQNLRCallback()` with nothing
 tuned, through the benchmark's own runs: real Trainers, one JSON file per run. The same command
-makes only the runs that are missing; one that raised is tried again.
+makes only the runs that are missing; one that raised is tried again. Several commands with
+`--share 1/4`, `--share 2/4`, ... make the runs side by side; the one without prints the tables. On
+a GPU, matrices are multiplied in TF32.
 """
 
 from __future__ import annotations
@@ -251,12 +253,19 @@ def compare(arguments: argparse.Namespace) -> None:
     write_atomically(folder / "about.json", (json.dumps(about, indent=1) + "\n").encode())
     where = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high")
     tasks = list(open_tasks(arguments.tasks, arguments.scale, steps))
     suite = Suite(seeds=arguments.seeds, points=arguments.peaks, decades=DECADES)
     runs, store = list(plan(suite, tasks, METHODS)), Store(folder / "runs")
+    place, shares = arguments.share
+    runs = runs[place - 1 :: shares]
     todo = missing(runs, store, retry_failed=True)
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them stored in {folder}", flush=True)
     make(todo, store, device, steps)
+    if shares > 1:
+        print("This share is done; the same command without --share prints the tables.")
+        return
     comparison = Comparison(record for run in runs if (record := store.get(run.key)))
     print(*(table(comparison, task.name) for task in tasks), sep="\n")
     print("", *at_the_edge(comparison), MEANING, sep="\n")
@@ -290,6 +299,18 @@ def at_least(least: int, text: str) -> int:
     return int(text)
 
 
+def share(text: str) -> tuple[int, int]:
+    """K and N for `--share K/N`.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not of this form, or K is not one of 1..N.
+    """
+    place, slash, shares = text.partition("/")
+    if not slash or not (place + shares).isdecimal() or not 1 <= int(place) <= int(shares):
+        raise argparse.ArgumentTypeError(f"{text!r} must be K/N with K in 1..N, such as 1/4")
+    return int(place), int(shares)
+
+
 def scaled(text: str) -> Size:
     """The size for `--scale`: "tiny", or a factor on the widths of the real one.
 
@@ -319,6 +340,7 @@ def main() -> None:
     add("--peaks", type=partial(at_least, 3), default=5, help="over two decades (default 5)")
     add("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
     add("--scale", type=scaled, default=Size(), help="factor on the widths, or tiny")
+    add("--share", type=share, default=(1, 1), metavar="K/N", help="make every Nth run only")
     add("--folder", type=Path, default=Path("outputs/real_size"), help="of the records")
     arguments = parser.parse_args()
     # Else Lightning would end one run after SIGTERM, and the next would begin.

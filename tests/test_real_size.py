@@ -163,6 +163,30 @@ def test_runs_that_raise_are_named_and_tried_again(script, tmp_path, monkeypatch
     assert "7 runs raised, and count as diverged" in text
 
 
+def test_shares_make_every_run_once_and_leave_the_tables_to_the_whole(
+    script, tmp_path, monkeypatch, capsys
+):
+    made = []
+
+    def at_once(method, task, lr, seed, split, *_, **__):
+        made.append((method.name, lr))
+        task, method, lr, seed, code, policy = run_key(method, task, lr, seed)
+        return record(task, method, lr, seed, split=split, code=code, policy=policy)
+
+    monkeypatch.setattr(script, "run", at_once)
+    arguments = (*TINY, "--tasks", "transformer")
+    for place in range(1, 4):
+        call(script, tmp_path, *arguments, "--share", f"{place}/3")
+        text = capsys.readouterr().out
+        assert "without --share" in text
+        assert "## transformer" not in text
+    assert len(made) == len(set(made)) == 7
+    call(script, tmp_path, *arguments)
+    assert "7 runs, 7 of them stored" in (text := capsys.readouterr().out)
+    assert "## transformer" in text
+    assert len(made) == 7
+
+
 def test_no_cuda_is_said_before_anything_is_written(script, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigurationError, match="--device cpu"):
@@ -176,8 +200,12 @@ def test_no_cuda_is_said_before_anything_is_written(script, tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     "wrong",
-    [("--peaks", "2"), ("--steps", "many"), ("--scale", "0"), ("--scale", "nan"), ("--seeds", "0")],
-)
+    [
+        ("--peaks", "2"), ("--steps", "many"), ("--scale", "0"), ("--scale", "nan"),
+        ("--seeds", "0"), ("--share", "0/2"), ("--share", "3/2"), ("--share", "2"),
+        ("--share", "/"),
+    ],
+)  # fmt: skip
 def test_numbers_that_cannot_work_are_refused_by_name(script, tmp_path, monkeypatch, capsys, wrong):
     monkeypatch.setattr(script, "compare", lambda _: pytest.fail("began"))
     with pytest.raises(SystemExit):
