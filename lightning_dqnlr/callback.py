@@ -96,6 +96,7 @@ class DQNLRCallback(Callback):
         self._hooks: list[RemovableHandle] = []
         self._trace: list[Record] = []
         self._resume: dict[str, Any] = {}
+        self._log_every = 0
         self._first_step = 0  # the Trainer's global_step when control began
         self._loss: Tensor | None = None  # sum over the batches of one optimizer step
         self._batches = 0
@@ -167,6 +168,7 @@ class DQNLRCallback(Callback):
             _change_horizon(driver, horizon)
         self._resume = {}
         self._driver, self._trace = driver, driver.trace
+        self._log_every = self._steps_per_log(trainer)
         self._forget_batches()
         self._hooks = [driver.optimizer.register_step_post_hook(lambda *_: driver.after_step())]
 
@@ -238,9 +240,13 @@ class DQNLRCallback(Callback):
             return
         used = self._driver.lr
         self._driver.finish_step(loss if batches == 1 else loss / batches)
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if self._logs and every > 0 and trainer.global_step % every == 0:
+        if self._log_every and trainer.global_step % self._log_every == 0:
             self._log(trainer, pl_module, used)
+
+    def _steps_per_log(self, trainer: Trainer) -> int:
+        """0 where nobody looks."""
+        heard = bool(trainer.loggers) or trainer.progress_bar_callback is not None
+        return max(0, trainer.log_every_n_steps) if self._logs and heard else 0  # type: ignore[attr-defined]
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, used: float) -> None:
         """Logs where somebody looks; each call costs as much as a small model's step."""

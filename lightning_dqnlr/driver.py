@@ -116,7 +116,6 @@ class OptimizerDriver:
         """Whether the coming step's gradient will be looked at."""
         return not self._probed or self._telemetry.observing
 
-    @torch.no_grad()
     def before_step(self, gradient_scale: float | Tensor | None = None) -> None:
         """Looks at gradients and weights just before an optimizer step.
 
@@ -125,9 +124,10 @@ class OptimizerDriver:
         """
         if not self._probed:
             self._begin()
-        self._rates.adopt_new_groups()
-        if not self._telemetry.observing:
-            return
+        if self._telemetry.observing:
+            self._look(gradient_scale)
+
+    def _look(self, gradient_scale: float | Tensor | None) -> None:
         gradient = self._probe.read([p.grad for p in self._parameters])
         if gradient_scale is not None:
             gradient /= gradient_scale
@@ -135,7 +135,6 @@ class OptimizerDriver:
         if self._telemetry.total_steps == 0:
             self._set_start(*self._before)
 
-    @torch.no_grad()
     def after_step(self) -> None:
         """Notes a real optimizer step, and looks at the weights."""
         # A fused optimizer is called even for a step that the gradient scaler makes it skip.
@@ -146,12 +145,11 @@ class OptimizerDriver:
         if self._before is not None:
             self._after = self._probe.read_parameters(self._parameters)
 
-    @torch.no_grad()
     def finish_step(self, loss: Tensor) -> bool:
         """Takes the training loss of the step just made; at an interval's end, decides.
 
         Args:
-            loss: scalar, on any device.
+            loss: scalar, on any device, detached.
 
         Returns:
             Whether a decision was taken.
@@ -191,6 +189,7 @@ class OptimizerDriver:
                 "some, and all on one device (or replicated by DDP)."
             )
         self._probed = list(probed)
+        self._rates.adopt_new_groups()
         sizes = [p.numel() for p in self._parameters]
         self._probe = Probe(sizes, self.policy.spec.probe_size)
         self._telemetry = Telemetry(len(self._probe), (), devices.pop())
@@ -206,7 +205,9 @@ class OptimizerDriver:
             self.controller.safe_start(norms[0], norms[1], self._probe.total, follows_gradient)
         self._rates.set(float(self.controller.lr))
 
+    @torch.no_grad()
     def _decide(self) -> None:
+        self._rates.adopt_new_groups()
         reduce = mean_over_ranks if self._across_ranks else None
         stats = self._telemetry.read(self._probe.read_parameters(self._parameters), "cpu", reduce)
         if self.controller.decisions == 0 and not bool(stats.losses[..., 0].isfinite()):

@@ -5,7 +5,7 @@ and the weights are read at those coordinates only, and every inner product that
 (gradient with gradient, gradient with update, update with update, ...) comes out of one small Gram
 matrix. `Telemetry` keeps those matrices and the losses of one decision interval on the device;
 `Telemetry.read` turns them into one flat tensor, so that a host needs exactly one transfer per
-decision. Long intervals observe 16 of their steps (eight adjacent pairs, because the cosines
+decision. Long intervals observe 8 of their steps (four adjacent pairs, because the cosines
 compare consecutive steps); the loss is averaged over all of them.
 
 Everything has leading dimensions `lead`: `()` for one run, `(R,)` for R replicas side by side.
@@ -23,7 +23,7 @@ from torch import Tensor
 
 MAX_TENSORS = 64
 MAX_BINS = 16
-MAX_OBSERVATIONS = 16
+MAX_OBSERVATIONS = 8
 _SLICES = 4
 _TINY = 1e-38
 
