@@ -7,7 +7,7 @@ Cosine with warm-up and WSD at five peaks over two decades, and `DQNLRCallback()
 tuned, through the benchmark's own runs: real Trainers, one JSON file per run. The same command
 makes only the runs that are missing; one that raised is tried again. Several commands with
 `--share 1/4`, `--share 2/4`, ... make the runs side by side; the one without prints the tables. On
-a GPU, matrices are multiplied in TF32.
+a GPU all of them train in mixed precision, bfloat16, as models of this size do.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pathlib import Path
 import torch
 from lightning import LightningModule
 from real_size_tasks import HEADS, TINY, Size, residual_task, transformer_task
+from torch import Tensor
 
 from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, final_loss
 from lightning_dqnlr.bench.methods_plan import Method
@@ -88,17 +89,32 @@ def open_tasks(names: Sequence[str], size: Size, steps: int) -> Iterator[BenchTa
 
 @dataclass(frozen=True)
 class Watched:
-    """Serves as `Task.build`: a module that tells of each training step; its code hash is kept."""
+    """Serves as `Task.build`: a module that tells of each training step; its code hash is kept.
+
+    Attributes:
+        build: the task's own.
+        tick: called before each step.
+        mixed_on: kind of device on which its network computes in mixed precision; "" for none.
+    """
 
     build: Callable[[int], LightningModule]
     tick: Callable[[], None]
+    mixed_on: str = ""
 
     def __call__(self, seed: int) -> LightningModule:
         """The module of this seed."""
         module = self.build(seed)
         network = module.get_submodule("net")
         network.register_forward_pre_hook(lambda net, _: self.tick() if net.training else None)
+        if self.mixed_on:
+            network.forward = partial(in_mixed_precision, self.mixed_on, network.forward)
         return module
+
+
+def in_mixed_precision(kind: str, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """A network's outputs, computed in bfloat16 where autocast does so, in float32 for the loss."""
+    with torch.autocast(kind, torch.bfloat16):
+        return forward(*inputs).float()
 
 
 class Progress:
@@ -167,7 +183,8 @@ def make(runs: Sequence[PlannedRun], store: Store, device: str, steps: int) -> N
     progress = Progress(runs, steps)
     for planned in runs:
         task = planned.task.open()
-        watched = replace(task, build=Watched(task.build, progress.tick))
+        mixed_on = device if device == "cuda" else ""
+        watched = replace(task, build=Watched(task.build, progress.tick, mixed_on))
         where = (planned.lr, planned.seed, planned.task.split, EVALUATIONS)
         record = run(planned.method, watched, *where, device=device)
         store.put(record)
@@ -253,8 +270,6 @@ def compare(arguments: argparse.Namespace) -> None:
     write_atomically(folder / "about.json", (json.dumps(about, indent=1) + "\n").encode())
     where = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    if device == "cuda":
-        torch.set_float32_matmul_precision("high")
     tasks = list(open_tasks(arguments.tasks, arguments.scale, steps))
     suite = Suite(seeds=arguments.seeds, points=arguments.peaks, decades=DECADES)
     runs, store = list(plan(suite, tasks, METHODS)), Store(folder / "runs")

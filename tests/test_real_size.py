@@ -247,6 +247,22 @@ def test_the_time_left_follows_the_pace_of_each_task(script, monkeypatch):
     assert progress.seconds_left() == 3.0 * 9 + 3.0 * 10
 
 
+def test_mixed_precision_multiplies_in_bfloat16_and_takes_the_loss_in_float32(script):
+    tasks = sys.modules["real_size_tasks"]
+    task, multiplied = tasks.transformer_task(script.TINY, 10), []
+    module = script.Watched(task.build, lambda: None, "cpu")(0).eval()
+    head = module.net.head[-1]
+    head.register_forward_hook(lambda *arguments: multiplied.append(arguments[-1].dtype))
+    tokens = torch.randint(90, (2, 32), generator=torch.Generator().manual_seed(0))
+    logits = module.net(tokens)
+    assert multiplied == [torch.bfloat16]
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in module.parameters())
+    exact = task.build(0).eval().net(tokens)
+    assert 0 < (logits - exact).abs().max() < 0.02
+
+
 def test_the_real_size_has_millions_of_parameters(script):
     size = script.Size()
     tasks = sys.modules["real_size_tasks"]
