@@ -28,6 +28,7 @@ CONTROLS = ("untrained", "state-blind", "mean-curve", "classic")
 RIVALS = {
     "wsd": 0.5,
     "schedule-free": 0.7,
+    "schedule-free-default": 0.7,  # at the LR of its package: the bar does not say tuned
     "prodigy": 0.7,
     "d-adaptation": 0.7,
     "plateau": 0.7,

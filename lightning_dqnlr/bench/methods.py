@@ -41,6 +41,7 @@ METHODS: tuple[Method, ...] = (
     Prodigy(),
     DAdaptation(),
     ScheduleFree(),
+    ScheduleFree("schedule-free-default", tuned=False),
     LearnedPolicy(),
     LearnedPolicy("classic", "classic"),
     LearnedPolicy("q-table", "q_table"),
