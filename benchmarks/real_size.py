@@ -23,15 +23,13 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
-from lightning import LightningModule
-from real_size_tasks import HEADS, TINY, Size, residual_task, transformer_task
-from torch import Tensor
+from real_size_tasks import HEADS, TINY, Size, Watched, residual_task, transformer_task
 
 from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, final_loss
 from lightning_dqnlr.bench.methods_plan import Method
@@ -85,36 +83,6 @@ def open_tasks(names: Sequence[str], size: Size, steps: int) -> Iterator[BenchTa
             flush=True,
         )
         yield BenchTask(name, "longer runs", Opened(task), lr, seconds)
-
-
-@dataclass(frozen=True)
-class Watched:
-    """Serves as `Task.build`: a module that tells of each training step; its code hash is kept.
-
-    Attributes:
-        build: the task's own.
-        tick: called before each step.
-        mixed_on: kind of device on which its network computes in mixed precision; "" for none.
-    """
-
-    build: Callable[[int], LightningModule]
-    tick: Callable[[], None]
-    mixed_on: str = ""
-
-    def __call__(self, seed: int) -> LightningModule:
-        """The module of this seed."""
-        module = self.build(seed)
-        network = module.get_submodule("net")
-        network.register_forward_pre_hook(lambda net, _: self.tick() if net.training else None)
-        if self.mixed_on:
-            network.forward = partial(in_mixed_precision, self.mixed_on, network.forward)
-        return module
-
-
-def in_mixed_precision(kind: str, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """A network's outputs, computed in bfloat16 where autocast does so, in float32 for the loss."""
-    with torch.autocast(kind, torch.bfloat16):
-        return forward(*inputs).float()
 
 
 class Progress:

@@ -1,4 +1,4 @@
-"""The two tasks of `real_size.py`, on data that are on every machine.
+"""The two tasks of `real_size.py`, on data that are on every machine, and how a run is watched.
 
 A decoder transformer of ten million parameters reads the sources of Python's standard library; a
 residual network of three and a half million looks at patches of scikit-learn's two photographs.
@@ -7,12 +7,14 @@ residual network of three and a half million looks at patches of scikit-learn's 
 from __future__ import annotations
 
 import sysconfig
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import torch
+from lightning import LightningModule
 from torch import Tensor, nn
 
 from lightning_dqnlr.bench.task import CrossEntropy, fixed_draws, own_task
@@ -188,3 +190,33 @@ def turned(images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor
     turns = torch.randint(ROTATIONS, (count,), generator=generator)
     every = torch.stack([torch.rot90(images, turn, (2, 3)) for turn in range(ROTATIONS)])
     return every[turns, torch.arange(count)], ROTATIONS * (labels // TREATMENTS) + turns
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Serves as `Task.build`: a module that tells of each training step; its code hash is kept.
+
+    Attributes:
+        build: the task's own.
+        tick: called before each step.
+        mixed_on: kind of device on which its network computes in mixed precision; "" for none.
+    """
+
+    build: Callable[[int], LightningModule]
+    tick: Callable[[], None]
+    mixed_on: str = ""
+
+    def __call__(self, seed: int) -> LightningModule:
+        """The module of this seed."""
+        module = self.build(seed)
+        network = module.get_submodule("net")
+        network.register_forward_pre_hook(lambda net, _: self.tick() if net.training else None)
+        if self.mixed_on:
+            network.forward = partial(in_mixed_precision, self.mixed_on, network.forward)
+        return module
+
+
+def in_mixed_precision(kind: str, forward: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """A network's outputs, computed in bfloat16 where autocast does so, in float32 for the loss."""
+    with torch.autocast(kind, torch.bfloat16):
+        return forward(*inputs).float()
