@@ -9,8 +9,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c 
 CODE := lightning_dqnlr tests $(wildcard examples)
 
 # What the bundled policy is the mean of.
-MEMBERS := $(addprefix outputs/policy/,broad/episode-00448 broad/episode-00576 \
-  second/episode-00640 second/episode-00768 small/last other/last)
+MEMBERS := $(foreach run,five two,$(addprefix outputs/policy/$(run)/episode-0,1280 1408 1536))
 
 .PHONY: test demo policy lint format clean
 .DEFAULT_GOAL := test
@@ -28,15 +27,9 @@ demo: $(VENV)/.installed-train
 	$(BIN)/python examples/demo.py
 
 policy: $(VENV)/.installed-train
-	$(BIN)/dqnlr-train experiment=default folder=outputs/policy/broad resume=true
-	$(BIN)/dqnlr-train experiment=default folder=outputs/policy/second resume=true seed=2 \
-	  train.episodes=768 'env.collect.demonstrated_drifts=[-0.5,1.0]' \
-	  env.spec.decay_share=0.3 env.spec.cuts_in_decay=false
-	$(BIN)/dqnlr-train experiment=small folder=outputs/policy/small resume=true
-	$(BIN)/dqnlr-train experiment=small folder=outputs/policy/other resume=true train.episodes=120 \
-	  env.collect.epsilon=0.08 env.collect.epsilon_alpha=0 env.collect.demonstrator_episodes=150
-	$(BIN)/dqnlr-combine $(MEMBERS) --into outputs/policy/combined \
-	  --set decay_share=0.3 --set cuts_in_decay=false
+	$(BIN)/dqnlr-train experiment=default folder=outputs/policy/five resume=true seed=5
+	$(BIN)/dqnlr-train experiment=default folder=outputs/policy/two resume=true seed=2
+	$(BIN)/dqnlr-combine $(MEMBERS) --into outputs/policy/combined
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(CODE)
