@@ -29,8 +29,6 @@ from torch.utils.data import DataLoader
 
 from lightning_dqnlr import DQNLRCallback
 
-device = "cpu"  # that all runs are on
-
 
 class Regression(LightningModule):
     """A multilayer perceptron of a chosen width."""
@@ -89,11 +87,13 @@ class Clocked(DQNLRCallback):
         return clocked
 
 
-def seconds_per_step(width: int, batch: int, steps: int, callbacks: list[Callback]) -> float:
+def seconds_per_step(
+    width: int, batch: int, steps: int, callbacks: list[Callback], device: str
+) -> float:
     """Wall-clock time of a Trainer's step."""
     torch.manual_seed(0)
     data = Batches(torch.randn(batch, 64, device=device), torch.randn(batch, 10, device=device))
-    trainer = quiet_trainer(steps, callbacks)
+    trainer = quiet_trainer(steps, callbacks, device)
     began = time.perf_counter()
     trainer.fit(Regression(width), DataLoader(data, batch_size=None))
     if device == "cuda":
@@ -101,14 +101,14 @@ def seconds_per_step(width: int, batch: int, steps: int, callbacks: list[Callbac
     return (time.perf_counter() - began) / steps
 
 
-def share(width: int, batch: int, steps: int) -> tuple[float, float]:
+def share(width: int, batch: int, steps: int, device: str) -> tuple[float, float]:
     """Seconds per step, and the share of them spent within the callback."""
     callback = Clocked()
-    each = seconds_per_step(width, batch, steps, [callback])
+    each = seconds_per_step(width, batch, steps, [callback], device)
     return each, callback.seconds / steps / each
 
 
-def quiet_trainer(steps: int, callbacks: list[Callback]) -> Trainer:
+def quiet_trainer(steps: int, callbacks: list[Callback], device: str) -> Trainer:
     """A Trainer with nothing else to pay for."""
     return Trainer(
         max_steps=steps,
@@ -123,14 +123,18 @@ def quiet_trainer(steps: int, callbacks: list[Callback]) -> Trainer:
     )
 
 
-def paired(width: int, batch: int, steps: int, repeats: int) -> tuple[float, float, float]:
+def paired(
+    width: int, batch: int, steps: int, repeats: int, device: str
+) -> tuple[float, float, float]:
     """Median step time without, median of the paired ratios, median of the paired differences."""
-    seconds_per_step(width, batch, max(20, steps // 20), [DQNLRCallback()])  # warm-up
+    seconds_per_step(width, batch, max(20, steps // 20), [DQNLRCallback()], device)  # warm-up
     pairs = []
     for repeat in range(repeats):
         order = (False, True) if repeat % 2 == 0 else (True, False)
         times = {
-            with_it: seconds_per_step(width, batch, steps, [DQNLRCallback()] if with_it else [])
+            with_it: seconds_per_step(
+                width, batch, steps, [DQNLRCallback()] if with_it else [], device
+            )
             for with_it in order
         }
         pairs.append((times[False], times[True]))
@@ -143,7 +147,6 @@ def paired(width: int, batch: int, steps: int, repeats: int) -> tuple[float, flo
 
 def main() -> None:
     """Prints both figures."""
-    global device
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2000)
@@ -160,14 +163,14 @@ def main() -> None:
 
     width = 956  # 64 w + w^2 + 12 w + 10 = 986,602 parameters
     for steps in (arguments.steps, 5 * arguments.steps):
-        each, spent = share(width, 128, steps)
+        each, spent = share(width, 128, steps, device)
         print(f"a million parameters, {steps} steps: {spent:.2%} of {1e3 * each:.2f} ms per step")
-    base, ratio, _ = paired(width, 128, arguments.steps, arguments.repeats)
+    base, ratio, _ = paired(width, 128, arguments.steps, arguments.repeats, device)
     size = sum(p.numel() for p in Regression(width).parameters())
     print(f"model of {size:,} parameters: {1e3 * base:.2f} ms per step, x{ratio:.4f} with callback")
     torch.set_num_threads(1)  # a tiny model's kernels do not pay for a second thread
     for steps in (arguments.steps, 5 * arguments.steps, 10 * arguments.steps):
-        base, ratio, extra = paired(16, 16, steps, arguments.repeats)
+        base, ratio, extra = paired(16, 16, steps, arguments.repeats, device)
         print(
             f"tiny model, {steps} steps: {1e6 * base:.0f} us per batch, x{ratio:.3f} with "
             f"callback, {1e6 * extra:+.0f} us per batch"

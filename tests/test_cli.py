@@ -127,6 +127,18 @@ def test_the_default_configuration_repeats_the_defaults_of_the_code(tmp_path):
     assert trainer.spec.actions.multipliers == DEFAULT_MULTIPLIERS
 
 
+def test_the_recipe_of_the_bundled_policy_is_still_the_one_its_members_were_trained_by(tmp_path):
+    policy = LRPolicy.load("default")
+    trainer = cli.build_trainer(composed("experiment=default"), tmp_path)
+    assert trainer.spec == policy.spec
+    assert str(trainer.collect) == policy.record["collect"]
+    assert str(trainer.agent) == policy.record["agent"]
+    for member in policy.record["members"]:
+        asked = dict(text.split("=", 1) for text in member["overrides"])
+        for name in ("episodes", "updates", "capacity"):
+            assert int(asked[f"train.{name}"]) == getattr(trainer.config, name)
+
+
 def test_classic_is_the_specified_recipe(tmp_path):
     trainer = cli.build_trainer(composed("experiment=classic"), tmp_path)
     assert trainer.spec.actions.multipliers == CLASSIC_MULTIPLIERS

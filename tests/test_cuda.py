@@ -58,12 +58,9 @@ class Placed(Net):
         return super().training_step(batch, batch_idx)
 
 
-def in_a_trainer_on(device, folder, precision="32-true", **options):
-    callback = DQNLRCallback(random_policy(seed=3), horizon=200)
-    run = trainer(
-        callback, folder, max_steps=60, accelerator=device, devices=1, precision=precision
-    )
-    module = Placed(lr=1.0, **options)
+def in_a_trainer_on(device, folder):
+    callback, module = DQNLRCallback(random_policy(seed=3), horizon=200), Placed(lr=1.0)
+    run = trainer(callback, folder, max_steps=60, accelerator=device, devices=1)
     run.fit(module, loader())
     return callback, module
 
@@ -121,10 +118,8 @@ def in_the_environment(task, policy, device):
 
 def test_a_blown_up_run_comes_back_on_the_gpu(tmp_path):
     spec = ControllerSpec(max_update_ratio=1e9)
-    raises = constant_policy(
-        max(range(len(spec.actions)), key=spec.actions.multipliers.__getitem__), spec
-    )
-    callback = DQNLRCallback(raises)
+    largest = spec.actions.multipliers.index(max(spec.actions.multipliers))
+    callback = DQNLRCallback(constant_policy(largest, spec))
     module = Net(optimizer=torch.optim.SGD)
     trainer(callback, tmp_path, max_steps=200, accelerator="cuda", devices=1).fit(module, loader())
     assert any(record["tripped"] for record in callback.trace)

@@ -102,6 +102,38 @@ def test_saved_in_the_middle_of_an_interval_it_goes_on_exactly(tmp_path):
     )
 
 
+def test_a_group_that_joins_between_decisions_keeps_its_ratio_and_a_resume_changes_nothing():
+    """It joins in the middle of an interval, at a tenth of the reference's rate of that moment."""
+    whole = Loop(horizon=1000, epsilon=0.5)
+    whole.run(300)
+    decisions = len(whole.scheduler.trace)
+    with_newcomer(whole, 0.1 * whole.scheduler.get_last_lr()[0]).run(1)
+    saved = whole.state()
+    assert len(whole.scheduler.trace) == decisions, "this is meant to be within an interval"
+    resumed = with_newcomer(Loop(), 1.0)
+    resumed.net.load_state_dict(saved[0])
+    resumed.optimizer.load_state_dict(saved[1])
+    resumed.scheduler.close()  # a Trainer, too, makes the control once the optimizer is restored
+    resumed.scheduler = DQNLRScheduler(
+        resumed.optimizer, random_policy(), horizon=1000, epsilon=0.5, module=resumed.net
+    )
+    resumed.scheduler.load_state_dict(saved[2])
+    resumed.done = whole.done
+    for _ in range(60):
+        whole.run(1)
+        resumed.run(1)
+        first, newcomer = whole.scheduler.get_last_lr()
+        assert newcomer == pytest.approx(0.1 * first)
+        assert resumed.scheduler.get_last_lr() == [first, newcomer]
+    assert len(set(whole.rates[-60:])) > 1
+
+
+def with_newcomer(loop, lr):
+    """The loop, whose optimizer has got one more group; its parameter never moves."""
+    loop.optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "lr": lr})
+    return loop
+
+
 def test_a_state_saved_before_the_first_step_loads():
     fresh, other = Loop(), Loop()
     other.scheduler.load_state_dict(fresh.scheduler.state_dict())
