@@ -1,0 +1,123 @@
+"""Asks whether a policy's rates are too low or too high: moves them within its own runs.
+
+    python benchmarks/moved_rates.py lightning_dqnlr/policy/default --mixture long
+
+Each task is trained by the policy, and from the same start and batches again with its rate moved
+once, at 15% or 35% of the run; from there on the policy goes on, or the rate is held to the
+built-in decay. What is told is the difference of the final log loss (of the whole training set, in
+eval mode, plus 1% of the initial loss) to the policy's own run: the difference of regrets, for
+which no rival has to be tuned. On the validation split, for tasks whose horizon is known.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from many_runs import family
+from torch import Tensor
+from tqdm import tqdm
+
+from lightning_dqnlr.bench.scores import interquartile_mean
+from lightning_dqnlr.control.features import compressed_loss
+from lightning_dqnlr.envs.environment import Terms
+from lightning_dqnlr.envs.vector import VectorEngine
+from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.rl.rewards import log_progress
+from lightning_dqnlr.tasks.task import Task
+
+LARGEST = 1.0  # a difference of log losses counts as this much at most
+
+
+class Move(NamedTuple):
+    """A change of the rate: once, by one of the policy's multipliers."""
+
+    at: float  # share of the run
+    multiplier: float
+    held: bool  # to the built-in decay from then on; else the policy goes on
+
+    def __str__(self) -> str:
+        then = "then held" if self.held else "the policy goes on"
+        return f"x{self.multiplier:g} at {self.at:.0%}, {then}"
+
+
+MOVES = (
+    *(Move(at, multiplier, False) for at in (0.15, 0.35) for multiplier in (0.5, 2.0, 4.0)),
+    *(Move(0.15, multiplier, True) for multiplier in (0.5, 1.0, 2.0, 4.0)),
+)
+
+
+class Mover:
+    """Acts as the policy, but for one move per replica.
+
+    Args:
+        policy: what acts otherwise.
+        moves: one per replica; None for none.
+    """
+
+    def __init__(self, policy: LRPolicy, moves: Sequence[Move | None]) -> None:
+        table = policy.spec.actions.multipliers
+        self._policy, self._keep = policy, policy.spec.actions.keep
+        self._at = torch.tensor([move.at if move else 2.0 for move in moves])
+        chosen = [table.index(move.multiplier) if move else self._keep for move in moves]
+        self._move, self._held = (
+            torch.tensor(chosen),
+            torch.tensor([bool(m and m.held) for m in moves]),
+        )
+        self._moved = torch.zeros(len(moves), dtype=torch.bool)
+
+    def act(self, observation: Tensor, progress: float) -> Tensor:
+        """Actions (R,), given the share of the run that is over."""
+        action = self._policy.act(observation).cpu()
+        action = torch.where(self._moved & self._held, self._keep, action)
+        due = ~self._moved & (self._at <= progress)
+        self._moved |= due
+        return torch.where(due, self._move, action).to(observation.device)
+
+
+def differences(task: Task, policy: LRPolicy, seeds: int, engine: VectorEngine) -> Tensor:
+    """Final log loss of each move less the policy's own, (moves, seeds), clipped to +-`LARGEST`."""
+    moves = [move for move in (None, *MOVES) for _ in range(seeds)]
+    mover = Mover(policy, moves)
+    numbers = [seed for _ in (None, *MOVES) for seed in range(seeds)]
+    env = engine.open(task, policy.spec, numbers, Terms(log_progress))
+    observation = env.reset()
+    while not env.finished:
+        action = mover.act(observation, env.controller.step / task.horizon)
+        observation = env.step(action).observation
+    level = compressed_loss(env.losses().train, env.controller.history.initial_loss)
+    level = level.nan_to_num(torch.inf, torch.inf).clamp_max(1e3).view(-1, seeds).cpu()
+    return (level[1:] - level[:1]).clamp(-LARGEST, LARGEST)
+
+
+def main() -> None:
+    """Prints a table of moves."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("policy", type=Path)
+    parser.add_argument("--tasks", type=int, default=24, help="of the validation split")
+    parser.add_argument("--first", type=int, default=200, help="number of the first of them")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--mixture", default="broad", help="an option of conf/tasks")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    policy, engine = LRPolicy.load(arguments.policy), VectorEngine(arguments.device)
+    numbers = range(arguments.first, arguments.first + arguments.tasks)
+    tasks = [family(arguments.mixture).sample(number, "validation") for number in numbers]
+    known = [task for task in tasks if task.known_horizon]
+    found = [differences(task, policy, arguments.seeds, engine) for task in tqdm(known)]
+    print(
+        f"{len(known)} tasks x {arguments.seeds} seeds; negative: better than the policy's own run"
+    )
+    print("| move | mean | IQM | tasks where it is better |\n| --- | --- | --- | --- |")
+    for move, change in zip(MOVES, torch.stack(found, 1), strict=True):
+        better = (change.mean(-1) < 0).float().mean()
+        numbers_of = f"{change.mean():.3f} | {interquartile_mean(change.flatten()):.3f}"
+        print(f"| {move} | {numbers_of} | {better:.0%} |")
+
+
+if __name__ == "__main__":
+    main()
