@@ -33,6 +33,24 @@ def family(name: str) -> TaskFamily:
     return tasks
 
 
+def parser_of(description: str, *, split: str, tasks: int, seeds: int) -> argparse.ArgumentParser:
+    """What the scripts that run a policy on many tasks have in common.
+
+    Args:
+        description: of the script.
+        split: that its tasks are of.
+        tasks: their number, unless told.
+        seeds: of each, unless told.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("policy", type=Path)
+    parser.add_argument("--tasks", type=int, default=tasks, help=f"of the {split} split")
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--mixture", default="broad", help="an option of conf/tasks")
+    parser.add_argument("--device", default="cpu")
+    return parser
+
+
 def ends(
     task: Task, policy: LRPolicy, seeds: Sequence[int], engine: VectorEngine
 ) -> tuple[Tensor, Tensor]:
@@ -46,12 +64,7 @@ def ends(
 
 def main() -> None:
     """Prints each lost run and the count."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("policy", type=Path)
-    parser.add_argument("--tasks", type=int, default=125, help="of the test split")
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--mixture", default="broad", help="an option of conf/tasks")
-    parser.add_argument("--device", default="cpu")
+    parser = parser_of(__doc__.splitlines()[0], split="test", tasks=125, seeds=8)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     policy, engine = LRPolicy.load(arguments.policy), VectorEngine(arguments.device)

@@ -11,13 +11,11 @@ which no rival has to be tuned. On the validation split, for tasks whose horizon
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from many_runs import family
+from many_runs import family, parser_of
 from torch import Tensor
 from tqdm import tqdm
 
@@ -63,10 +61,8 @@ class Mover:
         self._policy, self._keep = policy, policy.spec.actions.keep
         self._at = torch.tensor([move.at if move else 2.0 for move in moves])
         chosen = [table.index(move.multiplier) if move else self._keep for move in moves]
-        self._move, self._held = (
-            torch.tensor(chosen),
-            torch.tensor([bool(m and m.held) for m in moves]),
-        )
+        self._move = torch.tensor(chosen)
+        self._held = torch.tensor([bool(move and move.held) for move in moves])
         self._moved = torch.zeros(len(moves), dtype=torch.bool)
 
     def act(self, observation: Tensor, progress: float) -> Tensor:
@@ -80,10 +76,9 @@ class Mover:
 
 def differences(task: Task, policy: LRPolicy, seeds: int, engine: VectorEngine) -> Tensor:
     """Final log loss of each move less the policy's own, (moves, seeds), clipped to +-`LARGEST`."""
-    moves = [move for move in (None, *MOVES) for _ in range(seeds)]
-    mover = Mover(policy, moves)
-    numbers = [seed for _ in (None, *MOVES) for seed in range(seeds)]
-    env = engine.open(task, policy.spec, numbers, Terms(log_progress))
+    replicas = [(move, seed) for move in (None, *MOVES) for seed in range(seeds)]
+    mover = Mover(policy, [move for move, _ in replicas])
+    env = engine.open(task, policy.spec, [seed for _, seed in replicas], Terms(log_progress))
     observation = env.reset()
     while not env.finished:
         action = mover.act(observation, env.controller.step / task.horizon)
@@ -95,13 +90,8 @@ def differences(task: Task, policy: LRPolicy, seeds: int, engine: VectorEngine) 
 
 def main() -> None:
     """Prints a table of moves."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("policy", type=Path)
-    parser.add_argument("--tasks", type=int, default=24, help="of the validation split")
-    parser.add_argument("--first", type=int, default=200, help="number of the first of them")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--mixture", default="broad", help="an option of conf/tasks")
-    parser.add_argument("--device", default="cpu")
+    parser = parser_of(__doc__.splitlines()[0], split="validation", tasks=24, seeds=3)
+    parser.add_argument("--first", type=int, default=200, help="number of the first task")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     policy, engine = LRPolicy.load(arguments.policy), VectorEngine(arguments.device)
@@ -115,8 +105,8 @@ def main() -> None:
     print("| move | mean | IQM | tasks where it is better |\n| --- | --- | --- | --- |")
     for move, change in zip(MOVES, torch.stack(found, 1), strict=True):
         better = (change.mean(-1) < 0).float().mean()
-        numbers_of = f"{change.mean():.3f} | {interquartile_mean(change.flatten()):.3f}"
-        print(f"| {move} | {numbers_of} | {better:.0%} |")
+        iqm = interquartile_mean(change.flatten())
+        print(f"| {move} | {change.mean():.3f} | {iqm:.3f} | {better:.0%} |")
 
 
 if __name__ == "__main__":

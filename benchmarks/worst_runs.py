@@ -10,13 +10,12 @@ them.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from many_runs import family
+from many_runs import family, parser_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -114,15 +113,10 @@ def _draw_run(
 
 def main() -> None:
     """Writes the picture and prints one line per run in it."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("policy", type=Path)
+    parser = parser_of(__doc__.splitlines()[0], split="validation", tasks=36, seeds=4)
     parser.add_argument("--into", type=Path, default=Path("outputs/worst.png"))
     parser.add_argument("--count", type=int, default=20)
-    parser.add_argument("--tasks", type=int, default=36, help="of the validation split")
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--mixture", default="broad", help="an option of conf/tasks")
     parser.add_argument("--rivals", type=Path, default=Path("outputs/rivals-broad"))
-    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     policy, engine = LRPolicy.load(arguments.policy), VectorEngine(arguments.device)
