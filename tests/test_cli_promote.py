@@ -70,6 +70,14 @@ def test_a_job_that_fails_is_named_and_does_not_keep_the_others_from_running(tmp
     assert (tmp_path / "sweep/1/best/policy.json").is_file()
 
 
+def test_a_policy_s_own_folder_is_not_written_to_by_a_comparison(swept, monkeypatch):
+    first, second = (swept[0] / "sweep" / job / "best" for job in "01")
+    before = sorted(path.name for path in first.iterdir())
+    arguments = ("--into", swept[0] / "chosen", "--tasks", 1, "--seeds", 1)
+    promote(monkeypatch, first, second, *arguments)
+    assert sorted(path.name for path in first.iterdir()) == before
+
+
 def test_the_best_policy_of_a_sweep_is_promoted_with_one_command(swept, monkeypatch, capsys):
     folder = swept[0] / "sweep"
     into = swept[0] / "won"
