@@ -4,7 +4,9 @@
 
 On tasks of the test split, which meta-training and selection never draw; losses are those of the
 whole training set in eval mode, before the first step and after the last one. The learning rate
-that a user set has no part in it, because the controller starts by itself.
+that a user set has no part in it, because the controller starts by itself. Where runs are lost,
+the same seeds run under the tuned cosine's grid, to tell a bad policy from a task on which nothing
+is to be had.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from hydra.utils import instantiate
 from torch import Tensor
 from tqdm import tqdm
 
+from lightning_dqnlr.bench.cosine import PEAKS, run_cosine
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.policy.policy import LRPolicy
@@ -62,8 +65,41 @@ def ends(
     return before, env.losses().train
 
 
+def shares(before: Tensor, after: Tensor) -> Tensor:
+    """What is left of the loss, infinite where it is not finite; above 1 a run is lost."""
+    return (after / before).nan_to_num(torch.inf, torch.inf)
+
+
+def shares_under_cosine(task: Task, before: Tensor, engine: VectorEngine) -> Tensor:
+    """`shares` (peaks, seeds) of the same seeds under each peak of the tuned cosine's grid."""
+    seeds = len(before)
+    grid = torch.tensor(PEAKS, device=before.device).repeat_interleave(seeds)
+    after = run_cosine(task, grid, list(range(seeds)) * len(PEAKS), engine).train
+    return shares(before, after.view(len(PEAKS), seeds))
+
+
+def describe(task: Task, share: Tensor, rival: Tensor) -> str:
+    """A line on the task and one for each of its lost runs.
+
+    Args:
+        task: on which runs were lost.
+        share: (seeds,) of the starting loss that is left.
+        rival: (peaks, seeds) of it under the cosine.
+    """
+    told = "" if task.known_horizon else " (not told)"
+    losing = int((rival > 1).any(-1).sum())
+    lines = [
+        f"{task.name}, {task.optimizer}, {task.horizon} steps{told}: "
+        f"{losing} of {len(rival)} cosine peaks lose a run as well"
+    ]
+    for seed in (share > 1).nonzero().flatten().tolist():
+        here, best = f"{share[seed]:.5f}", f"{rival[:, seed].min():.5f}"
+        lines.append(f"  seed {seed}: ends at {here} of its start, at best {best} with a cosine")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Prints each lost run and the count."""
+    """Prints each lost run, what the cosine does with its seed, and the count."""
     parser = parser_of(__doc__.splitlines()[0], split="test", tasks=125, seeds=8)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -73,13 +109,11 @@ def main() -> None:
     for index in tqdm(range(arguments.tasks), desc="tasks"):
         task = tasks.sample(index, "test")
         before, after = ends(task, policy, range(arguments.seeds), engine)
-        share = (after / before).nan_to_num(torch.inf, torch.inf)
+        share = shares(before, after)
         worst = max(worst, share.max().item())
         lost += int((share > 1).sum())
-        for seed in (share > 1).nonzero().flatten().tolist():
-            told = "" if task.known_horizon else ", not told"
-            words = f"{task.optimizer}, {task.horizon} steps{told}, seed {seed}"
-            tqdm.write(f"{task.name}, {words}: {before[seed]:.4g} -> {after[seed]:.4g}")
+        if bool((share > 1).any()):
+            tqdm.write(describe(task, share, shares_under_cosine(task, before, engine)))
     count = arguments.tasks * arguments.seeds
     print(f"{lost} of {count:,} runs lost; the worst ended at {worst:.3f} of its starting loss.")
 
