@@ -108,6 +108,7 @@ def _promote(arguments: argparse.Namespace) -> None:
         compare,
         find_candidates,
         promote,
+        rivals_folder,
         table,
         verdict,
     )
@@ -122,7 +123,7 @@ def _promote(arguments: argparse.Namespace) -> None:
     engine = open_engine(device)
     for candidate in candidates:
         candidate.policy.network.to(device)
-    rivals = Rivals(_kept_rivals(arguments.folders), engine)
+    rivals = Rivals(rivals_folder(arguments.folders), engine)
     print(
         f"{len(candidates)} policies, {arguments.tasks} tasks, {arguments.seeds} seeds", flush=True
     )
@@ -133,14 +134,6 @@ def _promote(arguments: argparse.Namespace) -> None:
     print(f"{table(standings)}\n{verdict(standings)}")
     copied = promote(standings, arguments.into, arguments.seeds)
     print(f"{standings[0].candidate.name} is now in {copied}")
-
-
-def _kept_rivals(folders: Sequence[Path]) -> Path | None:
-    """Where tuned cosines are kept: never in a policy's own folder, which may be the package's."""
-    from lightning_dqnlr.policy.policy import RECORD
-
-    runs = (folder for folder in folders if not (folder / RECORD).is_file())
-    return next((folder / "rivals" for folder in runs), None)
 
 
 def _recorded(name: str | None, policies: Sequence[Path]) -> tuple[TaskFamily, Any]:

@@ -107,6 +107,12 @@ def find_candidates(folders: Sequence[Path], skip: Callable[[str], None]) -> lis
     return found
 
 
+def rivals_folder(folders: Sequence[Path]) -> Path | None:
+    """Where tuned cosines are kept: never in a policy's own folder, which may be the package's."""
+    runs = (folder for folder in folders if not (folder / RECORD).is_file())
+    return next((folder / "rivals" for folder in runs), None)
+
+
 def compare(
     candidates: Sequence[Candidate],
     tasks: Sequence[Task],
