@@ -60,8 +60,8 @@ def run(config: DictConfig, name: str) -> Path | None:
 
     workers = _workers(config.workers)
     suite, folder = instantiate(config.suite), Path(config.folder)
-    runs = list(plan(suite, _tasks(config), with_policies(config.policies)))
     archive = None if config.archive is None else Archive(config.archive)
+    runs = list(plan(suite, _tasks(config), with_policies(config.policies), archive))
     store = Store(folder / "runs", archive)
     if config.pack:
         _pack(runs, store)
@@ -79,12 +79,12 @@ def run(config: DictConfig, name: str) -> Path | None:
     if config.dry_run:
         return None
     if config.report_only:
-        return _report(_some_stored(runs, store, config.archive), folder / name, suite)
+        return _report(_some_stored(runs, store, config.archive), runs, folder / name, suite)
     _make(todo, store, workers)
     known = {run.key for run in first.wanted}
     second = [run for run in rounds(runs, store, margin).wanted if run.key not in known]
     _make(missing(second, store, retry_failed=retry), store, workers)
-    return _report(_stored(runs, store), folder / name, suite)
+    return _report(_stored(runs, store), runs, folder / name, suite)
 
 
 def _make(runs: Sequence[PlannedRun], store: Store, workers: int) -> None:
@@ -117,7 +117,8 @@ def _pack(runs: Sequence[PlannedRun], store: Store) -> None:
             "pack=true needs a folder to pack into: archive=benchmarks/records."
         )
     records = _stored(runs, store)
-    count = store.archive.pack(records, [run.key for run in runs])
+    portable = {run.key: run.portable for run in runs}
+    count = store.archive.pack(records, [run.key for run in runs], portable)
     print(
         f"{len(records)} of {len(runs)} runs packed; {store.archive.folder} holds {count} of them."
     )
@@ -169,10 +170,18 @@ def headline(markdown: str) -> str:
     return "\n".join(lines[: last + 1])
 
 
-def _report(records: Sequence[Record], folder: Path, suite: Suite) -> Path:
+def _report(
+    records: Sequence[Record], runs: Sequence[PlannedRun], folder: Path, suite: Suite
+) -> Path:
     from lightning_dqnlr.bench.report import write_report
 
-    page = write_report(records, folder, command=command(), race_margin=suite.race_margin)
+    page = write_report(
+        records,
+        folder,
+        command=command(),
+        race_margin=suite.race_margin,
+        planned=dict.fromkeys(run.task.name for run in runs),
+    )
     print(headline((folder / "report.md").read_text(encoding="utf-8")))
     print(f"\nThe whole report: {page.resolve()}", flush=True)
     return page

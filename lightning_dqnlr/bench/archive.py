@@ -13,14 +13,17 @@ from lightning_dqnlr.bench.record import Key, Record, slug
 from lightning_dqnlr.errors import ConfigurationError, RecordError
 from lightning_dqnlr.files import write_together
 
+CODES = "codes.json"
 DIGITS = 6  # of losses, curves and seconds; a key's learning rate keeps all of its own
 _SUFFIX = ".jsonl.xz"
+Codes = dict[str, dict[str, str]]  # "task/method" to portable hash to code
 
 
 class Archive:
     """The records of a folder, one file `<task>.jsonl.xz` per task, one record per line.
 
-    Each file is read once, when a record of its task is first asked for.
+    Each file is read once, when a record of its task is first asked for. Another file tells by
+    portable hashes which code the records are of, for machines that compute other last bits.
 
     Args:
         folder: one that does not exist is empty.
@@ -29,6 +32,7 @@ class Archive:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._read: dict[str, Mapping[Key, Record]] = {}
+        self._known: Codes | None = None
 
     def get(self, key: Key) -> Record | None:
         """The record of this key; None if there is none.
@@ -49,7 +53,25 @@ class Archive:
             self._read[name] = _load(self.folder / f"{name}{_SUFFIX}")
         return self._read[name]
 
-    def pack(self, records: Iterable[Record], keys: Iterable[Key]) -> int:
+    def code_of(self, task: str, method: str, portable: str) -> str | None:
+        """The code of the records of a task and method, if they have this portable hash.
+
+        Raises:
+            ConfigurationError: the file of codes is damaged.
+        """
+        return self._codes().get(f"{task}/{method}", {}).get(portable)
+
+    def _codes(self) -> Codes:
+        if self._known is None:
+            self._known = _load_codes(self.folder / CODES)
+        return self._known
+
+    def pack(
+        self,
+        records: Iterable[Record],
+        keys: Iterable[Key],
+        portable: Mapping[Key, str] | None = None,
+    ) -> int:
         """Adds records, and drops those of the same task and method that are superseded.
 
         The same records give the same bytes. Files are replaced only when all are written.
@@ -58,6 +80,7 @@ class Archive:
             records: to be added; they replace those of the same key.
             keys: of today's runs. What the archive has of a task and method among them, but with
                 code or a policy of none of them, is dropped.
+            portable: hashes that go with the codes of keys.
 
         Returns:
             How many records the files of these tasks hold now.
@@ -74,14 +97,19 @@ class Archive:
         for record in records:
             files[slug(record.task)][record.key] = record
         kept = {name: _current(found, today) for name, found in files.items()}
-        write_together(
-            {
-                self.folder / f"{name}{_SUFFIX}": _dump(found)
-                for name, found in kept.items()
-                if found
-            }
-        )
+        written = {
+            self.folder / f"{name}{_SUFFIX}": _dump(found) for name, found in kept.items() if found
+        }
+        codes = dict(self._codes())
+        for (task, method, *_, code, _), sketch in (portable or {}).items():
+            codes[f"{task}/{method}"] = {sketch: code}
+        if codes:
+            written[self.folder / CODES] = (
+                json.dumps(codes, indent=0, sort_keys=True) + "\n"
+            ).encode()
+        write_together(written)
         self._read.clear()
+        self._known = None
         return sum(map(len, kept.values()))
 
 
@@ -112,6 +140,18 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [_rounded(item) for item in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def _load_codes(path: Path) -> Codes:
+    try:
+        codes = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"archive: {path} cannot be read ({error}); fetch it again (git checkout)."
+        ) from error
+    return dict(codes)
 
 
 def _load(path: Path) -> dict[Key, Record]:

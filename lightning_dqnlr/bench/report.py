@@ -29,6 +29,7 @@ def write_report(
     trained_horizon: int | None = None,
     race_margin: float | None = None,
     apart: Collection[str] = frozenset(APART),
+    planned: Collection[str] = (),
 ) -> Path:
     """Writes `report.html`, `report.md` and the pictures.
 
@@ -40,6 +41,7 @@ def write_report(
         trained_horizon: the longest run, in steps, that the subject's policy was trained on.
         race_margin: of the race that the grids were run as, see `comparison.survivors`.
         apart: splits that ask a question of their own; no table over all tasks has them.
+        planned: names of the tasks that there should be records of.
 
     Returns:
         The HTML page.
@@ -51,7 +53,7 @@ def write_report(
     if not records:
         raise ConfigurationError("records is empty; run the benchmark first.")
     comparison = Comparison(records, roles, race_margin, apart)
-    parts = [*sections(comparison, trained_horizon), _origin(comparison, command)]
+    parts = [*sections(comparison, trained_horizon, planned), _origin(comparison, command)]
     title = f"{comparison.roles.subject} against {len(comparison.methods) - 1} other methods"
     folder = Path(folder)
     for picture in _pictures(parts):

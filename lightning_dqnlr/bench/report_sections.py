@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from lightning_dqnlr.bench import pictures, report_tables
 from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, diverged
@@ -25,9 +25,11 @@ from lightning_dqnlr.bench.task import APART
 DETAILED = 8  # tasks that are shown with their trajectories where the subject loses
 
 
-def sections(comparison: Comparison, trained_horizon: int | None = None) -> list[Section]:
+def sections(
+    comparison: Comparison, trained_horizon: int | None = None, planned: Collection[str] = ()
+) -> list[Section]:
     """All of the report but its provenance."""
-    parts = [_in_short(comparison), _missing(comparison)]
+    parts = [_in_short(comparison), _missing(comparison, planned)]
     if comparison.ranked:
         parts += [
             _standing(comparison),
@@ -109,8 +111,11 @@ def _verdicts(subject: str, rows: Sequence[Duel]) -> list[str]:
     return items
 
 
-def _missing(comparison: Comparison) -> Section:
+def _missing(comparison: Comparison, planned: Collection[str]) -> Section:
     roles, items = comparison.roles, []
+    absent = [task for task in planned if task not in comparison.tasks]
+    if absent:
+        items.append(f"{', '.join(absent)}: no runs at all, so no table counts these tasks.")
     for role in (roles.subject, roles.rival, roles.plain):
         if role not in comparison.methods:
             items.append(f"{role}: no runs at all.")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
-from lightning_dqnlr.bench.fingerprint import code_hash, policy_hash
+from lightning_dqnlr.bench.archive import Archive
+from lightning_dqnlr.bench.fingerprint import code_hash, policy_hash, task_content
 from lightning_dqnlr.bench.methods_plan import Method
 from lightning_dqnlr.bench.processes import Call, Refusal, run_calls
 from lightning_dqnlr.bench.record import Key, Record
@@ -73,13 +74,14 @@ class Suite:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a suite, and the key that its record has or will have."""
+    """One run of a suite, the key that its record has or will have, and its portable hash."""
 
     task: BenchTask
     method: Method
     lr: float | None
     seed: int
     key: Key
+    portable: str = ""
 
 
 class Progress(NamedTuple):
@@ -176,7 +178,10 @@ def _restricted(suite: Suite, task: BenchTask) -> bool:
 
 
 def plan(
-    suite: Suite, tasks: Sequence[BenchTask], methods: Sequence[Method]
+    suite: Suite,
+    tasks: Sequence[BenchTask],
+    methods: Sequence[Method],
+    archive: Archive | None = None,
 ) -> Iterator[PlannedRun]:
     """All runs of a suite, task by task.
 
@@ -184,9 +189,11 @@ def plan(
         suite: what to compare.
         tasks: to choose from.
         methods: to choose from.
+        archive: whose records count as those of this code where all but the last bits is the same.
 
     Raises:
-        ConfigurationError: an unknown name, or a task's data are not installed.
+        ConfigurationError: an unknown name, the archive is damaged, or a task's data are not
+            installed.
         PolicyFileError: a method's policy cannot be read.
     """
     chosen = _ordered(choose(methods, suite.methods, "suite.methods"), suite.first)
@@ -198,14 +205,19 @@ def plan(
     few = {method.name for method in choose(methods, suite.apart_methods, "suite.apart_methods")}
     for task in choose(tasks, suite.tasks, "suite.tasks"):
         opened = task.open()
+        content = task_content(opened)
+        sketch = b"" if archive is None else task_content(opened, portable=True)
         for method in chosen:
             if _restricted(suite, task) and method.name not in few:
                 continue
-            code = code_hash(method, opened)
+            code, portable = code_hash(method, opened, content), ""
+            if archive is not None:
+                portable = code_hash(method, opened, sketch)
+                code = archive.code_of(task.name, method.name, portable) or code
             for lr in rates(suite, method, task):
                 for seed in range(suite.seeds):
                     key = (task.name, method.name, lr, seed, code, policies[method.name])
-                    yield PlannedRun(task, method, lr, seed, key)
+                    yield PlannedRun(task, method, lr, seed, key, portable)
 
 
 def _ordered(methods: Sequence[Method], first: Sequence[str]) -> list[Method]:
@@ -259,7 +271,7 @@ def complete(
     for done, (index, outcome) in enumerate(outcomes, 1):
         run, failure = runs[index], None
         if isinstance(outcome, Record):
-            store.put(outcome)
+            store.put(replace(outcome, code=run.key[4]))  # the archive's, where last bits differ
             failure = outcome.failure
         elif isinstance(outcome, Refusal):
             refused[run.method.name] = outcome.reason

@@ -355,6 +355,13 @@ def test_a_report_without_the_subject_says_that_nothing_can_be_said(tmp_path):
     assert "nothing can be said of it" in (tmp_path / "report.md").read_text()
 
 
+def test_a_task_without_any_run_is_named_and_does_not_vanish(tmp_path):
+    records = [*runs("a", "cosine", 0.5, lr=0.1), *runs("a", "dqnlr", 0.9)]
+    write_report(records, tmp_path, planned=("a", "b", "c"))
+    text = (tmp_path / "report.md").read_text()
+    assert "- b, c: no runs at all, so no table counts these tasks." in text.splitlines()
+
+
 def test_a_report_of_nothing_is_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="run the benchmark first"):
         write_report([], tmp_path)
