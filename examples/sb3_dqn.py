@@ -1,6 +1,6 @@
 """Somebody else's DQN learns learning-rate control: Stable-Baselines3 on `LRControlEnv`.
 
-    pip install "lightning-dqnlr[sb3]"
+    pip install ".[sb3]"
     python examples/sb3_dqn.py
 
 An independent check of two things at once. Stable-Baselines3's DQN shares no line with ours, so
@@ -9,7 +9,7 @@ number of decisions, should learn about as much. Both are judged on tasks that n
 beside random actions and each action taken always ("always x1" keeps the safe start's rate).
 
 The tasks are small noisy quadratics, 40 to 80 steps long, with about a dozen decisions each. The
-controller's built-in cosine decay is off and its cap on the update is far away, or taking "x4"
+controller's built-in decay is off and its cap on the update is far away, or taking "x4"
 always would do nearly as well as any policy: the controller would brake in its place. That makes
 this a check of the machinery on an easy problem. It says nothing about the bundled policy.
 """
