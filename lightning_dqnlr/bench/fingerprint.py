@@ -15,6 +15,7 @@ import math
 import textwrap
 from collections.abc import Sequence
 from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,15 +26,20 @@ from torch.utils import _pytree as pytree
 
 import lightning_dqnlr
 from lightning_dqnlr.bench.methods_plan import Learned, Method
+from lightning_dqnlr.envs.optimizers import configured_optimizer
 from lightning_dqnlr.tasks.task import Task
 
 _ROOT = Path(lightning_dqnlr.__file__).parent
 # Besides the method's own module. A policy's results depend on the controller, too.
 _ALWAYS = ("bench/run.py", "bench/evaluation.py", "envs/trainer_data.py", "groups.py")
-_CONTROLLER = ("control", "bench/controls.py", "callback.py", "driver.py", "snapshot.py")
+_CONTROLLER = (
+    "control", "bench/controls.py", "callback.py", "driver.py", "envs/trainer_run.py",
+    "policy/network.py", "policy/policy.py", "snapshot.py",
+)  # fmt: skip
 _PLAIN = (str, int, float)
 _VERSIONS = ("torch", "lightning", "prodigyopt", "dadaptation", "schedulefree")
 _PROJECTIONS = 4
+_SETTINGS = (bool, int, float, str, tuple)
 
 
 def code_hash(method: Method, task: Task, content: bytes | None = None) -> str:
@@ -51,7 +57,8 @@ def code_hash(method: Method, task: Task, content: bytes | None = None) -> str:
     paths = [*_ALWAYS, *(_CONTROLLER if isinstance(method, Learned) else ())]
     for path in paths:
         digest.update(_sources(path).encode())
-    digest.update(_class_source(type(method).__module__).encode())
+    for name in _with_imports(type(method).__module__):
+        digest.update(_module_source(name).encode())
     digest.update(task_content(task) if content is None else content)
     return digest.hexdigest()[:16]
 
@@ -73,7 +80,7 @@ def policy_hash(method: Method) -> str | None:
 
 
 def task_content(task: Task, *, portable: bool = False) -> bytes:
-    """Initial weights, data, optimizer, and the code of the module's own layers.
+    """Initial weights, data, optimizer, and the settings and code of the module and its layers.
 
     Args:
         task: whose.
@@ -83,14 +90,25 @@ def task_content(task: Task, *, portable: bool = False) -> bytes:
     weights = list(module.state_dict().values())
     data = [*pytree.tree_leaves(task.train_data), *pytree.tree_leaves(task.validation_data)]
     parts = [_sketch(weights), _sketch(data)] if portable else [*map(_bits, weights + data)]
+    kinds = {kind for part in module.modules() for kind in type(part).__mro__}
     try:
-        parts.append(repr(module.configure_optimizers()).encode())
+        optimizer = configured_optimizer(module)
+        parts.append(repr(optimizer).encode())
+        kinds |= set(type(optimizer).__mro__)
     except Exception as error:  # it may need its Trainer
         parts.append(type(error).__name__.encode())
     parts.append(repr(module).encode())
-    for kind in sorted({type(part) for part in module.modules()}, key=lambda k: k.__qualname__):
-        parts.append(_layer_source(kind).encode())
+    parts += [repr(_attributes(part)).encode() for part in module.modules()]
+    for kind in sorted(kinds, key=lambda k: (k.__module__, k.__qualname__)):
+        parts.append(_kind_source(kind).encode())
     return b"".join(parts)
+
+
+def _attributes(part: nn.Module) -> list[tuple[str, Any]]:
+    """Plain settings, which the printed form of a layer may leave out, and hyperparameters."""
+    own = {k: v for k, v in vars(part).items() if not k.startswith("_")}
+    own |= dict(getattr(part, "hparams", {}))
+    return sorted((k, v) for k, v in own.items() if v is None or isinstance(v, _SETTINGS))
 
 
 def _bits(tensor: Tensor) -> bytes:
@@ -98,29 +116,37 @@ def _bits(tensor: Tensor) -> bytes:
 
 
 def _sketch(tensors: Sequence[Tensor]) -> bytes:
-    """Shapes, and four sums with random signs over all values, each tensor scaled to norm 1.
+    """Shapes, norms, and four sums with random signs over all values, each tensor at norm 1.
 
     Other values give other sums, which have a standard deviation of about 1 per tensor. Last bits
-    move them by some 1e-7, and only one in some ten thousand of such moves changes two decimals.
+    move sums and norms by some 1e-7 of themselves, which changes none of the digits that are kept
+    but in one case of ten thousand.
     """
-    sums = [0.0] * _PROJECTIONS
+    sums, norms = [0.0] * _PROJECTIONS, []
     generator = torch.Generator().manual_seed(0)  # integers, which are the same on every CPU
     for tensor in tensors:
         values = tensor.detach().cpu().reshape(-1).double().nan_to_num()
+        norms.append(f"{values.norm():.3g}")
         unit = values / values.norm().clamp_min(1e-300)
         for place in range(_PROJECTIONS):
             signs = torch.randint(2, unit.shape, generator=generator, dtype=torch.int8)
             sums[place] += float(unit @ signs.double().mul_(2).sub_(1))
     shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
-    return repr((shapes, [math.floor(100 * value + 0.5) for value in sums])).encode()
+    return repr((shapes, norms, [math.floor(100 * value + 0.5) for value in sums])).encode()
 
 
-def _layer_source(kind: type[nn.Module]) -> str:
-    """Code of a layer of the task's own; torch's are known by the version."""
-    if kind.__module__.split(".")[0] in ("torch", "lightning"):
+def _kind_source(kind: type) -> str:
+    """Code of a class of the task's own, a user's with the whole file and so with its helpers.
+
+    Those of torch and Lightning are known by the version, and Python's do not matter.
+    """
+    package = kind.__module__.split(".")[0]
+    if package in ("builtins", "abc", "typing", "torch", "lightning"):
         return ""
     try:
-        return _meaning(textwrap.dedent(inspect.getsource(kind)))
+        if package == "lightning_dqnlr":
+            return _meaning(textwrap.dedent(inspect.getsource(kind)))
+        return _module_source(kind.__module__)
     except (OSError, TypeError):  # defined in an interactive session
         return kind.__qualname__
 
@@ -134,8 +160,21 @@ def _sources(path: str) -> str:
 
 
 @cache
-def _class_source(module: str) -> str:
-    return _meaning(inspect.getsource(__import__(module, fromlist=["_"])))
+def _module_source(name: str) -> str:
+    return _meaning(inspect.getsource(import_module(name)))
+
+
+@cache
+def _with_imports(name: str) -> tuple[str, ...]:
+    """A method's module, and those of the benchmark that it imports, and so on."""
+    found, waiting = {name}, [name]
+    while waiting:
+        tree = ast.parse(inspect.getsource(import_module(waiting.pop())))
+        named = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        more = {n for n in named if n.startswith(f"{__package__}.")} - found
+        found |= more
+        waiting += more
+    return tuple(sorted(found))
 
 
 def _meaning(source: str) -> str:

@@ -29,7 +29,9 @@ class Lion(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         weight_decay: float = 0.0,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "weight_decay": weight_decay})
+        defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
+        # What torch's optimizers call it: for who takes the weight decay over.
+        super().__init__(params, {**defaults, "decoupled_weight_decay": True})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:

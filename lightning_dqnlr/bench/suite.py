@@ -74,13 +74,19 @@ class Suite:
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a suite, the key that its record has or will have, and its portable hash."""
+    """One run of a suite, and the key that its record has or will have.
+
+    Attributes:
+        exact: hash of the code here; that of the key may be an archive's.
+        portable: hash that the archive knows the code by.
+    """
 
     task: BenchTask
     method: Method
     lr: float | None
     seed: int
     key: Key
+    exact: str = ""
     portable: str = ""
 
 
@@ -210,14 +216,15 @@ def plan(
         for method in chosen:
             if _restricted(suite, task) and method.name not in few:
                 continue
-            code, portable = code_hash(method, opened, content), ""
+            exact, portable = code_hash(method, opened, content), ""
+            code = exact
             if archive is not None:
                 portable = code_hash(method, opened, sketch)
-                code = archive.code_of(task.name, method.name, portable) or code
+                code = archive.code_of(task.name, method.name, portable) or exact
             for lr in rates(suite, method, task):
                 for seed in range(suite.seeds):
                     key = (task.name, method.name, lr, seed, code, policies[method.name])
-                    yield PlannedRun(task, method, lr, seed, key, portable)
+                    yield PlannedRun(task, method, lr, seed, key, exact, portable)
 
 
 def _ordered(methods: Sequence[Method], first: Sequence[str]) -> list[Method]:
@@ -271,7 +278,9 @@ def complete(
     for done, (index, outcome) in enumerate(outcomes, 1):
         run, failure = runs[index], None
         if isinstance(outcome, Record):
-            store.put(replace(outcome, code=run.key[4]))  # the archive's, where last bits differ
+            # The archive's code; but a source may have been edited since the plan was made.
+            as_planned = outcome.code == run.exact
+            store.put(replace(outcome, code=run.key[4]) if as_planned else outcome)
             failure = outcome.failure
         elif isinstance(outcome, Refusal):
             refused[run.method.name] = outcome.reason

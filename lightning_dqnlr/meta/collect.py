@@ -232,15 +232,22 @@ class _Rollout:
         if config.credit == "final_score":
             penalty = config.trip_penalty * history.trips
             level = compressed_loss(final, history.initial_loss) + penalty
-            self.rewards = [torch.zeros_like(level) for _ in self.rewards]
-            self.rewards[-1] = group_final_score(level, config.temperature)
+            score = group_final_score(level, config.temperature)
+            # A run that died is paid for where it did: what comes after counts for nothing.
+            last = self.before.sum(0) - 1
+            self.rewards = [torch.where(last == i, score, 0.0) for i in range(len(self.rewards))]
         elif config.final_evaluation:
-            last = reward(history.loss, final, history.initial_loss).nan_to_num(-1.0)
-            self.rewards[-1] = self.rewards[-1] + last
+            gain = reward(history.loss, final, history.initial_loss).nan_to_num(-1.0, -1.0, -1.0)
+            self.rewards[-1] = self.rewards[-1] + gain
+
+    @property
+    def before(self) -> Tensor:
+        """(decisions, R) bool, which replicas were alive when the action was taken."""
+        alive = torch.stack(self.alive)
+        return torch.cat([torch.ones_like(alive[:1]), alive[:-1]])
 
     def transitions(self, config: CollectConfig) -> Transitions:
-        alive = torch.stack(self.alive)
-        before = torch.cat([torch.ones_like(alive[:1]), alive[:-1]])
+        alive, before = torch.stack(self.alive), self.before
         rewards = torch.where(before, torch.stack(self.rewards), 0.0)
         if config.credit == "group_relative":
             rewards = group_relative(rewards, before)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from lightning import LightningModule
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.cosine import TunedCosine, regret, tune_cosine
+from lightning_dqnlr.bench.fingerprint import task_content
 from lightning_dqnlr.bench.scores import interquartile_mean
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Engine, Start, Terms
@@ -63,21 +62,9 @@ class Rivals:
 
 def fingerprint(task: Task) -> str:
     """A name for exactly this problem: changes with its data, model, optimizer or length."""
-    digest = hashlib.sha256()
-    module = task.build(0)
     settings = (task.name, task.batch_size, task.horizon, task.gradient_clip, task.shuffle)
-    digest.update(repr((*settings, _optimizer_settings(module))).encode())
-    for tensor in (*module.state_dict().values(), *pytree.tree_leaves(task.train_data)):
-        digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+    digest = hashlib.sha256(repr(settings).encode() + task_content(task))
     return f"{task.name.replace('/', '-')}-{digest.hexdigest()[:12]}"
-
-
-def _optimizer_settings(module: LightningModule) -> str:
-    """What `configure_optimizers` gives, in words, as far as it tells without a Trainer."""
-    try:
-        return repr(module.configure_optimizers())
-    except Exception as error:  # it may need its Trainer
-        return type(error).__name__
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ WEIGHTS, RECORD = "policy.safetensors", "policy.json"
 # The one that ships to be used, and two that it is compared with: the textbook recipe on raw
 # statistics, and Q-learning in a table.
 BUNDLED = ("default", "classic", "q_table")
+# The part of a record's settings of collection that says what a Q-value is.
+_UNITS = re.compile(r"\b(?:credit|discount|temperature)=[^,)]+")
 
 
 @dataclass
@@ -153,13 +156,14 @@ class LRPolicy:
 def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
     """The policy that acts on the mean Q-values of several, of whatever kind of network.
 
-    They must share a specification, and have learned from the same reward: the mean of values in
-    different units would follow whichever member has the larger ones. The record holds those of
-    the members; what all of them have in common stands once.
+    They must share a specification, start and circuit breaker, and have learned from the same
+    reward, credited alike: the mean of values in different units would follow whichever member has
+    the larger ones. The record holds those of the members; what all of them have in common stands
+    once.
 
     Raises:
         ConfigurationError: for fewer than two policies, different specifications, or records
-            that name different rewards.
+            that name different rewards, credits, starts or circuit breakers.
     """
     if len(policies) < 2 or any(p.spec != policies[0].spec for p in policies):
         raise ConfigurationError(
@@ -173,10 +177,23 @@ def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
             f"policies learned from different rewards, {' and '.join(rewards)}, so their Q-values "
             "are in different units; combine those of one reward."
         )
+    _check_alike(policies)
     common = {k: v for k, v in records[0].items() if all(r.get(k) == v for r in records)}
     own = [{k: v for k, v in record.items() if k not in common} for record in records]
     network = QEnsemble([p.network for p in policies])
     return LRPolicy(network, policies[0].spec, {**common, **_totals(records), "members": own})
+
+
+def _check_alike(policies: Sequence[LRPolicy]) -> None:
+    runs = {f"start={p.start}, circuit_breaker={p.circuit_breaker}" for p in policies}
+    records = [str(p.record["collect"]) for p in policies if "collect" in p.record]
+    units = {", ".join(_UNITS.findall(record)) for record in records}
+    for found in (runs, units):
+        if len(found) > 1:
+            raise ConfigurationError(
+                f"policies were trained with {' and with '.join(sorted(found))}; combine those "
+                "that agree, because their values mean different things."
+            )
 
 
 def with_settings(policy: LRPolicy, texts: Sequence[str]) -> LRPolicy:
@@ -219,7 +236,9 @@ def _totals(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What training the members took; of moments of one run, the last one includes the others."""
     runs: dict[str, list[Mapping[str, Any]]] = {}
     for i, record in enumerate(records):
-        runs.setdefault(str(record.get("command", i)), []).append(record)
+        # The runs of a sweep share a command; what tells them apart are their overrides.
+        run = (record.get("command", i), record.get("seed"), str(record.get("overrides")))
+        runs.setdefault(str(run), []).append(record)
     return {
         name: round(sum(max(r.get(name, 0) for r in run) for run in runs.values()), 2)
         for name in ("inner_steps", "minutes")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import LightningModule
 
 from lightning_dqnlr import cli_bench
 from lightning_dqnlr.bench.archive import CODES, Archive
@@ -36,6 +37,13 @@ def changed(task: Task, *, by: float = 0.0, at: int | None = None) -> Task:
     return replace(task, train_data=(inputs, *others))
 
 
+def scaled(module: LightningModule) -> LightningModule:
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(8)
+    return module
+
+
 def hashes(task: Task) -> tuple[str, str]:
     portable = task_content(task, portable=True)
     return code_hash(COSINE, task), code_hash(COSINE, task, portable)
@@ -56,9 +64,19 @@ def test_last_bits_change_the_exact_hash_but_not_the_portable_one(teacher):
         lambda task: replace(task, horizon=task.horizon + 1),
         lambda task: replace(task, train_data=tuple(x[:-1] for x in task.train_data)),
         lambda task: replace(task, train_data=tuple(x.flip(0) for x in task.train_data)),
+        lambda task: replace(task, train_data=tuple(4 * x for x in task.train_data)),
         lambda task: replace(task, build=lambda seed: task.build(seed + 1)),
+        lambda task: replace(task, build=lambda seed: scaled(task.build(seed))),
     ],
-    ids=["noise", "horizon", "an example less", "another order", "other weights"],
+    ids=[
+        "noise",
+        "horizon",
+        "an example less",
+        "another order",
+        "other units",
+        "other weights",
+        "larger weights",
+    ],
 )
 def test_the_portable_hash_changes_with_what_the_result_depends_on(teacher, change):
     assert hashes(change(teacher))[1] != hashes(teacher)[1]

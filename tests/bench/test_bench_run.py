@@ -5,14 +5,17 @@ from functools import partial
 
 import pytest
 import torch
+from lightning import LightningModule
 from torch.optim import SGD, Adam
 
+from lightning_dqnlr.bench import fingerprint
 from lightning_dqnlr.bench.cosine import cosine
 from lightning_dqnlr.bench.evaluation import PART, Evaluation
-from lightning_dqnlr.bench.fingerprint import _meaning
+from lightning_dqnlr.bench.fingerprint import _meaning, _with_imports, task_content
+from lightning_dqnlr.bench.lion import Lion
 from lightning_dqnlr.bench.methods import METHODS
 from lightning_dqnlr.bench.methods_feedback import Hypergradient
-from lightning_dqnlr.bench.methods_packages import Prodigy, ScheduleFree
+from lightning_dqnlr.bench.methods_packages import Prodigy, ScheduleFree, _decoupled
 from lightning_dqnlr.bench.methods_plan import Learned
 from lightning_dqnlr.bench.methods_policies import LearnedPolicy
 from lightning_dqnlr.bench.methods_schedules import ScheduledLR, constant, warmup_cosine
@@ -283,6 +286,47 @@ def test_the_key_changes_with_what_the_result_depends_on(tmp_path):
     assert len(set(keys)) == len(keys)
     assert run_key(COSINE, task(), 0.1, 0) == keys[0]
     assert run_key(moved, task(), 0.1, 0) == run_key(up, task(), 0.1, 0)
+
+
+class Smoothed(LightningModule):
+    def __init__(self, smoothing: float) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 2)
+        self.loss = torch.nn.CrossEntropyLoss(label_smoothing=smoothing)
+
+    def configure_optimizers(self) -> SGD:
+        return SGD(self.parameters(), lr=0.1)
+
+
+class Doubled(Smoothed):
+    pass
+
+
+def test_what_the_printed_form_of_a_module_leaves_out_changes_its_content(monkeypatch):
+    """Settings of a loss, the class that it is of, and helpers in the user's file."""
+
+    def content(kind: type[Smoothed], smoothing: float = 0.0) -> bytes:
+        def build(seed: int) -> Smoothed:
+            torch.manual_seed(seed)
+            return kind(smoothing)
+
+        return task_content(replace(task(), build=build))
+
+    assert content(Smoothed) == content(Smoothed)
+    assert len({content(Smoothed), content(Smoothed, 0.5), content(Doubled)}) == 3
+    before = content(Smoothed)
+    monkeypatch.setattr(fingerprint, "_module_source", lambda name: f"edited {name}")
+    assert content(Smoothed) != before
+
+
+def test_the_code_of_what_a_method_imports_from_the_benchmark_counts():
+    assert "lightning_dqnlr.bench.cosine" in _with_imports(type(COSINE).__module__)
+    assert "lightning_dqnlr.bench.methods_schedules" in _with_imports(Prodigy.__module__)
+
+
+def test_rivals_take_over_that_lion_decouples_its_weight_decay():
+    assert _decoupled(Lion([torch.nn.Parameter(torch.ones(1))]))
+    assert not _decoupled(Adam([torch.nn.Parameter(torch.ones(1))]))
 
 
 def test_code_without_its_words_is_the_same_code():

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 from lightning_dqnlr.control.actions import CLASSIC_MULTIPLIERS, ActionSpec
-from lightning_dqnlr.control.features import CLASSIC, FeatureSpec
+from lightning_dqnlr.control.features import CLASSIC, FeatureSpec, History
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.meta.collect import CollectConfig, collect_episode
+from lightning_dqnlr.meta.collect import CollectConfig, _Rollout, collect_episode
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.rewards import LogProgress, LossChange, log_progress
@@ -40,6 +40,42 @@ def collect(**settings):
         LossChange(),
         torch.Generator().manual_seed(0),
     )
+
+
+def three_runs(alive):
+    """Three decisions of three replicas, of which `alive` says who lived on after each."""
+    zeros = torch.zeros(3)
+    rollout = _Rollout(torch.zeros(3, dtype=torch.bool), [torch.zeros(3, 2)], [], [], [], [])
+    for row in alive:
+        rollout.observations.append(torch.zeros(3, 2))
+        rollout.actions.append(torch.zeros(3, dtype=torch.int64))
+        rollout.explored.append(torch.zeros(3, dtype=torch.bool))
+        rollout.rewards.append(zeros)
+        rollout.alive.append(torch.tensor(row))
+    return rollout
+
+
+def test_a_run_that_died_learns_its_own_final_score_and_not_the_mean_of_the_others():
+    config = CollectConfig(credit="final_score", n_step=3, replicas=3, demonstrators=0.0)
+    rollout = three_runs([[True, True, True], [True, False, True], [True, False, True]])
+    history = History.zeros((3,), "cpu")
+    history.initial_loss = torch.ones(3)
+    rollout.credit(config, LossChange(), torch.tensor([0.1, torch.inf, 0.5]), history)
+    found = rollout.transitions(config)
+    scores = torch.stack(rollout.rewards)
+    assert scores[2, 0] > scores[2, 2] > scores[1, 1]  # the best, the second, and the dead
+    assert scores[1, 1] < -1
+    assert scores.count_nonzero() == 3
+    assert found.reward.min() == pytest.approx(scores[1, 1].item())
+
+
+@pytest.mark.parametrize("final", [torch.inf, -torch.inf, torch.nan])
+def test_a_final_loss_that_is_not_finite_costs_one_and_not_the_largest_number(final):
+    config = CollectConfig(credit="interval", final_evaluation=True, replicas=3, demonstrators=0.0)
+    rollout, history = three_runs([[True] * 3] * 3), History.zeros((3,), "cpu")
+    history.initial_loss = history.loss = torch.ones(3)
+    rollout.credit(config, lambda old, new, _: old - new, torch.tensor([1.0, final, 1.0]), history)
+    assert rollout.rewards[-1].tolist() == [0.0, -1.0, 0.0]
 
 
 def test_replicas_explore_less_and_less():

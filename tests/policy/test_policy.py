@@ -170,6 +170,25 @@ class TestCombine:
             with pytest.raises(ConfigurationError, match="at least two"):
                 combine(policies)
 
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [
+            ("collect", "CollectConfig(credit='interval', discount=1.0)"),
+            ("collect", "CollectConfig(credit='final_score', discount=0.9)"),
+            ("start", "optimizer"),
+            ("circuit_breaker", False),
+        ],
+    )
+    def test_values_that_mean_different_things_are_refused(self, field, value):
+        first, second = make_policy(seed=0), make_policy(seed=1)
+        alike = "CollectConfig(epsilon=0.1, credit='final_score', discount=1.0)"
+        first.record = {"collect": alike, "start": "auto", "circuit_breaker": True}
+        second.record = {**first.record, "collect": alike.replace("0.1", "0.2")}
+        combine([first, second])
+        second.record = {**first.record, field: value}
+        with pytest.raises(ConfigurationError, match="mean different things"):
+            combine([first, second])
+
 
 class TestBundledPolicy:
     def test_its_features_and_actions_are_the_code_s(self):
@@ -201,6 +220,14 @@ def test_moments_of_one_run_are_not_counted_as_so_many_runs():
         policy.record = {"command": command, "inner_steps": steps, "minutes": steps / 100}
     record = combine(members).record
     assert (record["inner_steps"], record["minutes"]) == (350, 3.5)
+
+
+def test_the_jobs_of_a_sweep_are_different_runs_though_their_command_is_one():
+    members = [make_policy(seed=seed) for seed in range(2)]
+    for policy, seed in zip(members, (1, 2), strict=True):
+        overrides = [f"seed={seed}"]
+        policy.record = {"command": "-m seed=1,2", "overrides": overrides, "inner_steps": 100}
+    assert combine(members).record["inner_steps"] == 200
 
 
 @pytest.mark.parametrize(
