@@ -11,7 +11,10 @@ from lightning import LightningModule
 from lightning_dqnlr import cli_bench
 from lightning_dqnlr.bench.archive import CODES, Archive
 from lightning_dqnlr.bench.fingerprint import code_hash, task_content
+from lightning_dqnlr.bench.methods import METHODS
 from lightning_dqnlr.bench.methods_schedules import ScheduledLR, warmup_cosine
+from lightning_dqnlr.bench.store import Store
+from lightning_dqnlr.bench.suite import Suite, complete, plan
 from lightning_dqnlr.bench.tasks import TASKS
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.task import Task
@@ -120,6 +123,15 @@ def test_the_archive_serves_a_machine_with_other_last_bits_which_adds_to_it(tmp_
     (archive / CODES).unlink()  # decoy: without portable hashes nothing is known
     cli_bench.run(composed(*one, f"folder={tmp_path}/third", "dry_run=true"), "quick")
     assert "1 runs, 0 of them stored" in capsys.readouterr().out
+
+
+def test_a_run_of_code_that_was_edited_since_the_plan_is_kept_under_its_own_hash(tmp_path):
+    (planned,) = plan(Suite(["quadratic"], ["constant"], 1, 1, 2.0), TASKS, METHODS)
+    older = replace(planned, exact="older", key=(*planned.key[:4], "older", planned.key[5]))
+    store = Store(tmp_path)
+    complete([older], store, 1, lambda progress: None)
+    assert store.has(planned.key)
+    assert not store.has(older.key)
 
 
 def test_a_damaged_file_of_codes_is_named_with_the_remedy(tmp_path):
