@@ -135,6 +135,7 @@ def _sketch(tensors: Sequence[Tensor]) -> bytes:
     return repr((shapes, norms, [math.floor(100 * value + 0.5) for value in sums])).encode()
 
 
+@cache
 def _kind_source(kind: type) -> str:
     """Code of a class of the task's own, a user's with the whole file and so with its helpers.
 
