@@ -316,6 +316,7 @@ def test_what_the_printed_form_of_a_module_leaves_out_changes_its_content(monkey
     assert len({content(Smoothed), content(Smoothed, 0.5), content(Doubled)}) == 3
     before = content(Smoothed)
     monkeypatch.setattr(fingerprint, "_module_source", lambda name: f"edited {name}")
+    monkeypatch.setattr(fingerprint, "_kind_source", fingerprint._kind_source.__wrapped__)
     assert content(Smoothed) != before
 
 
