@@ -34,8 +34,9 @@ from torch.utils import _pytree as pytree
 
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.control.controller import LRController
+from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.control.telemetry import Probe, Telemetry
+from lightning_dqnlr.control.telemetry import Telemetry
 from lightning_dqnlr.envs.detached import training_loss
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.heap import keep_freed_memory

@@ -10,7 +10,6 @@ next step.
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +17,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, Timer
-from lightning.pytorch.callbacks import StochasticWeightAveraging as SWA
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
@@ -30,12 +27,20 @@ from lightning_dqnlr.driver import OptimizerDriver
 from lightning_dqnlr.errors import (
     CallOrderError,
     ConfigurationError,
-    UnsupportedTrainingError,
 )
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.trace import Record, plot_trace, save_trace
+from lightning_dqnlr.record import Record
+from lightning_dqnlr.trace import plot_trace, save_trace
+from lightning_dqnlr.trainer import (
+    averages,
+    check_training,
+    gradient_scale,
+    horizon_of,
+    silent_optimizer,
+    watch_steps,
+)
 
-_LOGGER = logging.getLogger("lightning_dqnlr")
+_SKIPS = 64  # steps in a row that a gradient scaler may make an optimizer skip at the start
 
 
 class DQNLRCallback(Callback):
@@ -68,7 +73,8 @@ class DQNLRCallback(Callback):
         ConfigurationError: for an argument out of range.
         PolicyFileError: if the policy cannot be read.
         UnsupportedTrainingError: when training starts, if there is not exactly one optimizer, or
-            anything else sets the learning rate, or under FSDP and DeepSpeed.
+            anything else sets the learning rate, or under FSDP and DeepSpeed; and after the first
+            step if it finds that something else does, or that the optimizer tells of no step.
     """
 
     def __init__(
@@ -101,6 +107,7 @@ class DQNLRCallback(Callback):
         self._loss: Tensor | None = None  # sum over the batches of one optimizer step
         self._batches = 0
         self._attempted = False
+        self._skips: int | None = 0  # in a row at the start; None once a step has been told of
 
     @property
     def controller(self) -> LRController:
@@ -144,12 +151,17 @@ class DQNLRCallback(Callback):
         """
         return save_trace(self.trace, path)
 
+    # Before a checkpoint is restored. What `test` or a finished `fit` restored is not this run's.
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self._driver, self._resume = None, {}
+
     # Lightning restores the optimizer after `on_fit_start`, so everything begins here.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _check_training(trainer, pl_module)
+        check_training(trainer, pl_module)
         self._remove_hooks()
         self._first_step = self._resume.get("first_step", trainer.global_step)
-        horizon = self.horizon or _horizon(trainer, self._first_step)
+        horizon = self.horizon or horizon_of(trainer, self._first_step)
         driver = OptimizerDriver(
             trainer.optimizers[0],
             self.policy,
@@ -161,16 +173,16 @@ class DQNLRCallback(Callback):
             epsilon=self.epsilon,
             seed=self.seed,
             module=pl_module,
+            averages=averages(trainer),
             across_ranks=trainer.world_size > 1,
         )
         if self._resume:
             driver.load_state_dict(self._resume["driver"])
-            _change_horizon(driver, horizon)
-        self._resume = {}
+        self._resume, self._skips = {}, 0
         self._driver, self._trace = driver, driver.trace
         self._log_every = self._steps_per_log(trainer)
         self._forget_batches()
-        self._hooks = [driver.optimizer.register_step_post_hook(lambda *_: driver.after_step())]
+        self._hooks = [watch_steps(driver.optimizer, driver.after_step)]
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -178,7 +190,7 @@ class DQNLRCallback(Callback):
         if self._driver is not None:
             self._attempted = True
             observing = self._driver.observing
-            self._driver.before_step(_gradient_scale(trainer, optimizer) if observing else None)
+            self._driver.before_step(gradient_scale(trainer, optimizer) if observing else None)
 
     def on_train_batch_end(
         self,
@@ -193,8 +205,10 @@ class DQNLRCallback(Callback):
         if self.monitor is None:
             self._add_loss(outputs, trainer.accumulate_grad_batches)
         if self._driver.stepped:
+            self._skips = None
             self._finish_step(trainer, pl_module)
         elif self._attempted:  # mixed precision skipped the step
+            self._count_skip(trainer)
             self._driver.forget_step()
             self._forget_batches()
 
@@ -225,7 +239,8 @@ class DQNLRCallback(Callback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
         if loss is None:
             return
-        loss = loss.detach() if accumulated == 1 else loss.detach().float() * accumulated
+        loss = loss.detach().reshape(())
+        loss = loss if accumulated == 1 else loss.float() * accumulated
         self._loss = loss if self._loss is None else self._loss + loss
         self._batches += 1
 
@@ -271,70 +286,17 @@ class DQNLRCallback(Callback):
     def _forget_batches(self) -> None:
         self._loss, self._batches, self._attempted = None, 0, False
 
+    def _count_skip(self, trainer: Trainer) -> None:
+        """Raises UnsupportedTrainingError for an optimizer that steps without telling."""
+        if self._skips is None:
+            return
+        self._skips += 1
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if self._skips > (_SKIPS if scaled else 0):
+            assert self._driver is not None
+            raise silent_optimizer(self._driver.optimizer)
+
     def _remove_hooks(self) -> None:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-
-
-def _check_training(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Raises UnsupportedTrainingError, with the remedy, for what cannot be controlled."""
-    name = type(pl_module).__name__
-    if not pl_module.automatic_optimization:
-        raise UnsupportedTrainingError(
-            f"{name}.automatic_optimization is False; DQNLRCallback needs automatic optimisation. "
-            "In a manual loop use DQNLRScheduler and its step(loss)."
-        )
-    optimizers = [o for o in trainer.optimizers if o.param_groups]
-    if len(optimizers) != 1:
-        raise UnsupportedTrainingError(
-            f"{name}.configure_optimizers gives {len(optimizers) or 'no'} optimizer"
-            f"{'s' if optimizers else ''}; DQNLRCallback needs exactly one. Return a single "
-            "optimizer, or remove the callback."
-        )
-    schedulers = [type(c.scheduler).__name__ for c in trainer.lr_scheduler_configs]
-    schedulers += [type(c).__name__ for c in trainer.callbacks if isinstance(c, SWA)]  # type: ignore[attr-defined]
-    if schedulers:
-        raise UnsupportedTrainingError(
-            f"{', '.join(schedulers)} sets the learning rate too, and DQNLRCallback would overrule "
-            "it; remove it from configure_optimizers (or from the Trainer's callbacks), or remove "
-            "DQNLRCallback."
-        )
-    sharded = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
-    if isinstance(trainer.strategy, sharded):
-        raise UnsupportedTrainingError(
-            f"strategy {type(trainer.strategy).__name__} splits weights or owns the optimizer; "
-            "DQNLRCallback supports one device and DDP so far."
-        )
-
-
-def _horizon(trainer: Trainer, first_step: int) -> int | None:
-    """Optimizer steps from `first_step` to the run's end, None if that cannot be known."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        timed = isinstance(callback, Timer) and callback.time_remaining() is not None
-        if timed or isinstance(callback, GradientAccumulationScheduler):
-            return None
-    steps = trainer.estimated_stepping_batches
-    if math.isinf(steps) or steps <= first_step:
-        return None
-    return int(steps) - first_step
-
-
-def _change_horizon(driver: OptimizerDriver, horizon: int | None) -> None:
-    saved = driver.controller.horizon
-    if horizon != saved:
-        _LOGGER.warning(
-            "the run's horizon was %s steps when its checkpoint was saved and is %s steps now; the "
-            "learning rate follows the new one.",
-            saved,
-            horizon,
-        )
-        driver.controller.horizon = horizon
-
-
-def _gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float | None:
-    """What the gradients are multiplied by: Lightning leaves fused optimizers to unscale."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
-        return None
-    return float(scaler.get_scale())

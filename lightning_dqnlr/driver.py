@@ -10,7 +10,7 @@ is added up.
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dqnlr.control.controller import LRController
+from lightning_dqnlr.control.probe import Probe, norm
 from lightning_dqnlr.control.spec import check_arguments
-from lightning_dqnlr.control.telemetry import IntervalStats, Probe, Telemetry
+from lightning_dqnlr.control.telemetry import Telemetry
 from lightning_dqnlr.errors import (
     ConfigurationError,
     NonFiniteLossError,
@@ -28,10 +29,12 @@ from lightning_dqnlr.errors import (
 from lightning_dqnlr.groups import GroupRates
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.ranks import from_rank_zero, mean_over_ranks
+from lightning_dqnlr.record import Outcome, Record, Recorder
 from lightning_dqnlr.snapshot import Snapshot
-from lightning_dqnlr.trace import Circumstances, Record, TripLog, explain
 
 Start = Literal["auto", "optimizer"]
+
+_LOGGER = logging.getLogger("lightning_dqnlr")
 
 
 class OptimizerDriver:
@@ -50,15 +53,15 @@ class OptimizerDriver:
         min_lr, max_lr: bounds of the reference group's learning rate.
         circuit_breaker: whether blown-up intervals are undone, None for what the policy was
             trained with. It keeps two copies of the trained weights, their optimizer state and
-            the module's buffers.
+            the rest of the training state.
         epsilon: probability of a random action.
         seed: of these random actions.
-        module: whose buffers belong to the training state; None for none.
+        module: whose buffers and averaged weights belong to the training state; None for none.
+        averages: modules that hold averages of the weights, all of which belongs to it too.
         across_ranks: whether this is one process of a data-parallel run. Statistics are then
             averaged over all processes, and all follow rank 0.
 
     Attributes:
-        trace: one plain record per decision.
         stepped: whether the optimizer has stepped since the last `finish_step`.
 
     Raises:
@@ -79,6 +82,7 @@ class OptimizerDriver:
         epsilon: float = 0.0,
         seed: int = 0,
         module: nn.Module | None = None,
+        averages: Sequence[nn.Module] = (),
         across_ranks: bool = False,
     ) -> None:
         start = start if start is not None else policy.start  # type: ignore[assignment]
@@ -86,7 +90,6 @@ class OptimizerDriver:
             circuit_breaker = policy.circuit_breaker
         check_arguments(start=start, horizon=horizon, min_lr=min_lr, max_lr=max_lr, epsilon=epsilon)
         self.optimizer, self.policy = optimizer, policy
-        self.trace: list[Record] = []
         self.stepped = False
         self._start, self._epsilon, self._across_ranks = start, epsilon, across_ranks
         self._generator = torch.Generator().manual_seed(seed)
@@ -98,13 +101,17 @@ class OptimizerDriver:
             max_lr=max_lr,
             circuit_breaker=circuit_breaker,
         )
-        self._snapshot = Snapshot(optimizer, module) if circuit_breaker else None
-        self._trips = TripLog()
-        self._climbing = start == "auto"
+        self._snapshot = Snapshot(optimizer, module, averages) if circuit_breaker else None
+        self._recorder = Recorder(self.controller, climbing=start == "auto")
         self._probed: list[int] = []
         self._parameters: list[Tensor] = []
         self._before: tuple[Tensor, Tensor] | None = None
         self._after: Tensor | None = None
+
+    @property
+    def trace(self) -> list[Record]:
+        """One plain record per decision."""
+        return self._recorder.trace
 
     @property
     def lr(self) -> float:
@@ -121,9 +128,15 @@ class OptimizerDriver:
 
         Args:
             gradient_scale: what the gradients are still multiplied by (mixed precision).
+
+        Raises:
+            UnsupportedTrainingError: if something else has set the learning rate since.
         """
         if not self._probed:
             self._begin()
+        self._rates.check()
+        if self._snapshot is not None:
+            self._snapshot.adopt()
         if self._telemetry.observing:
             self._look(gradient_scale)
 
@@ -133,7 +146,7 @@ class OptimizerDriver:
             gradient /= gradient_scale
         self._before = gradient, self._probe.read_parameters(self._parameters)
         if self._telemetry.total_steps == 0:
-            self._set_start(*self._before)
+            self._set_start(gradient_scale)
 
     def after_step(self) -> None:
         """Notes a real optimizer step, and looks at the weights."""
@@ -192,17 +205,22 @@ class OptimizerDriver:
         self._rates.adopt_new_groups()
         sizes = [p.numel() for p in self._parameters]
         self._probe = Probe(sizes, self.policy.spec.probe_size)
-        self._telemetry = Telemetry(len(self._probe), (), devices.pop())
+        floor = self._probe.weight_floor
+        self._telemetry = Telemetry(len(self._probe), (), devices.pop(), floor)
         if self._snapshot is not None:
             self._snapshot.take(0)
 
-    def _set_start(self, gradient: Tensor, weights: Tensor) -> None:
+    def _set_start(self, gradient_scale: float | Tensor | None) -> None:
+        """Once, so that all of the first gradient can be looked at: the probe may miss it."""
         if self._start == "optimizer":
             self.controller.start(torch.tensor(self._rates.reference))
         else:
-            norms = torch.stack([gradient.norm(), weights.norm()]).cpu()
+            gradient = norm([p.grad for p in self._parameters]).cpu()
+            if gradient_scale is not None:
+                gradient = gradient / float(gradient_scale)
+            weights = norm(self._parameters).cpu()
             follows_gradient = isinstance(self.optimizer, torch.optim.SGD)
-            self.controller.safe_start(norms[0], norms[1], self._probe.total, follows_gradient)
+            self.controller.safe_start(gradient, weights, self._probe.total, follows_gradient)
         self._rates.set(float(self.controller.lr))
 
     @torch.no_grad()
@@ -224,12 +242,20 @@ class OptimizerDriver:
             action = self.policy.act(decision.observation, self._epsilon, self._generator)
         if self._across_ranks:
             action = from_rank_zero(action, self._parameters[0].device)
-        before = float(self.controller.history.log_scale)
+        before = self.controller.history.log_scale
         self.controller.apply(action)
         self._rates.set(float(self.controller.lr))
         self._telemetry.begin(self.controller.interval)
-        seen = self._circumstances(stats, action, q_values, before, restored)
-        self._record(stats, used, int(action), q_values.tolist(), bool(decision.tripped), seen)
+        outcome = Outcome(
+            action=int(action),
+            q_values=q_values,
+            used=used,
+            lr=self.lr,
+            applied=float(self.controller.history.log_scale - before),
+            tripped=bool(decision.tripped),
+            restored_step=restored,
+        )
+        self._recorder.add(stats, outcome)
 
     def _restore_or_keep(self, tripped: bool, healthy: bool) -> int | None:
         if self._snapshot is None:
@@ -240,95 +266,52 @@ class OptimizerDriver:
             self._snapshot.take(self.controller.step)
         return None
 
-    def _circumstances(
-        self,
-        stats: IntervalStats,
-        action: Tensor,
-        q_values: Tensor,
-        before: float,
-        restored: int | None,
-    ) -> Circumstances:
-        spec, history = self.policy.spec, self.controller.history
-        wanted = math.log(spec.actions.multipliers[int(action)])
-        self._climbing = self._climbing and wanted > 0 and restored is None
-        return Circumstances(
-            climbing=self._climbing,
-            explored=int(action) != int(q_values.argmax()),
-            finite=bool(stats.finite),
-            restored_step=restored,
-            wanted=wanted,
-            applied=float(history.log_scale) - before,
-            capped=bool(history.capped > 0),
-            may_cut=self.controller.may_cut,
-            bound=self._bound(),
-        )
-
-    def _bound(self) -> str | None:
-        for name in ("min_lr", "max_lr"):
-            value = getattr(self.controller, name)
-            if value is not None and math.isclose(self.lr, value, rel_tol=1e-6):
-                return name
-        return None
-
-    def _record(
-        self,
-        stats: IntervalStats,
-        used: float,
-        action: int,
-        q_values: list[float],
-        tripped: bool,
-        seen: Circumstances,
-    ) -> None:
-        multipliers = self.policy.spec.actions.multipliers
-        record: Record = {
-            "step": self.controller.step,
-            "loss": float(stats.losses.mean()),
-            "lr": used,
-            "next_lr": self.lr,
-            "multiplier": multipliers[action],
-            "action": action,
-            "q_values": q_values,
-            "tripped": tripped,
-            "reason": explain(action, q_values, multipliers, seen),
-        }
-        self.trace.append(record)
-        self._trips.note(record, seen)
-
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtins: everything to go on exactly, in the middle of an interval too."""
         return {
             "base_lrs": list(self._rates.base),
-            "climbing": self._climbing,
             "probed": list(self._probed),
             "sizes": [p.numel() for p in self._parameters],
             "controller": self.controller.state_dict(),
             "telemetry": self._telemetry.state_dict() if self._probed else None,
             "snapshot": self._snapshot.state_dict() if self._snapshot is not None else None,
             "generator": self._generator.get_state(),
-            "trips": self._trips.streak,
-            "trace": [dict(record) for record in self.trace],
+            "record": self._recorder.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned, and sets the learning rates.
 
-        Weights and optimizer state are the host's to restore, before this.
+        Weights and optimizer state are the host's to restore, before this. The horizon stays the
+        one given, with a warning if the saved one was another.
 
         Raises:
             ConfigurationError: if the state is of another optimizer or model.
         """
         self._check_state(state)
-        self._rates.base, self._climbing = list(state["base_lrs"]), state["climbing"]
+        self._rates.base = list(state["base_lrs"])
+        horizon = self.controller.horizon
         self.controller.load_state_dict(state["controller"])
+        self._keep_horizon(horizon)
         self._generator.set_state(state["generator"].cpu())
-        self._trips.streak = state["trips"]
-        self.trace[:] = [dict(record) for record in state["trace"]]
+        self._recorder.load_state_dict(state["record"])
         if state["probed"]:
             self._begin(state["probed"])
             self._telemetry.load_state_dict(state["telemetry"])
             self._rates.set(float(self.controller.lr))
         if self._snapshot is not None and state["snapshot"] is not None:
             self._snapshot.load_state_dict(state["snapshot"])
+
+    def _keep_horizon(self, horizon: int | None) -> None:
+        saved = self.controller.horizon
+        if horizon != saved:
+            _LOGGER.warning(
+                "the run's horizon was %s steps when its state was saved and is %s steps now; the "
+                "learning rate follows the new one.",
+                saved,
+                horizon,
+            )
+            self.controller.horizon = horizon
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         groups = self.optimizer.param_groups

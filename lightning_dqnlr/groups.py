@@ -19,7 +19,7 @@ class GroupRates:
         lr: the reference group's learning rate now.
 
     Raises:
-        ConfigurationError: if no group has a positive learning rate.
+        ConfigurationError: if no group has a positive learning rate, or one has None.
         UnsupportedTrainingError: for LBFGS.
     """
 
@@ -30,6 +30,13 @@ class GroupRates:
                 "of its own; use SGD, Adam, AdamW or another first-order optimizer."
             )
         self._optimizer = optimizer
+        self._set = False
+        unset = [i for i, group in enumerate(optimizer.param_groups) if group["lr"] is None]
+        if unset:
+            raise ConfigurationError(
+                f"optimizer has lr=None in parameter groups {unset}: it chooses its own learning "
+                "rate. Give it a number and switch that off (Adafactor: relative_step=False)."
+            )
         self.base = [float(group["lr"]) for group in optimizer.param_groups]
         if not self.reference > 0:
             raise ConfigurationError(
@@ -45,13 +52,31 @@ class GroupRates:
 
     def set(self, lr: float) -> None:
         """Gives the reference group this learning rate and the others their share of it."""
-        self.lr = lr
+        self.lr, self._set = lr, True
         for group, base in zip(self._optimizer.param_groups, self.base, strict=False):
             rate = lr * (base / self.reference)
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+
+    def check(self) -> None:
+        """Looks whether the reference group still has the rate that was set.
+
+        Rates that are tensors are not looked at: they may be on a device.
+
+        Raises:
+            UnsupportedTrainingError: if it has another.
+        """
+        reference = self.base.index(self.reference)
+        lr = self._optimizer.param_groups[reference]["lr"]
+        if self._set and not isinstance(lr, Tensor) and lr != self.lr:
+            raise UnsupportedTrainingError(
+                f"something else set the learning rate of parameter group {reference} to {lr:.6g}, "
+                f"where lightning-dqnlr had set {self.lr:.6g}: a warm-up in optimizer_step, a "
+                "callback, or a scheduler that the loop steps. Remove it; a safe start and the "
+                "decay are built in."
+            )
 
     def adopt_new_groups(self) -> None:
         """Takes in groups that have joined, their rates being relative to the current ones."""

@@ -13,7 +13,7 @@ from lightning_dqnlr.driver import OptimizerDriver, Start
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.ranks import several_ranks
-from lightning_dqnlr.trace import Record
+from lightning_dqnlr.record import Record
 
 
 class DQNLRScheduler:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 
 class _Copy(NamedTuple):
@@ -17,31 +19,42 @@ class _Copy(NamedTuple):
 
 
 class Snapshot:
-    """The weights an optimizer trains, its whole state, and the module's buffers: two copies.
+    """The weights an optimizer trains, its whole state, and what follows them: two copies.
 
     `restore` goes back to the copy before the latest. The loss of a step is that of the weights
     before its update, so of the latest copy's weights no loss has been seen yet: the last update
     before it may be the one that destroyed them.
 
-    A copy is taken and put back in place and without a host sync. Tensors are known by position,
-    not by name, so that `torch.compile`, which renames modules, makes no difference. Weights that
-    are frozen when a copy is taken are left out: they cost memory and cannot change.
+    A copy is taken and put back in place and without a host sync. Weights that are frozen when a
+    copy is taken are left out, because they cost memory and cannot change; `adopt` adds them once
+    they are trained. So are buffers that are expanded views, which cannot be written to.
 
     Args:
         optimizer: whose parameters, state and group settings (all but the learning rate) to keep.
-        module: whose buffers to keep, BatchNorm's running statistics for example; None for none.
+        module: whose buffers to keep (BatchNorm's running statistics, for example), and the
+            parameters that the optimizer does not have, if they are no larger than those it trains:
+            then they may be a moving average of them (a momentum encoder, a target network), and
+            else they are a frozen backbone. None for none.
+        averages: modules all of whose parameters and buffers to keep.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, module: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        module: nn.Module | None = None,
+        averages: Sequence[nn.Module] = (),
+    ) -> None:
         self._optimizer = optimizer
         self._module = module
+        self._averages = list(averages)
+        self._trainable: list[bool] = []  # which weights the copies are known to have
         self._copies: list[_Copy] = []  # at most two, the proven one first
         self._spare: dict[str, Any] = {}  # memory to use again
 
     @torch.no_grad()
     def take(self, step: int) -> None:
         """Copies the state, which is that after `step` optimizer steps."""
-        live = self._weights_and_buffers() | self._settings()
+        live = self._tensors() | self._settings()
         for index, parameter in enumerate(self._parameters()):
             for name, value in self._optimizer.state.get(parameter, {}).items():
                 live[f"state/{index}/{name}"] = value
@@ -49,6 +62,21 @@ class Snapshot:
             self._spare = self._copies.pop(0).saved
         self._copies.append(_Copy(step, _copied(live, self._spare)))
         self._spare = {}
+        self._trainable = []
+
+    def adopt(self) -> None:
+        """Adds weights that became trainable after a copy was taken, to be called before each step.
+
+        They have not moved since, so what they are is what they were.
+        """
+        trainable = [p.requires_grad for p in self._parameters()]
+        if trainable == self._trainable:
+            return
+        for key, weight in self._trained().items():
+            for copy in self._copies:
+                if key not in copy.saved:
+                    copy.saved[key] = _copy(weight)
+        self._trainable = trainable
 
     @torch.no_grad()
     def restore(self) -> int:
@@ -60,7 +88,8 @@ class Snapshot:
         for key, value in state.items():
             kind, _, rest = key.partition("/")
             saved[kind][rest] = value
-        live = self._weights_and_buffers()
+        frozen_since = {f"weight/{i}": p for i, p in enumerate(self._parameters())}
+        live = self._tensors() | frozen_since
         kept = {key: value for key, value in state.items() if key in live}
         _copy_into({key: live[key] for key in kept}, kept)
         self._restore_settings(saved["group"])
@@ -70,12 +99,25 @@ class Snapshot:
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def _weights_and_buffers(self) -> dict[str, Any]:
-        weights = enumerate(self._parameters())
-        live: dict[str, Any] = {f"weight/{i}": p for i, p in weights if p.requires_grad}
+    def _trained(self) -> dict[str, Any]:
+        return {f"weight/{i}": p for i, p in enumerate(self._parameters()) if p.requires_grad}
+
+    def _tensors(self) -> dict[str, Any]:
+        live = self._trained()
         if self._module is not None:
-            live |= {f"buffer/{i}": b for i, b in enumerate(self._module.buffers())}
+            others = self._untrained(self._module, sum(p.numel() for p in live.values()))
+            live |= _named("module", chain(others, self._module.named_buffers()))
+        for i, average in enumerate(self._averages):
+            everything = chain(average.named_parameters(), average.named_buffers())
+            live |= _named(f"average/{i}", everything)
         return live
+
+    def _untrained(self, module: nn.Module, most: int) -> list[tuple[str, nn.Parameter]]:
+        """The parameters that the optimizer does not have, if they are at most so many numbers."""
+        trained = {id(p) for p in self._parameters()}
+        others = [(n, p) for n, p in module.named_parameters() if id(p) not in trained]
+        size = sum(0 if is_lazy(p) else p.numel() for _, p in others)
+        return others if size <= most else []
 
     def _settings(self) -> dict[str, Any]:
         """Numbers in the parameter groups: some optimizers count their steps there."""
@@ -116,10 +158,10 @@ class Snapshot:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned, onto the devices of the live tensors."""
         self._copies = [_Copy(c["step"], self._at_home(c["saved"])) for c in state["copies"]]
-        self._spare = {}
+        self._spare, self._trainable = {}, []
 
     def _at_home(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        parameters, live = self._parameters(), self._weights_and_buffers()
+        parameters, live = self._parameters(), self._tensors()
         copies = {key: _copy(value) for key, value in saved.items()}
         for key, value in copies.items():
             kind, _, rest = key.partition("/")
@@ -129,6 +171,21 @@ class Snapshot:
             if isinstance(value, Tensor) and home is not None and not stays:
                 copies[key] = value.to(home.device)
         return copies
+
+
+def _named(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
+    """Those that can be written to, by name; `torch.compile` puts a part of its own into names."""
+    return {
+        f"{kind}/{name.replace('_orig_mod.', '')}": tensor
+        for name, tensor in tensors
+        if not is_lazy(tensor) and not _expanded(tensor)
+    }
+
+
+def _expanded(tensor: Tensor) -> bool:
+    if tensor.layout != torch.strided:
+        return False
+    return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _copy(value: Any) -> Any:

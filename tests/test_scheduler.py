@@ -8,7 +8,7 @@ from lightning.fabric import Fabric
 from torch import nn
 
 from lightning_dqnlr import DQNLRScheduler
-from lightning_dqnlr.control.telemetry import Probe
+from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.errors import (
     CallOrderError,
     ConfigurationError,
@@ -59,7 +59,7 @@ def test_a_plain_loop_is_controlled_without_lightning_being_loaded(tmp_path):
     code = f"""
 import sys, torch
 from lightning_dqnlr import DQNLRScheduler
-from lightning_dqnlr.control.telemetry import Probe
+from lightning_dqnlr.control.probe import Probe
 net = torch.nn.Linear(4, 1)
 optimizer = torch.optim.SGD(net.parameters(), lr=10.0)
 scheduler = DQNLRScheduler(optimizer, {str(folder)!r}, horizon=50)

@@ -22,17 +22,19 @@ from torch import Tensor
 
 from lightning_dqnlr.control.breaker import CUT, DEFAULT_NOISE, ORIGIN_INTERVALS, Verdict, judge
 from lightning_dqnlr.control.features import (
+    UNSEEN,
     Clock,
     History,
     all_features,
     compressed_loss,
     step_noise,
 )
+from lightning_dqnlr.control.probe import WEIGHT_FLOOR
 from lightning_dqnlr.control.spec import ControllerSpec, check_bounds, check_horizon
 from lightning_dqnlr.control.telemetry import IntervalStats
 
 _TINY = 1e-30
-_WEIGHT_FLOOR = 1e-3  # root mean square below which a model counts as not yet initialised
+_LEVELS = ("level", "fast", "slow", "best", "reference", "origin", "low")
 _PEAK_ABOVE_CUT = math.log(16.0)
 _CEILING = math.log(0.5)  # of the scale that blew up, which it reaches again in 16 decisions
 _CEILING_RISE = math.log(2.0) / 16
@@ -97,6 +99,7 @@ class LRController:
         self.lr = torch.zeros(lead, device=device)
         self.start_multiplier: Tensor | float = 1.0
         self._rescale = False
+        self._fixed = False  # whether losses and gradients have something to be measured by
         self._ratio = torch.zeros(lead, device=device)
 
     def safe_start(
@@ -106,19 +109,21 @@ class LRController:
 
         An update of SGD is lr * g. Of any other optimizer nothing is known yet but that steps of
         the Adam kind have coordinates of about lr, so the larger of the two guesses is taken, and
-        the first measured update corrects it.
+        the first measured update corrects it. A gradient of zero (a batch without a target) says
+        nothing of those to come: SGD then starts where the Adam kind does.
 
         Args:
-            gradient_norm: of the first gradient, shape `lead`.
+            gradient_norm: of the first gradient, all of it, shape `lead`.
             weight_norm: of the weights, shape `lead`.
             coordinates: number of parameters.
             follows_gradient: whether the optimizer is SGD with or without momentum.
         """
-        unit = gradient_norm.clamp_min(_TINY)
+        root = math.sqrt(coordinates)
+        unit = torch.where(gradient_norm > 0, gradient_norm, root)
         if not follows_gradient:
-            unit = unit.clamp_min(math.sqrt(coordinates))
+            unit = unit.clamp_min(root)
         self._rescale = not follows_gradient
-        weights = weight_norm.clamp_min(_WEIGHT_FLOOR * math.sqrt(coordinates))
+        weights = weight_norm.clamp_min(WEIGHT_FLOOR * root)
         lr = (self.spec.start_ratio * weights / unit).nan_to_num(1e-8).clamp(1e-12, 1e3)
         return self.start(lr * self.start_multiplier)
 
@@ -143,15 +148,17 @@ class LRController:
             stats: of `interval` steps, leading shape `lead`, on the controller's device.
         """
         self.step += stats.steps
-        if self.decisions == 0:
-            self._begin(stats)
+        if not self._fixed:
+            self._fix_scales(stats)
+        if self.decisions == 0 and self._rescale:
+            self._correct_start(stats)
         before = self._reference_after_restore(stats)
         early = self.decisions < ORIGIN_INTERVALS
         verdict = judge(stats, before, early)
         if not self.circuit_breaker:
             verdict = verdict._replace(tripped=torch.zeros_like(verdict.tripped))
         tripped, healthy, _ = verdict
-        self._ratio = stats.update_norm / stats.weight_norm.clamp_min(_TINY)
+        self._ratio = _update_ratio(stats)
         self.history = _cut(_remember(before, stats, verdict, early), tripped)
         self.decisions += 1
         self.interval = self.spec.interval(self.step, self.horizon)
@@ -184,29 +191,37 @@ class LRController:
         """Whether an action may lower the scale now; the circuit breaker always may."""
         return self.spec.may_cut(self.step, self.interval, self.horizon)
 
-    def _begin(self, stats: IntervalStats) -> None:
-        """Fixes the loss scale, and corrects the start by the first measured update."""
+    def _fix_scales(self, stats: IntervalStats) -> None:
+        """Measures losses and gradients by the first ones that are neither zero nor infinite."""
+        self._fix_loss_scale(stats)
+        self._fix_gradient_scale(stats)
         h = self.history
-        first = stats.losses[..., 0]
-        initial = torch.where(first.isfinite(), first, torch.ones_like(first))
+        self._fixed = bool(((h.initial_loss != 0) & (h.first_log_gradient != UNSEEN)).all())
+
+    def _fix_loss_scale(self, stats: IntervalStats) -> None:
+        h = self.history
+        unfixed = h.initial_loss == 0
+        initial = stats.losses.mean(-1).nan_to_num(0.0, 0.0, 0.0)
         level = compressed_loss(initial, initial)
-        log_gradient = stats.gradient_norm.nan_to_num(1.0).clamp_min(_TINY).log()
+        fixed = {
+            "initial_loss": initial,
+            "loss": initial,
+            "noise": torch.full_like(level, DEFAULT_NOISE),
+            **dict.fromkeys(_LEVELS, level),
+        }
         self.history = replace(
-            h,
-            initial_loss=initial,
-            loss=initial,
-            **dict.fromkeys(("level", "fast", "slow", "best", "reference"), level),
-            **dict.fromkeys(("origin", "low"), level),
-            noise=torch.full_like(level, DEFAULT_NOISE),
-            log_gradient=log_gradient,
-            first_log_gradient=log_gradient,
+            h, **{name: torch.where(unfixed, v, getattr(h, name)) for name, v in fixed.items()}
         )
-        if self._rescale:
-            self._correct_start(stats)
+
+    def _fix_gradient_scale(self, stats: IntervalStats) -> None:
+        h, norm = self.history, stats.gradient_norm
+        unfixed = (h.first_log_gradient == UNSEEN) & (norm > 0) & norm.isfinite()
+        first = torch.where(unfixed, norm.log(), h.first_log_gradient)
+        log_gradient = torch.where(unfixed, first, h.log_gradient)
+        self.history = replace(h, first_log_gradient=first, log_gradient=log_gradient)
 
     def _correct_start(self, stats: IntervalStats) -> None:
-        h = self.history
-        ratio = stats.update_norm / stats.weight_norm.clamp_min(_TINY)
+        h, ratio = self.history, _update_ratio(stats)
         factor = (self.spec.start_ratio / ratio.clamp_min(_TINY)).clamp(1.0, 1e6)
         # A first update of exactly zero (a masked or frozen start) says nothing about the scale.
         factor = torch.where((ratio > 0) & ratio.isfinite(), factor, torch.ones_like(factor))
@@ -263,6 +278,11 @@ class LRController:
         self.lr, self._ratio = state["lr"].to(device), state["ratio"].to(device)
         self.step, self.decisions, self.interval = state["counters"]
         self.horizon, self._rescale = state["horizon"], state["rescale"]
+        self._fixed = False  # looked at anew
+
+
+def _update_ratio(stats: IntervalStats) -> Tensor:
+    return stats.update_norm / stats.weight_norm.clamp_min(_TINY)
 
 
 def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> History:
@@ -274,7 +294,7 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
     raised = ok & (early | (h.since_trip < ORIGIN_INTERVALS))
     origin = torch.where(raised, torch.maximum(h.origin, level), h.origin)
     low = origin if early else torch.where(ok, torch.minimum(h.low, level), h.low)
-    gradient = s.gradient_norm.clamp_min(_TINY).log()
+    seen = ok & (s.gradient_norm > 0)
     # Variances average without bias; few bins tell little, so they move the average little.
     rate = s.losses.shape[-1] / 32
     measured = step_noise(s.losses, h.level, h.initial_loss, s.steps).square()
@@ -287,7 +307,7 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
         slow=0.85 * h.slow + 0.15 * level,
         best=torch.where(ok, torch.minimum(h.best, level), h.best),
         noise=torch.where(ok, variance.sqrt(), h.noise),
-        log_gradient=torch.where(ok, gradient, h.log_gradient),
+        log_gradient=torch.where(seen, s.gradient_norm.log(), h.log_gradient),
         path=torch.where(ok, h.path + s.steps * s.update_norm.square(), h.path),
         peak_log_scale=torch.where(
             healthy, torch.maximum(h.peak_log_scale, h.log_scale), h.peak_log_scale

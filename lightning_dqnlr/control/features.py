@@ -21,6 +21,7 @@ from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 
 LOSS_FLOOR = 0.01
 CLIP = 3.0
+UNSEEN = -100.0
 _TINY = 1e-30
 
 
@@ -42,7 +43,7 @@ def compressed_loss(loss: Tensor, initial_loss: Tensor) -> Tensor:
 class History:
     """What is remembered from one decision to the next; every tensor has the shape `lead`."""
 
-    initial_loss: Tensor
+    initial_loss: Tensor  # the first that is not zero
     loss: Tensor  # mean loss of the last interval
     level: Tensor  # compressed loss of the last interval (after a restore: of the restored state)
     fast: Tensor  # exponential averages of it
@@ -50,7 +51,7 @@ class History:
     best: Tensor
     noise: Tensor  # standard deviation of the compressed loss from step to step
     log_gradient: Tensor
-    first_log_gradient: Tensor
+    first_log_gradient: Tensor  # UNSEEN before the first gradient that is not zero
     path: Tensor  # sum of squared update norms
     log_scale: Tensor  # natural log of the learning rate before the built-in decay
     start_log_scale: Tensor
@@ -73,6 +74,8 @@ class History:
         values = {f.name: torch.zeros(lead, device=device) for f in fields(cls)}
         values["since_trip"] += 100.0
         values["ceiling"] += 100.0
+        values["log_gradient"] += UNSEEN
+        values["first_log_gradient"] += UNSEEN
         return cls(**values)
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,12 +1,12 @@
 """What one training run shows, at a fixed cost for models of any size.
 
-A `Probe` picks about a thousand coordinates of the model once. At observed steps the gradient
-and the weights are read at those coordinates only, and every inner product that the features need
-(gradient with gradient, gradient with update, update with update, ...) comes out of one small Gram
-matrix. `Telemetry` keeps those matrices and the losses of one decision interval on the device;
-`Telemetry.read` turns them into one flat tensor, so that a host needs exactly one transfer per
-decision. Long intervals observe 8 of their steps (four adjacent pairs, because the cosines
-compare consecutive steps); the loss is averaged over all of them.
+At observed steps the gradient and the weights are read at the coordinates of a `Probe` only, and
+every inner product that the features need (gradient with gradient, gradient with update, update
+with update, ...) comes out of one small Gram matrix. `Telemetry` keeps those matrices and the
+losses of one decision interval on the device; `Telemetry.read` turns them into one flat tensor, so
+that a host needs exactly one transfer per decision. Long intervals observe 8 of their steps (four
+adjacent pairs, because the cosines compare consecutive steps); the loss is averaged over all of
+them.
 
 Everything has leading dimensions `lead`: `()` for one run, `(R,)` for R replicas side by side.
 """
@@ -14,139 +14,20 @@ Everything has leading dimensions `lead`: `()` for one run, `(R,)` for R replica
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-MAX_TENSORS = 64
 MAX_BINS = 16
 MAX_OBSERVATIONS = 8
-_SLICES = 4
 _TINY = 1e-38
 
 # Rows of the stacked probe vectors, as the even observations use them. The odd ones use them from
 # the other end, so that the rows of the observation before stay where they are.
 _G, _D, _W, _D_PREV, _G_PREV = range(5)
-
-
-class Probe:
-    """A fixed sample of a model's coordinates: evenly spaced slices of its tensors.
-
-    Each coordinate is weighted by the root of how many it stands for, so that squared norms of
-    probe vectors estimate the squared norms of the whole vectors.
-
-    Args:
-        sizes: number of elements of each parameter tensor, in the optimizer's order.
-        max_coordinates: about how many coordinates to sample.
-
-    Attributes:
-        columns: (n,) positions of the sampled coordinates in the concatenation of all tensors.
-        weight: (n,) the weights described above.
-        total: number of coordinates of the model.
-    """
-
-    def __init__(self, sizes: Sequence[int], max_coordinates: int = 1024) -> None:
-        self.total = sum(sizes)
-        kept = sorted(range(len(sizes)), key=lambda i: -sizes[i])[:MAX_TENSORS]
-        covered = sum(sizes[i] for i in kept)
-        self._whole: list[tuple[int, int]] = []  # tensor, its size
-        self._sliced: list[tuple[int, int, int]] = []  # tensor, width of a slice, distance
-        for index in sorted(kept):
-            share = max(8, round(max_coordinates * sizes[index] / max(covered, 1)))
-            if sizes[index] <= 2 * share:
-                self._whole.append((index, sizes[index]))
-            else:
-                width = max(1, share // _SLICES)
-                self._sliced.append((index, width, sizes[index] // _SLICES))
-        self._views: list[Tensor] = []
-        self._addresses: list[int] = []
-        offsets = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
-        # In the order of `read`: the first slice of every tensor, the second of every tensor, ...
-        spans = [
-            (index, row * gap, row * gap + width)
-            for row in range(_SLICES)
-            for index, width, gap in self._sliced
-        ] + [(index, 0, size) for index, size in self._whole]
-        sampled = dict.fromkeys(kept, 0)
-        for index, start, stop in spans:
-            sampled[index] += stop - start
-        lost = self.total / max(covered, 1)  # what the tensors not looked at weigh
-        self.columns = torch.cat([torch.arange(a, b) + offsets[i] for i, a, b in spans])
-        self.weight = torch.cat(
-            [torch.full((b - a,), math.sqrt(sizes[i] / sampled[i] * lost)) for i, a, b in spans]
-        )
-
-        self._whole_model = len(self.columns) == self.total  # every weight is 1
-
-    def __len__(self) -> int:
-        return len(self.columns)
-
-    def read(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Samples one vector of the model, (n,) float32 on the tensors' device.
-
-        Args:
-            tensors: the parameters or their gradients; None (no gradient) reads as zero.
-        """
-        return self._join(self._cut(tensors))
-
-    def read_parameters(self, parameters: Sequence[Tensor]) -> Tensor:
-        """The same for tensors that stay where they are; cheaper, their slices are kept."""
-        addresses = [p.data_ptr() for p in parameters]
-        if addresses != self._addresses:
-            self._views = self._cut(parameters)
-            # The slices of a tensor that is not contiguous are copies, good for once only.
-            lasting = all(p.layout == torch.strided and p.is_contiguous() for p in parameters)
-            self._addresses = addresses if lasting else []
-        return self._join(self._views)
-
-    def _cut(self, tensors: Sequence[Tensor | None]) -> list[Tensor]:
-        device = next((t.device for t in tensors if t is not None), self.weight.device)
-        views: list[Tensor] = []
-        for index, width, gap in self._sliced:
-            tensor = tensors[index]
-            if tensor is None:
-                views.append(torch.zeros(_SLICES, width, device=device))
-            else:
-                views.append(_in_order(tensor).as_strided((_SLICES, width), (gap, 1)))
-        for index, size in self._whole:
-            tensor = tensors[index]
-            if tensor is None:
-                views.append(torch.zeros(size, device=device))
-            else:
-                views.append(_in_order(tensor).view(-1))
-        return views
-
-    def _join(self, views: list[Tensor]) -> Tensor:
-        sliced = len(self._sliced)
-        if sliced:
-            views = [torch.cat(views[:sliced], dim=1).view(-1), *views[sliced:]]
-        joined = torch.cat(views).float()
-        if self._whole_model:
-            return joined
-        if self.weight.device != joined.device:
-            self.weight = self.weight.to(joined.device)
-        return joined.mul_(self.weight)
-
-    def read_flat(self, flat: Tensor) -> Tensor:
-        """The same sample from concatenated tensors: (*lead, total) -> (*lead, n).
-
-        Of a model small enough to be sampled whole it is `flat` itself, not a copy.
-        """
-        if self._whole_model:
-            return flat
-        if self.weight.device != flat.device:
-            self.weight = self.weight.to(flat.device)
-            self.columns = self.columns.to(flat.device)
-        return flat.index_select(-1, self.columns).mul_(self.weight)
-
-
-def _in_order(tensor: Tensor) -> Tensor:
-    """The tensor, or if its elements do not lie in order in memory, a copy whose do."""
-    tensor = tensor.detach()
-    return tensor.contiguous() if tensor.layout == torch.strided else tensor.to_dense()
 
 
 class IntervalStats(NamedTuple):
@@ -184,11 +65,18 @@ class Telemetry:
         num_coordinates: n, the length of probe vectors.
         lead: leading dimensions.
         device: where the sums live.
+        weight_floor: smallest norm of the weights to be divided by, and to be told of: weights
+            that begin at zero would never be allowed to leave it.
     """
 
     def __init__(
-        self, num_coordinates: int, lead: tuple[int, ...] = (), device: torch.device | str = "cpu"
+        self,
+        num_coordinates: int,
+        lead: tuple[int, ...] = (),
+        device: torch.device | str = "cpu",
+        weight_floor: float = 0.0,
     ) -> None:
+        self._least_squared_weight = max(weight_floor**2, _TINY)
         self._vectors = torch.zeros((*lead, 5, num_coordinates), device=device)
         self._anchors = torch.zeros((*lead, 2, num_coordinates), device=device)
         self._grams = torch.zeros((MAX_OBSERVATIONS, *lead, 5, 5), device=device)
@@ -282,9 +170,10 @@ class Telemetry:
         grams = self._observed_grams()
         pairs = grams[..., [i for i, paired in enumerate(self._paired) if paired], :, :]
         squared_gradient = grams[..., _G, _G]
-        squared_update, squared_weight = grams[..., _D, _D], grams[..., _W, _W]
+        squared_update = grams[..., _D, _D]
+        squared_weight = grams[..., _W, _W].clamp_min(self._least_squared_weight)
         moved = (weights.unsqueeze(-2) - self._anchors).square().sum(-1).sqrt()
-        ratio = squared_update / squared_weight.clamp_min(_TINY)
+        ratio = squared_update / squared_weight
         columns = [
             squared_gradient.mean(-1).sqrt(),
             (squared_gradient + _TINY).log().std(-1, correction=0),

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.controller import Decision, LRController
+from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.control.telemetry import Probe, Telemetry
+from lightning_dqnlr.control.telemetry import Telemetry
 from lightning_dqnlr.envs.environment import Losses, StepResult, Terms
 from lightning_dqnlr.envs.replicas import Replicas
 from lightning_dqnlr.tasks.task import Task
@@ -42,7 +43,7 @@ class VectorLREnv:
         self.replicas = Replicas(task, seeds, device)
         self.probe = Probe(self.replicas.sizes, spec.probe_size)
         lead = (len(self.replicas),)
-        self.telemetry = Telemetry(len(self.probe), lead, device)
+        self.telemetry = Telemetry(len(self.probe), lead, device, self.probe.weight_floor)
         self.controller = LRController(
             spec,
             horizon=task.horizon if task.known_horizon else None,
@@ -115,7 +116,7 @@ class VectorLREnv:
             gradient = self.probe.read_flat(self.replicas.gradient)
             self.telemetry.before(gradient, self._read_weights())
             if self.telemetry.total_steps == 0:
-                self._set_start(gradient)
+                self._set_start()
         self.replicas.update(self.controller.lr)
         self._probed_weights = None
         if observing:
@@ -128,15 +129,14 @@ class VectorLREnv:
             self._probed_weights = self.probe.read_flat(self.replicas.weights)
         return self._probed_weights
 
-    def _set_start(self, gradient: Tensor) -> None:
+    def _set_start(self) -> None:
         lr = self._terms.start.lr
         if lr is not None:
             self.controller.start(lr.to(self.replicas.device))
             return
-        weights = self._read_weights()
         self.controller.safe_start(
-            gradient.norm(dim=-1),
-            weights.norm(dim=-1),
+            self.replicas.gradient.norm(dim=-1),
+            self.replicas.weights.norm(dim=-1),
             self.probe.total,
             self.replicas.follows_gradient,
         )

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dqnlr.control.telemetry import MAX_OBSERVATIONS, IntervalStats, Probe, Telemetry
+from lightning_dqnlr.control.probe import Probe
+from lightning_dqnlr.control.telemetry import MAX_OBSERVATIONS, IntervalStats, Telemetry
 
 
 def drive(telemetry, weights, gradients, updates, losses, steps=None):

@@ -1,0 +1,153 @@
+"""A `Probe` looks at about a thousand coordinates of a model, whatever its size.
+
+Squared norms and inner products of what it reads estimate those of the whole vectors.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+MAX_TENSORS = 64
+WEIGHT_FLOOR = 1e-3  # root mean square below which a model counts as not yet initialised
+_SLICES = 4
+
+
+class Probe:
+    """A fixed sample of a model's coordinates: evenly spaced slices of its tensors.
+
+    Each coordinate is weighted by the root of how many it stands for, so that squared norms of
+    probe vectors estimate the squared norms of the whole vectors.
+
+    Args:
+        sizes: number of elements of each parameter tensor, in the optimizer's order.
+        max_coordinates: about how many coordinates to sample.
+
+    Attributes:
+        columns: (n,) positions of the sampled coordinates in the concatenation of all tensors.
+        weight: (n,) the weights described above.
+        total: number of coordinates of the model.
+        weight_floor: norm of weights whose root mean square is `WEIGHT_FLOOR`.
+    """
+
+    def __init__(self, sizes: Sequence[int], max_coordinates: int = 1024) -> None:
+        self.total = sum(sizes)
+        self.weight_floor = WEIGHT_FLOOR * math.sqrt(self.total)
+        kept = sorted(range(len(sizes)), key=lambda i: -sizes[i])[:MAX_TENSORS]
+        covered = sum(sizes[i] for i in kept)
+        self._whole: list[tuple[int, int]] = []  # tensor, its size
+        self._sliced: list[tuple[int, int, int]] = []  # tensor, width of a slice, distance
+        for index in sorted(kept):
+            share = max(8, round(max_coordinates * sizes[index] / max(covered, 1)))
+            if sizes[index] <= 2 * share:
+                self._whole.append((index, sizes[index]))
+            else:
+                width = max(1, share // _SLICES)
+                self._sliced.append((index, width, sizes[index] // _SLICES))
+        self._views: list[Tensor] = []
+        self._addresses: list[int] = []
+        offsets = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
+        # In the order of `read`: the first slice of every tensor, the second of every tensor, ...
+        spans = [
+            (index, row * gap, row * gap + width)
+            for row in range(_SLICES)
+            for index, width, gap in self._sliced
+        ] + [(index, 0, size) for index, size in self._whole]
+        sampled = dict.fromkeys(kept, 0)
+        for index, start, stop in spans:
+            sampled[index] += stop - start
+        lost = self.total / max(covered, 1)  # what the tensors not looked at weigh
+        self.columns = torch.cat([torch.arange(a, b) + offsets[i] for i, a, b in spans])
+        self.weight = torch.cat(
+            [torch.full((b - a,), math.sqrt(sizes[i] / sampled[i] * lost)) for i, a, b in spans]
+        )
+
+        self._whole_model = len(self.columns) == self.total  # every weight is 1
+
+    def __len__(self) -> int:
+        return len(self.columns)
+
+    def read(self, tensors: Sequence[Tensor | None]) -> Tensor:
+        """Samples one vector of the model, (n,) float32 on the tensors' device.
+
+        Args:
+            tensors: the parameters or their gradients; None (no gradient) reads as zero.
+        """
+        return self._join(self._cut(tensors))
+
+    def read_parameters(self, parameters: Sequence[Tensor]) -> Tensor:
+        """The same for tensors that stay where they are; cheaper, their slices are kept."""
+        addresses = [p.data_ptr() for p in parameters]
+        if addresses != self._addresses:
+            self._views = self._cut(parameters)
+            # The slices of a tensor that is not contiguous are copies, good for once only.
+            lasting = all(p.layout == torch.strided and p.is_contiguous() for p in parameters)
+            self._addresses = addresses if lasting else []
+        return self._join(self._views)
+
+    def _cut(self, tensors: Sequence[Tensor | None]) -> list[Tensor]:
+        device = next((t.device for t in tensors if t is not None), self.weight.device)
+        views: list[Tensor] = []
+        for index, width, gap in self._sliced:
+            tensor = tensors[index]
+            if tensor is None:
+                views.append(torch.zeros(_SLICES, width, device=device))
+            else:
+                views.append(_in_order(tensor).as_strided((_SLICES, width), (gap, 1)))
+        for index, size in self._whole:
+            tensor = tensors[index]
+            if tensor is None:
+                views.append(torch.zeros(size, device=device))
+            else:
+                views.append(_in_order(tensor).view(-1))
+        return views
+
+    def _join(self, views: list[Tensor]) -> Tensor:
+        sliced = len(self._sliced)
+        if sliced:
+            views = [torch.cat(views[:sliced], dim=1).view(-1), *views[sliced:]]
+        joined = torch.cat(views).float()
+        if self._whole_model:
+            return joined
+        if self.weight.device != joined.device:
+            self.weight = self.weight.to(joined.device)
+        return joined.mul_(self.weight)
+
+    def read_flat(self, flat: Tensor) -> Tensor:
+        """The same sample from concatenated tensors: (*lead, total) -> (*lead, n).
+
+        Of a model small enough to be sampled whole it is `flat` itself, not a copy.
+        """
+        if self._whole_model:
+            return flat
+        if self.weight.device != flat.device:
+            self.weight = self.weight.to(flat.device)
+            self.columns = self.columns.to(flat.device)
+        return flat.index_select(-1, self.columns).mul_(self.weight)
+
+
+def norm(tensors: Sequence[Tensor | None]) -> Tensor:
+    """Euclidean norm of all elements together, a scalar; None (no gradient) counts as zero."""
+    norms = [
+        torch.linalg.vector_norm(_elements(t), dtype=torch.float32)
+        for t in tensors
+        if t is not None
+    ]
+    return torch.stack(norms).norm() if norms else torch.zeros(())
+
+
+def _elements(tensor: Tensor) -> Tensor:
+    """Real numbers whose squares add up to the squared norm."""
+    tensor = tensor.detach()
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _in_order(tensor: Tensor) -> Tensor:
+    """The tensor, or if its elements do not lie in order in memory, a copy whose do."""
+    tensor = tensor.detach()
+    return tensor.contiguous() if tensor.layout == torch.strided else tensor.to_dense()

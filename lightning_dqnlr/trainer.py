@@ -1,0 +1,92 @@
+"""What `DQNLRCallback` asks a Lightning Trainer: can it be controlled, how long will it train?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer, WeightAveraging
+from lightning.pytorch.callbacks import StochasticWeightAveraging as SWA
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from lightning_dqnlr.errors import UnsupportedTrainingError
+
+
+def check_training(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Raises UnsupportedTrainingError, with the remedy, for what cannot be controlled."""
+    name = type(pl_module).__name__
+    if not pl_module.automatic_optimization:
+        raise UnsupportedTrainingError(
+            f"{name}.automatic_optimization is False; DQNLRCallback needs automatic optimisation. "
+            "In a manual loop use DQNLRScheduler and its step(loss)."
+        )
+    optimizers = [o for o in trainer.optimizers if o.param_groups]
+    if len(optimizers) != 1:
+        raise UnsupportedTrainingError(
+            f"{name}.configure_optimizers gives {len(optimizers) or 'no'} optimizer"
+            f"{'s' if optimizers else ''}; DQNLRCallback needs exactly one. Return a single "
+            "optimizer, or remove the callback."
+        )
+    schedulers = [type(c.scheduler).__name__ for c in trainer.lr_scheduler_configs]
+    schedulers += [type(c).__name__ for c in trainer.callbacks if isinstance(c, SWA)]  # type: ignore[attr-defined]
+    if schedulers:
+        raise UnsupportedTrainingError(
+            f"{', '.join(schedulers)} sets the learning rate too, and DQNLRCallback would overrule "
+            "it; remove it from configure_optimizers (or from the Trainer's callbacks), or remove "
+            "DQNLRCallback."
+        )
+    sharded = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
+    if isinstance(trainer.strategy, sharded):
+        raise UnsupportedTrainingError(
+            f"strategy {type(trainer.strategy).__name__} splits weights or owns the optimizer; "
+            "DQNLRCallback supports one device and DDP so far."
+        )
+
+
+def averages(trainer: Trainer) -> list[nn.Module]:
+    """The averages of the weights that Lightning's callbacks keep."""
+    found = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+    return [c._average_model for c in found if c._average_model is not None]
+
+
+def watch_steps(
+    optimizer: torch.optim.Optimizer, after_step: Callable[[], None]
+) -> RemovableHandle:
+    """Calls `after_step` after each of the optimizer's steps, until the handle is removed."""
+    try:
+        return optimizer.register_step_post_hook(lambda *_: after_step())
+    except AttributeError as error:  # its __init__ did not call torch's
+        raise silent_optimizer(optimizer) from error
+
+
+def silent_optimizer(optimizer: torch.optim.Optimizer) -> UnsupportedTrainingError:
+    """What to raise when an optimizer steps without telling."""
+    return UnsupportedTrainingError(
+        f"{type(optimizer).__name__} does not tell of its steps, so its learning rate cannot be "
+        "followed: it wraps another optimizer and its __init__ does not call torch's. Return the "
+        "optimizer inside it, or remove DQNLRCallback."
+    )
+
+
+def horizon_of(trainer: Trainer, first_step: int) -> int | None:
+    """Optimizer steps from `first_step` to the run's end, None if that cannot be known."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        timed = isinstance(callback, Timer) and callback.time_remaining() is not None
+        if timed or isinstance(callback, GradientAccumulationScheduler):
+            return None
+    steps = trainer.estimated_stepping_batches
+    if math.isinf(steps) or steps <= first_step:
+        return None
+    return int(steps) - first_step
+
+
+def gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float | None:
+    """What the gradients are multiplied by: Lightning leaves fused optimizers to unscale."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
+        return None
+    return float(scaler.get_scale())
