@@ -220,7 +220,7 @@ class OptimizerDriver:
                 gradient = gradient / float(gradient_scale)
             weights = norm(self._parameters).cpu()
             follows_gradient = isinstance(self.optimizer, torch.optim.SGD)
-            self.controller.safe_start(gradient, weights, self._probe.total, follows_gradient)
+            self.controller.safe_start(gradient, weights, self._probe, follows_gradient)
         self._rates.set(float(self.controller.lr))
 
     @torch.no_grad()
@@ -314,6 +314,12 @@ class OptimizerDriver:
             self.controller.horizon = horizon
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
+        missing = sorted(self.state_dict().keys() - state.keys())
+        if missing:
+            raise ConfigurationError(
+                f"state: it lacks {missing}; it was saved by another version of lightning-dqnlr. "
+                "Go on with that version, or without the saved control."
+            )
         groups = self.optimizer.param_groups
         sizes = [p.numel() for group in groups for p in group["params"]]
         known = [sizes[i] if i < len(sizes) else 0 for i in state["probed"]]

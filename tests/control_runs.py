@@ -5,6 +5,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_dqnlr import DQNLRScheduler
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
@@ -104,3 +105,35 @@ def trainer(callback, folder, **arguments):
     }
     callbacks = [callback, *arguments.pop("more_callbacks", ())]
     return Trainer(callbacks=callbacks, **{**defaults, **arguments})
+
+
+class Loop:
+    """A plain training loop whose batches depend on the step's number only."""
+
+    def __init__(self, optimizer=torch.optim.Adam, policy=None, wrap=None, **arguments):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        self.optimizer = optimizer(self.net.parameters(), lr=5.0)
+        arguments = {"horizon": 200, "module": self.net, **arguments}
+        self.scheduler = DQNLRScheduler(self.optimizer, policy or random_policy(), **arguments)
+        self.inputs, self.labels = examples()
+        self.done, self.rates = 0, []
+
+    def loss(self):
+        index = torch.arange(self.done * 8, self.done * 8 + 8) % len(self.inputs)
+        return nn.functional.cross_entropy(self.net(self.inputs[index]), self.labels[index])
+
+    def run(self, steps, poison=()):
+        for _ in range(steps):
+            self.optimizer.zero_grad()
+            loss = self.loss() * (float("nan") if self.done in poison else 1.0)
+            loss.backward()
+            self.optimizer.step()
+            self.rates.append(self.scheduler.get_last_lr()[0])
+            self.scheduler.step(loss)
+            self.done += 1
+
+    def state(self):
+        parts = (self.net, self.optimizer, self.scheduler)
+        return [part.state_dict() for part in parts]

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_dqnlr import DQNLRCallback, DQNLRScheduler
 from lightning_dqnlr.control.controller import LRController
+from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import IntervalStats
 from lightning_dqnlr.envs.environment import Terms
@@ -181,9 +182,10 @@ def test_one_recorded_run_gives_equal_rates_alone_and_among_replicas(horizon):
     together = LRController(spec, horizon=horizon, lead=(replicas,))
     alone = [LRController(spec, horizon=horizon) for _ in range(replicas)]
     norms = torch.tensor([0.5, 2.0, 7.0])
-    together.safe_start(norms, 3 * norms.flip(0), 100, follows_gradient=False)
+    probe = Probe([60, 40])
+    together.safe_start(norms, 3 * norms.flip(0), probe, follows_gradient=False)
     for index, controller in enumerate(alone):
-        controller.safe_start(norms[index], 3 * norms.flip(0)[index], 100, follows_gradient=False)
+        controller.safe_start(norms[index], 3 * norms.flip(0)[index], probe, follows_gradient=False)
     tripped = 0
     for stats in recorded(24, (replicas,)):
         decision = together.observe(stats)

@@ -1,3 +1,4 @@
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -15,43 +16,10 @@ from lightning_dqnlr.errors import (
     NonFiniteLossError,
     UnsupportedTrainingError,
 )
-from lightning_dqnlr.snapshot import Snapshot
 
-from .control_runs import constant_policy, examples, random_policy
+from .control_runs import Loop, constant_policy, examples, random_policy
 
 KEEP, QUADRUPLE = 3, 6
-
-
-class Loop:
-    """A plain training loop whose batches depend on the step's number only."""
-
-    def __init__(self, optimizer=torch.optim.Adam, policy=None, wrap=None, **arguments):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(2)
-            self.net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-        self.optimizer = optimizer(self.net.parameters(), lr=5.0)
-        arguments = {"horizon": 200, "module": self.net, **arguments}
-        self.scheduler = DQNLRScheduler(self.optimizer, policy or random_policy(), **arguments)
-        self.inputs, self.labels = examples()
-        self.done, self.rates = 0, []
-
-    def loss(self):
-        index = torch.arange(self.done * 8, self.done * 8 + 8) % len(self.inputs)
-        return nn.functional.cross_entropy(self.net(self.inputs[index]), self.labels[index])
-
-    def run(self, steps, poison=()):
-        for _ in range(steps):
-            self.optimizer.zero_grad()
-            loss = self.loss() * (float("nan") if self.done in poison else 1.0)
-            loss.backward()
-            self.optimizer.step()
-            self.rates.append(self.scheduler.get_last_lr()[0])
-            self.scheduler.step(loss)
-            self.done += 1
-
-    def state(self):
-        parts = (self.net, self.optimizer, self.scheduler)
-        return [part.state_dict() for part in parts]
 
 
 def test_a_plain_loop_is_controlled_without_lightning_being_loaded(tmp_path):
@@ -224,6 +192,41 @@ def test_a_first_loss_that_is_not_finite_is_an_error():
         Loop().run(1, poison=(0,))
 
 
+def test_an_optimizer_without_a_learning_rate_is_refused_by_name():
+    optimizer = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0)
+    optimizer.param_groups[0]["lr"] = None
+    with pytest.raises(ConfigurationError, match=r"lr=None in parameter groups \[0\]"):
+        DQNLRScheduler(optimizer, constant_policy(KEEP))
+
+
+def test_the_state_of_another_version_is_refused_by_what_it_lacks():
+    loop = Loop()
+    loop.run(3)
+    state = loop.scheduler.state_dict()
+    state["trace"] = state.pop("record")["trace"]
+    with pytest.raises(ConfigurationError, match=r"lacks \['record'\]"):
+        Loop().scheduler.load_state_dict(state)
+
+
+def test_another_horizon_on_resume_is_said_and_followed(caplog):
+    first = Loop(horizon=200)
+    first.run(5)
+    second = Loop(horizon=400)
+    with caplog.at_level(logging.WARNING, "lightning_dqnlr"):
+        second.scheduler.load_state_dict(first.scheduler.state_dict())
+    assert "was 200 steps when its state was saved and is 400 steps now" in caplog.text
+    assert second.scheduler.state_dict()["controller"]["horizon"] == 400
+
+
+def test_a_learning_rate_that_the_loop_sets_too_is_an_error_and_not_followed_in_silence():
+    loop = Loop()
+    loop.optimizer.param_groups[0]["lr"] = 3.0  # before the first step: the start replaces it
+    loop.run(3)
+    loop.optimizer.param_groups[0]["lr"] = 2.0
+    with pytest.raises(UnsupportedTrainingError, match=r"group 0 to 2, where lightning-dqnlr"):
+        loop.run(1)
+
+
 def test_lbfgs_and_other_objects_are_refused():
     net = nn.Linear(2, 1)
     with pytest.raises(UnsupportedTrainingError, match="LBFGS"):
@@ -301,63 +304,3 @@ def test_fabrics_wrapper_of_an_optimizer_is_controlled():
         scheduler.step(loss)
     assert scheduler.trace[-1]["step"] >= 8
     assert optimizer.param_groups[0]["lr"] == scheduler.trace[-1]["next_lr"] < 1e-2
-
-
-def state_of(optimizer, net):
-    flat = {f"{i}.{k}": v for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
-    flat |= dict(net.state_dict())
-    return {k: v.clone() if isinstance(v, torch.Tensor) else v for k, v in flat.items()}
-
-
-@pytest.mark.parametrize(
-    "optimizer",
-    [torch.optim.Adam, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.NAdam],
-)
-def test_a_snapshot_restores_the_state_of_any_optimizer(optimizer):
-    loop = Loop(optimizer, constant_policy(KEEP), circuit_breaker=False)
-    loop.run(4)
-    snapshot = Snapshot(loop.optimizer, loop.net)
-    snapshot.take(4)
-    loop.run(2)
-    snapshot.take(6)  # the memory of the third is that of the first
-    expected = state_of(loop.optimizer, loop.net)
-    loop.run(1)
-    snapshot.take(7)
-    loop.run(3)
-    assert snapshot.restore() == 6
-    now = state_of(loop.optimizer, loop.net)
-    assert expected.keys() == now.keys()
-    assert all(torch.equal(torch.as_tensor(expected[k]), torch.as_tensor(now[k])) for k in now)
-    loop.run(1)  # and is a copy: going on must not change it
-    snapshot.restore()
-    assert torch.equal(loop.net[0].weight, expected["0.weight"])
-
-
-def test_a_copy_whose_loss_nobody_has_seen_is_never_gone_back_to():
-    loop = Loop(torch.optim.SGD, constant_policy(KEEP), circuit_breaker=False)
-    snapshot = Snapshot(loop.optimizer, loop.net)
-    taken = []
-    for step in (1, 2, 3):
-        loop.run(1)
-        snapshot.take(step)
-        taken.append(loop.net[0].weight.detach().clone())
-    assert snapshot.restore() == 2
-    assert torch.equal(loop.net[0].weight, taken[1])
-    assert snapshot.restore() == 2  # nothing healthy since: the same once more
-    loop.run(1)
-    snapshot.take(4)  # follows 2, not the destroyed 3
-    assert snapshot.restore() == 2
-    assert torch.equal(loop.net[0].weight, taken[1])
-
-
-def test_two_copies_are_kept_however_often_one_is_taken():
-    loop = Loop(torch.optim.Adam, constant_policy(KEEP), circuit_breaker=False)
-    snapshot = Snapshot(loop.optimizer, loop.net)
-    addresses = set()
-    for step in range(6):
-        loop.run(1)
-        snapshot.take(step)
-        addresses.add(snapshot._copies[-1].saved["weight/0"].data_ptr())
-        if step == 3:
-            snapshot.restore()
-    assert len(addresses) == 2

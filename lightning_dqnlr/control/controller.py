@@ -29,7 +29,7 @@ from lightning_dqnlr.control.features import (
     compressed_loss,
     step_noise,
 )
-from lightning_dqnlr.control.probe import WEIGHT_FLOOR
+from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.control.spec import ControllerSpec, check_bounds, check_horizon
 from lightning_dqnlr.control.telemetry import IntervalStats
 
@@ -103,7 +103,7 @@ class LRController:
         self._ratio = torch.zeros(lead, device=device)
 
     def safe_start(
-        self, gradient_norm: Tensor, weight_norm: Tensor, coordinates: int, follows_gradient: bool
+        self, gradient_norm: Tensor, weight_norm: Tensor, probe: Probe, follows_gradient: bool
     ) -> Tensor:
         """Sets the first learning rate from the first gradient; returns it, shape `lead`.
 
@@ -115,15 +115,15 @@ class LRController:
         Args:
             gradient_norm: of the first gradient, all of it, shape `lead`.
             weight_norm: of the weights, shape `lead`.
-            coordinates: number of parameters.
+            probe: of the model.
             follows_gradient: whether the optimizer is SGD with or without momentum.
         """
-        root = math.sqrt(coordinates)
+        root = math.sqrt(probe.total)
         unit = torch.where(gradient_norm > 0, gradient_norm, root)
         if not follows_gradient:
             unit = unit.clamp_min(root)
         self._rescale = not follows_gradient
-        weights = weight_norm.clamp_min(WEIGHT_FLOOR * root)
+        weights = weight_norm.clamp_min(probe.weight_floor)
         lr = (self.spec.start_ratio * weights / unit).nan_to_num(1e-8).clamp(1e-12, 1e3)
         return self.start(lr * self.start_multiplier)
 
@@ -201,7 +201,8 @@ class LRController:
     def _fix_loss_scale(self, stats: IntervalStats) -> None:
         h = self.history
         unfixed = h.initial_loss == 0
-        initial = stats.losses.mean(-1).nan_to_num(0.0, 0.0, 0.0)
+        losses = stats.losses.nan_to_num(0.0, 0.0, 0.0)
+        initial = losses.gather(-1, losses.abs().argmax(-1, keepdim=True)).squeeze(-1)
         level = compressed_loss(initial, initial)
         fixed = {
             "initial_loss": initial,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 MAX_TENSORS = 64
-WEIGHT_FLOOR = 1e-3  # root mean square below which a model counts as not yet initialised
+_WEIGHT_FLOOR = 0.1
 _SLICES = 4
 
 
@@ -30,12 +30,14 @@ class Probe:
         columns: (n,) positions of the sampled coordinates in the concatenation of all tensors.
         weight: (n,) the weights described above.
         total: number of coordinates of the model.
-        weight_floor: norm of weights whose root mean square is `WEIGHT_FLOOR`.
+        weight_floor: norm below which the weights count as not yet initialised (a head that
+            begins at zero): a tenth of what LeCun's initialisation gives, whose variance is
+            1 / fan_in (LeCun et al. 1998, Efficient BackProp, eq. 16), to square matrices.
     """
 
     def __init__(self, sizes: Sequence[int], max_coordinates: int = 1024) -> None:
         self.total = sum(sizes)
-        self.weight_floor = WEIGHT_FLOOR * math.sqrt(self.total)
+        self.weight_floor = _WEIGHT_FLOOR * math.sqrt(sum(math.sqrt(size) for size in sizes))
         kept = sorted(range(len(sizes)), key=lambda i: -sizes[i])[:MAX_TENSORS]
         covered = sum(sizes[i] for i in kept)
         self._whole: list[tuple[int, int]] = []  # tensor, its size

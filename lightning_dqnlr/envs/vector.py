@@ -137,7 +137,7 @@ class VectorLREnv:
         self.controller.safe_start(
             self.replicas.gradient.norm(dim=-1),
             self.replicas.weights.norm(dim=-1),
-            self.probe.total,
+            self.probe,
             self.replicas.follows_gradient,
         )
 

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from lightning_dqnlr.control.breaker import judge
 from lightning_dqnlr.control.controller import LRController
+from lightning_dqnlr.control.features import FeatureSpec
+from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
 
@@ -96,29 +98,73 @@ class TestDecay:
 class TestStart:
     def test_first_update_of_sgd_is_a_ten_thousandth_of_the_weights(self):
         controller = LRController(ControllerSpec(), horizon=None)
-        lr = controller.safe_start(torch.tensor(5.0), torch.tensor(20.0), 100, True)
+        lr = controller.safe_start(torch.tensor(5.0), torch.tensor(20.0), Probe([100]), True)
         assert lr.item() * 5.0 == pytest.approx(1e-4 * 20.0)
 
     def test_an_adaptive_optimizer_is_assumed_to_move_each_coordinate_by_lr(self):
         controller = LRController(ControllerSpec(), horizon=None)
-        lr = controller.safe_start(torch.tensor(1e-6), torch.tensor(20.0), 10_000, False)
+        lr = controller.safe_start(torch.tensor(1e-6), torch.tensor(20.0), Probe([10_000]), False)
         assert lr.item() * 100.0 == pytest.approx(1e-4 * 20.0)
 
     def test_a_start_that_moved_too_little_is_corrected_by_the_first_measured_update(self):
         controller = LRController(ControllerSpec(), horizon=None)
-        lr = controller.safe_start(torch.tensor(1.0), torch.tensor(10.0), 10_000, False).clone()
+        lr = controller.safe_start(
+            torch.tensor(1.0), torch.tensor(10.0), Probe([10_000]), False
+        ).clone()
         controller.observe(stats([1.0], update_norm=1e-6, weight_norm=10.0))
         assert controller.apply(torch.tensor(KEEP)).item() == pytest.approx(lr.item() * 1e3)
 
     def test_zero_weights_and_zero_gradients_start_finite(self):
         controller = LRController(ControllerSpec(), horizon=100)
-        lr = controller.safe_start(torch.tensor(0.0), torch.tensor(0.0), 100, True)
+        lr = controller.safe_start(torch.tensor(0.0), torch.tensor(0.0), Probe([100]), True)
         assert 0 < lr.item() < math.inf
+
+    @pytest.mark.parametrize("sgd", [True, False])
+    def test_a_first_gradient_of_zero_starts_where_steps_of_lr_are_a_ten_thousandth(self, sgd):
+        controller = LRController(ControllerSpec(), horizon=100)
+        lr = controller.safe_start(torch.tensor(0.0), torch.tensor(20.0), Probe([100]), sgd)
+        assert lr.item() * 10.0 == pytest.approx(1e-4 * 20.0)  # sqrt(100) = 10
 
     def test_a_nan_gradient_at_the_start_still_gives_a_finite_rate(self):
         controller = LRController(ControllerSpec(), horizon=100)
-        lr = controller.safe_start(torch.tensor(math.nan), torch.tensor(1.0), 100, True)
+        lr = controller.safe_start(torch.tensor(math.nan), torch.tensor(1.0), Probe([100]), True)
         assert 0 < lr.item() < math.inf
+
+
+class TestScales:
+    """What losses and gradients are measured by, if the first ones are zero."""
+
+    def test_a_first_loss_of_zero_is_not_what_the_others_are_measured_by(self):
+        controller = started()
+        controller.observe(stats([0.0]))
+        controller.apply(torch.tensor(KEEP))
+        decision = controller.observe(stats([2.0]))
+        assert not decision.tripped
+        assert controller.history.initial_loss.item() == 2.0
+        assert controller.history.level.item() == pytest.approx(math.log(101))
+        controller.apply(torch.tensor(KEEP))
+        assert controller.observe(stats([1.0])).healthy
+        assert controller.history.initial_loss.item() == 2.0  # and stays
+
+    def test_the_scale_of_one_replica_leaves_the_others_alone(self):
+        controller = started(lead=(2,))
+        controller.observe(stats([[0.0], [3.0]], (2,)))
+        controller.apply(torch.tensor([KEEP, KEEP]))
+        controller.observe(stats([[2.0], [1.0]], (2,)))
+        assert controller.history.initial_loss.tolist() == [2.0, 3.0]
+
+    def test_a_gradient_of_zero_is_not_the_first_nor_a_change(self):
+        names = ("gradient_since_start", "gradient_change")
+        controller = LRController(
+            ControllerSpec(features=FeatureSpec(names)), horizon=None, circuit_breaker=False
+        )
+        controller.start(torch.tensor(0.1))
+        seen = []
+        for gradient in (0.0, 2.0, 0.0, 2.0 * math.e):
+            seen.append(controller.observe(stats([1.0], gradient_norm=gradient)).observation)
+            controller.apply(torch.tensor(KEEP))
+        assert torch.stack(seen[:3]).tolist() == [[0, 0]] * 3
+        assert seen[3].tolist() == pytest.approx([1 / 3, 1 / 1.5])
 
 
 class TestApply:

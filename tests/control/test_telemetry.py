@@ -2,10 +2,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.control.telemetry import MAX_OBSERVATIONS, IntervalStats, Telemetry
 
 
@@ -22,37 +19,6 @@ def drive(telemetry, weights, gradients, updates, losses, steps=None):
             telemetry.after(weights)
         telemetry.add_loss(torch.as_tensor(loss))
     return weights
-
-
-class TestProbe:
-    def test_a_small_model_is_read_whole_and_unweighted(self):
-        probe = Probe([3, 2], max_coordinates=100)
-        read = probe.read([torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0])])
-        assert read.tolist() == [1, 2, 3, 4, 5]
-
-    def test_squared_norm_of_a_constant_vector_is_exact_for_a_large_model(self):
-        probe = Probe([10_000, 300, 7], max_coordinates=500)
-        tensors = [torch.full((n,), 2.0) for n in (10_000, 300, 7)]
-        assert len(probe) < 700
-        assert probe.read(tensors).square().sum().item() == pytest.approx(4.0 * 10_307, rel=1e-4)
-
-    def test_missing_gradient_reads_as_zero_not_as_an_error(self):
-        probe = Probe([2, 2])
-        assert probe.read([None, torch.ones(2)]).tolist() == [0, 0, 1, 1]
-
-    def test_a_model_with_many_tensors_costs_no_more_pieces(self):
-        probe = Probe([50] * 1000)
-        assert len((probe.columns // 50).unique()) == 64
-        assert probe.read([torch.ones(50)] * 1000).square().sum().item() == pytest.approx(50_000)
-
-    @settings(max_examples=30, deadline=None)
-    @given(st.lists(st.integers(1, 5000), min_size=1, max_size=80), st.integers(8, 400))
-    def test_slices_and_flat_columns_read_the_same_coordinates(self, sizes, coordinates):
-        probe = Probe(sizes, coordinates)
-        tensors = [torch.randn(n) for n in sizes]
-        stacked = torch.cat(tensors).expand(3, -1)
-        expected = probe.read(tensors)
-        assert torch.equal(probe.read_flat(stacked)[1], expected)
 
 
 class TestTelemetry:
@@ -138,6 +104,14 @@ class TestTelemetry:
         drive(second, half, gradients[3:], updates[3:], torch.ones(3))
         for a, b in zip(whole.read(end)[:-1], second.read(end)[:-1], strict=True):
             assert torch.equal(a, b)
+
+    def test_weights_that_begin_at_zero_are_measured_by_the_floor(self):
+        telemetry = Telemetry(4, weight_floor=0.02)
+        weights = drive(telemetry, torch.zeros(4), [torch.ones(4)], [torch.full((4,), 1e-3)], [1.0])
+        stats = telemetry.read(weights)
+        assert stats.weight_norm.item() == pytest.approx(0.02)
+        assert stats.update_norm.item() == pytest.approx(2e-3)
+        assert stats.max_update_ratio.item() == pytest.approx(0.1)
 
     def test_a_nan_is_the_matter_of_its_own_interval_alone(self):
         telemetry = Telemetry(2)
