@@ -34,7 +34,7 @@ _ROOT = Path(lightning_dqnlr.__file__).parent
 _ALWAYS = ("bench/run.py", "bench/evaluation.py", "envs/trainer_data.py", "groups.py")
 _CONTROLLER = (
     "control", "bench/controls.py", "callback.py", "driver.py", "envs/trainer_run.py",
-    "policy/network.py", "policy/policy.py", "snapshot.py",
+    "policy/network.py", "policy/policy.py", "snapshot.py", "trainer.py",
 )  # fmt: skip
 _PLAIN = (str, int, float)
 _VERSIONS = ("torch", "lightning", "prodigyopt", "dadaptation", "schedulefree")
