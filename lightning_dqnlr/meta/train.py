@@ -47,7 +47,15 @@ _COUNTS = (
     "round",
 )
 _SETTINGS = ("tasks", "reward", "spec", "agent", "collect", "engine")
-_FIXED = ("updates", "round", "warm_up_episodes", "capacity", "seed")
+_FIXED = (
+    "updates",
+    "round",
+    "warm_up_episodes",
+    "capacity",
+    "seed",
+    "evaluation_tasks",  # `best` compares scores of one set of runs
+    "evaluation_seeds",
+)
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,9 @@ def test_another_run_is_not_continued_under_the_same_name(tmp_path):
     wider = Agent(DQNConfig(batch_size=16, hidden=(9,)))
     with pytest.raises(ConfigurationError, match=r"^agent was .*hidden=\(8,\)"):
         make_trainer(tmp_path, agent=wider).load_checkpoint()
+    for name in ("evaluation_tasks", "evaluation_seeds"):  # `best` would compare unlike scores
+        with pytest.raises(ConfigurationError, match=name):
+            make_trainer(tmp_path, **{name: 3}).load_checkpoint()
     make_trainer(tmp_path, episodes=9, evaluate_every=3, max_minutes=5).load_checkpoint()
 
 
