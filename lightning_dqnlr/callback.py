@@ -28,6 +28,7 @@ from lightning_dqnlr.errors import (
     CallOrderError,
     ConfigurationError,
 )
+from lightning_dqnlr.hooks import silent_optimizer, watch_steps
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.record import Record
 from lightning_dqnlr.trace import plot_trace, save_trace
@@ -36,11 +37,10 @@ from lightning_dqnlr.trainer import (
     check_training,
     gradient_scale,
     horizon_of,
-    silent_optimizer,
-    watch_steps,
 )
 
 _SKIPS = 64  # steps in a row that a gradient scaler may make an optimizer skip at the start
+_SILENT = 1  # torch gives its hooks to some wrappers in `zero_grad` only, within their first step
 
 
 class DQNLRCallback(Callback):
@@ -73,8 +73,8 @@ class DQNLRCallback(Callback):
         ConfigurationError: for an argument out of range.
         PolicyFileError: if the policy cannot be read.
         UnsupportedTrainingError: when training starts, if there is not exactly one optimizer, or
-            anything else sets the learning rate, or under FSDP and DeepSpeed; and after the first
-            step if it finds that something else does, or that the optimizer tells of no step.
+            anything else sets the learning rate, or under FSDP and DeepSpeed; after the second
+            step, if the optimizer tells of no step.
     """
 
     def __init__(
@@ -101,7 +101,8 @@ class DQNLRCallback(Callback):
         self._driver: OptimizerDriver | None = None
         self._hooks: list[RemovableHandle] = []
         self._trace: list[Record] = []
-        self._resume: dict[str, Any] = {}
+        self._resume: dict[str, Any] = {}  # of the checkpoint that was restored last
+        self._stale = False  # whether it was another call's of the Trainer
         self._log_every = 0
         self._first_step = 0  # the Trainer's global_step when control began
         self._loss: Tensor | None = None  # sum over the batches of one optimizer step
@@ -151,16 +152,12 @@ class DQNLRCallback(Callback):
         """
         return save_trace(self.trace, path)
 
-    # Before a checkpoint is restored. What `test` or a finished `fit` restored is not this run's.
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self._driver, self._resume = None, {}
-
     # Lightning restores the optimizer after `on_fit_start`, so everything begins here.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_training(trainer, pl_module)
         self._remove_hooks()
-        self._first_step = self._resume.get("first_step", trainer.global_step)
+        resume = {} if self._stale else self._resume
+        self._first_step = resume.get("first_step", trainer.global_step)
         horizon = self.horizon or horizon_of(trainer, self._first_step)
         driver = OptimizerDriver(
             trainer.optimizers[0],
@@ -176,13 +173,14 @@ class DQNLRCallback(Callback):
             averages=averages(trainer),
             across_ranks=trainer.world_size > 1,
         )
-        if self._resume:
-            driver.load_state_dict(self._resume["driver"])
+        if resume:
+            driver.load_state_dict(resume["driver"])
+            driver.change_horizon(horizon)
         self._resume, self._skips = {}, 0
         self._driver, self._trace = driver, driver.trace
         self._log_every = self._steps_per_log(trainer)
         self._forget_batches()
-        self._hooks = [watch_steps(driver.optimizer, driver.after_step)]
+        self._hooks = watch_steps(driver.optimizer, lambda *_: driver.after_step())
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -215,18 +213,23 @@ class DQNLRCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._remove_hooks()
 
+    # What `test`, or a `fit` that had nothing left to do, has restored is not for the next `fit`.
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stale = True
+
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self._remove_hooks()
+        self._stale = True
 
     def state_dict(self) -> dict[str, Any]:
-        if self._driver is None:
+        if self._resume or self._driver is None:
             return self._resume
         return {"first_step": self._first_step, "driver": self._driver.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resume = state_dict
+        self._resume, self._stale = state_dict, False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the run: the driver, and Lightning's bound `log` functions."""
@@ -292,7 +295,7 @@ class DQNLRCallback(Callback):
             return
         self._skips += 1
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if self._skips > (_SKIPS if scaled else 0):
+        if self._skips > (_SKIPS if scaled else _SILENT):
             assert self._driver is not None
             raise silent_optimizer(self._driver.optimizer)
 

@@ -34,6 +34,9 @@ from lightning_dqnlr.snapshot import Snapshot
 
 Start = Literal["auto", "optimizer"]
 
+_STATE = (
+    "base_lrs", "probed", "sizes", "controller", "telemetry", "snapshot", "generator", "record",
+)  # fmt: skip
 _LOGGER = logging.getLogger("lightning_dqnlr")
 
 
@@ -56,8 +59,8 @@ class OptimizerDriver:
             the rest of the training state.
         epsilon: probability of a random action.
         seed: of these random actions.
-        module: whose buffers and averaged weights belong to the training state; None for none.
-        averages: modules that hold averages of the weights, all of which belongs to it too.
+        module: whose buffers and frozen followers belong to the training state; None for none.
+        averages: averages of that module, which belong to it too.
         across_ranks: whether this is one process of a data-parallel run. Statistics are then
             averaged over all processes, and all follow rank 0.
 
@@ -128,13 +131,10 @@ class OptimizerDriver:
 
         Args:
             gradient_scale: what the gradients are still multiplied by (mixed precision).
-
-        Raises:
-            UnsupportedTrainingError: if something else has set the learning rate since.
         """
         if not self._probed:
             self._begin()
-        self._rates.check()
+        self._rates.hold()
         if self._snapshot is not None:
             self._snapshot.adopt()
         if self._telemetry.observing:
@@ -282,17 +282,15 @@ class OptimizerDriver:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned, and sets the learning rates.
 
-        Weights and optimizer state are the host's to restore, before this. The horizon stays the
-        one given, with a warning if the saved one was another.
+        Weights and optimizer state are the host's to restore, before this. The horizon becomes the
+        saved one.
 
         Raises:
             ConfigurationError: if the state is of another optimizer or model.
         """
         self._check_state(state)
         self._rates.base = list(state["base_lrs"])
-        horizon = self.controller.horizon
         self.controller.load_state_dict(state["controller"])
-        self._keep_horizon(horizon)
         self._generator.set_state(state["generator"].cpu())
         self._recorder.load_state_dict(state["record"])
         if state["probed"]:
@@ -302,7 +300,8 @@ class OptimizerDriver:
         if self._snapshot is not None and state["snapshot"] is not None:
             self._snapshot.load_state_dict(state["snapshot"])
 
-    def _keep_horizon(self, horizon: int | None) -> None:
+    def change_horizon(self, horizon: int | None) -> None:
+        """Sets the horizon of a restored run, with a warning if it was another."""
         saved = self.controller.horizon
         if horizon != saved:
             _LOGGER.warning(
@@ -314,7 +313,7 @@ class OptimizerDriver:
             self.controller.horizon = horizon
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
-        missing = sorted(self.state_dict().keys() - state.keys())
+        missing = [name for name in _STATE if name not in state]
         if missing:
             raise ConfigurationError(
                 f"state: it lacks {missing}; it was saved by another version of lightning-dqnlr. "

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
 from lightning_dqnlr.errors import ConfigurationError, UnsupportedTrainingError
+
+_LOGGER = logging.getLogger("lightning_dqnlr")
 
 
 class GroupRates:
@@ -30,7 +34,7 @@ class GroupRates:
                 "of its own; use SGD, Adam, AdamW or another first-order optimizer."
             )
         self._optimizer = optimizer
-        self._set = False
+        self._set = self._warned = False
         unset = [i for i, group in enumerate(optimizer.param_groups) if group["lr"] is None]
         if unset:
             raise ConfigurationError(
@@ -60,23 +64,24 @@ class GroupRates:
             else:
                 group["lr"] = rate
 
-    def check(self) -> None:
-        """Looks whether the reference group still has the rate that was set.
+    def hold(self) -> None:
+        """Sets the rates again, and says so once, if something else has set the reference group's.
 
         Rates that are tensors are not looked at: they may be on a device.
-
-        Raises:
-            UnsupportedTrainingError: if it has another.
         """
-        reference = self.base.index(self.reference)
-        lr = self._optimizer.param_groups[reference]["lr"]
-        if self._set and not isinstance(lr, Tensor) and lr != self.lr:
-            raise UnsupportedTrainingError(
-                f"something else set the learning rate of parameter group {reference} to {lr:.6g}, "
-                f"where lightning-dqnlr had set {self.lr:.6g}: a warm-up in optimizer_step, a "
-                "callback, or a scheduler that the loop steps. Remove it; a safe start and the "
-                "decay are built in."
+        lr = self._optimizer.param_groups[self.base.index(self.reference)]["lr"]
+        if not self._set or isinstance(lr, Tensor) or lr == self.lr:
+            return
+        if not self._warned:
+            _LOGGER.warning(
+                "something else set the learning rate to %.3g, where lightning-dqnlr had set %.3g: "
+                "a warm-up in optimizer_step, a callback, or a scheduler that the loop steps. It "
+                "is overruled, now and from here on; remove it.",
+                lr,
+                self.lr,
             )
+        self._warned = True
+        self.set(self.lr)
 
     def adopt_new_groups(self) -> None:
         """Takes in groups that have joined, their rates being relative to the current ones."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_dqnlr.driver import OptimizerDriver, Start
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
+from lightning_dqnlr.hooks import watch_steps
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.ranks import several_ranks
 from lightning_dqnlr.record import Record
@@ -46,7 +47,7 @@ class DQNLRScheduler:
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
         module: the model. Its buffers (BatchNorm's statistics) are then restored along with the
-            weights.
+            weights, and frozen parameters that follow them (a target network).
 
     Attributes:
         trace: one plain record per decision.
@@ -54,7 +55,7 @@ class DQNLRScheduler:
     Raises:
         ConfigurationError: for an argument out of range.
         PolicyFileError: if the policy cannot be read.
-        UnsupportedTrainingError: for LBFGS.
+        UnsupportedTrainingError: for LBFGS, and for optimizers without torch's hooks.
     """
 
     def __init__(
@@ -88,11 +89,8 @@ class DQNLRScheduler:
             module=module,
             across_ranks=several_ranks(),
         )
-        inner = self._driver.optimizer
-        self._hooks = [
-            inner.register_step_pre_hook(self._before_step),
-            inner.register_step_post_hook(self._after_step),
-        ]
+        self._horizon = horizon
+        self._hooks = watch_steps(self._driver.optimizer, self._after_step, self._before_step)
 
     @property
     def trace(self) -> list[Record]:
@@ -136,10 +134,14 @@ class DQNLRScheduler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned; load model and optimizer first.
 
+        A horizon that was given replaces the saved one, with a warning if it is another.
+
         Raises:
             ConfigurationError: if the state is of another model or optimizer.
         """
         self._driver.load_state_dict(state)
+        if self._horizon is not None:
+            self._driver.change_horizon(self._horizon)
 
     def close(self) -> None:
         """Takes the hooks off the optimizer; its learning rates stay as they are."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from itertools import chain
 from typing import Any, NamedTuple
@@ -26,16 +26,18 @@ class Snapshot:
     before it may be the one that destroyed them.
 
     A copy is taken and put back in place and without a host sync. Weights that are frozen when a
-    copy is taken are left out, because they cost memory and cannot change; `adopt` adds them once
-    they are trained. So are buffers that are expanded views, which cannot be written to.
+    copy is taken are left out, because they cost memory; `adopt` adds them once they are trained.
+    So are buffers that are expanded views, which cannot be written to.
+
+    Frozen parameters may follow the trained ones (a target network, a momentum encoder). Those that
+    have the shape of a trained one are kept, unless there are more of them than of the trained
+    ones: then they are a frozen backbone.
 
     Args:
         optimizer: whose parameters, state and group settings (all but the learning rate) to keep.
-        module: whose buffers to keep (BatchNorm's running statistics, for example), and the
-            parameters that the optimizer does not have, if they are no larger than those it trains:
-            then they may be a moving average of them (a momentum encoder, a target network), and
-            else they are a frozen backbone. None for none.
-        averages: modules all of whose parameters and buffers to keep.
+        module: whose buffers to keep (BatchNorm's running statistics, for example), and whose
+            frozen parameters; None for none.
+        averages: averages of the module (`torch.optim.swa_utils.AveragedModel`) to keep as well.
     """
 
     def __init__(
@@ -45,9 +47,10 @@ class Snapshot:
         averages: Sequence[nn.Module] = (),
     ) -> None:
         self._optimizer = optimizer
-        self._module = module
+        self._module = nn.Module() if module is None else module
         self._averages = list(averages)
-        self._trainable: list[bool] = []  # which weights the copies are known to have
+        self._groups = -1  # parameter groups when the copies were last known to be complete
+        self._frozen: list[Tensor] = []  # which of the optimizer's parameters were frozen then
         self._copies: list[_Copy] = []  # at most two, the proven one first
         self._spare: dict[str, Any] = {}  # memory to use again
 
@@ -62,21 +65,25 @@ class Snapshot:
             self._spare = self._copies.pop(0).saved
         self._copies.append(_Copy(step, _copied(live, self._spare)))
         self._spare = {}
-        self._trainable = []
+        self._know_frozen()
 
     def adopt(self) -> None:
-        """Adds weights that became trainable after a copy was taken, to be called before each step.
+        """Adds what became trainable after a copy was taken, to be called before each step.
 
-        They have not moved since, so what they are is what they were.
+        It has not moved since, so what it is is what it was.
         """
-        trainable = [p.requires_grad for p in self._parameters()]
-        if trainable == self._trainable:
+        groups = len(self._optimizer.param_groups)
+        if groups == self._groups and not any(p.requires_grad for p in self._frozen):
             return
-        for key, weight in self._trained().items():
+        for key, tensor in self._tensors().items():
             for copy in self._copies:
                 if key not in copy.saved:
-                    copy.saved[key] = _copy(weight)
-        self._trainable = trainable
+                    copy.saved[key] = _copy(tensor)
+        self._know_frozen()
+
+    def _know_frozen(self) -> None:
+        self._groups = len(self._optimizer.param_groups)
+        self._frozen = [p for p in self._parameters() if not p.requires_grad]
 
     @torch.no_grad()
     def restore(self) -> int:
@@ -88,8 +95,7 @@ class Snapshot:
         for key, value in state.items():
             kind, _, rest = key.partition("/")
             saved[kind][rest] = value
-        frozen_since = {f"weight/{i}": p for i, p in enumerate(self._parameters())}
-        live = self._tensors() | frozen_since
+        live = self._everything()
         kept = {key: value for key, value in state.items() if key in live}
         _copy_into({key: live[key] for key in kept}, kept)
         self._restore_settings(saved["group"])
@@ -103,21 +109,39 @@ class Snapshot:
         return {f"weight/{i}": p for i, p in enumerate(self._parameters()) if p.requires_grad}
 
     def _tensors(self) -> dict[str, Any]:
-        live = self._trained()
-        if self._module is not None:
-            others = self._untrained(self._module, sum(p.numel() for p in live.values()))
-            live |= _named("module", chain(others, self._module.named_buffers()))
+        """What a copy is made of, but for the optimizer's own state."""
+        trained = self._trained()
+        followers = self._followers(list(trained.values()))
+        live = trained | _named("module", chain(followers, self._module.named_buffers()))
         for i, average in enumerate(self._averages):
-            everything = chain(average.named_parameters(), average.named_buffers())
-            live |= _named(f"average/{i}", everything)
+            live |= _named(f"average/{i}", self._averaged(average))
         return live
 
-    def _untrained(self, module: nn.Module, most: int) -> list[tuple[str, nn.Parameter]]:
-        """The parameters that the optimizer does not have, if they are at most so many numbers."""
-        trained = {id(p) for p in self._parameters()}
-        others = [(n, p) for n, p in module.named_parameters() if id(p) not in trained]
-        size = sum(0 if is_lazy(p) else p.numel() for _, p in others)
-        return others if size <= most else []
+    def _followers(self, trained: Sequence[Tensor]) -> list[tuple[str, nn.Parameter]]:
+        """Frozen parameters that may be a moving average of trained ones."""
+        shapes = {p.shape for p in trained}
+        frozen = [
+            (name, p)
+            for name, p in self._module.named_parameters()
+            if not p.requires_grad and not is_lazy(p) and p.shape in shapes
+        ]
+        size = sum(p.numel() for _, p in frozen)
+        return frozen if size <= sum(p.numel() for p in trained) else []
+
+    def _averaged(self, average: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Of an average what can change: not that of a frozen backbone, which it has as well."""
+        mine = self._module.named_parameters()
+        frozen = {f"module.{name}" for name, p in mine if not p.requires_grad}
+        yield from (item for item in average.named_parameters() if item[0] not in frozen)
+        yield from average.named_buffers()
+
+    def _everything(self) -> dict[str, Any]:
+        """All that a copy may hold, whatever of it is trained, frozen or lasting now."""
+        live: dict[str, Any] = {f"weight/{i}": p for i, p in enumerate(self._parameters())}
+        kinds = {f"average/{i}": average for i, average in enumerate(self._averages)}
+        for kind, module in (kinds | {"module": self._module}).items():
+            live |= _named(kind, chain(module.named_parameters(), module.named_buffers()))
+        return live
 
     def _settings(self) -> dict[str, Any]:
         """Numbers in the parameter groups: some optimizers count their steps there."""
@@ -158,10 +182,10 @@ class Snapshot:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned, onto the devices of the live tensors."""
         self._copies = [_Copy(c["step"], self._at_home(c["saved"])) for c in state["copies"]]
-        self._spare, self._trainable = {}, []
+        self._spare, self._groups = {}, -1
 
     def _at_home(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        parameters, live = self._parameters(), self._tensors()
+        parameters, live = self._parameters(), self._everything()
         copies = {key: _copy(value) for key, value in saved.items()}
         for key, value in copies.items():
             kind, _, rest = key.partition("/")

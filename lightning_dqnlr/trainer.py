@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -11,7 +10,6 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer, We
 from lightning.pytorch.callbacks import StochasticWeightAveraging as SWA
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
 from lightning_dqnlr.errors import UnsupportedTrainingError
 
@@ -51,25 +49,6 @@ def averages(trainer: Trainer) -> list[nn.Module]:
     """The averages of the weights that Lightning's callbacks keep."""
     found = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
     return [c._average_model for c in found if c._average_model is not None]
-
-
-def watch_steps(
-    optimizer: torch.optim.Optimizer, after_step: Callable[[], None]
-) -> RemovableHandle:
-    """Calls `after_step` after each of the optimizer's steps, until the handle is removed."""
-    try:
-        return optimizer.register_step_post_hook(lambda *_: after_step())
-    except AttributeError as error:  # its __init__ did not call torch's
-        raise silent_optimizer(optimizer) from error
-
-
-def silent_optimizer(optimizer: torch.optim.Optimizer) -> UnsupportedTrainingError:
-    """What to raise when an optimizer steps without telling."""
-    return UnsupportedTrainingError(
-        f"{type(optimizer).__name__} does not tell of its steps, so its learning rate cannot be "
-        "followed: it wraps another optimizer and its __init__ does not call torch's. Return the "
-        "optimizer inside it, or remove DQNLRCallback."
-    )
 
 
 def horizon_of(trainer: Trainer, first_step: int) -> int | None:

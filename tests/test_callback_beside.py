@@ -7,11 +7,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import UnsupportedTrainingError
 
-from .control_runs import Net, constant_policy, loader, random_policy, trainer
+from .control_runs import Net, constant_policy, examples, loader, random_policy, trainer
 
 KEEP, QUADRUPLE = 3, 6
 
@@ -145,23 +146,25 @@ def test_an_average_of_the_weights_forgets_what_was_undone(tmp_path, build, firs
 class Momentum(BlowsUp):
     """A target network, the moving average of the trained one, by which the loss is made."""
 
-    def __init__(self):
+    def __init__(self, held):
         super().__init__()
-        self.target = nn.Linear(6, 2).requires_grad_(False)
+        self.held = held  # whether the optimizer has its parameters
+        self.target = nn.Linear(6, 12).requires_grad_(False)
 
     def training_step(self, batch, batch_idx):
         with torch.no_grad():
             for mine, its in zip(self.target.parameters(), self.net[0].parameters(), strict=True):
-                mine.data = 0.9 * mine.data + 0.1 * its.data[:2]
+                mine.data = 0.9 * mine.data + 0.1 * its.data
         loss = super().training_step(batch, batch_idx)
         return loss + 0.1 * self.target(batch[0]).square().mean()
 
     def configure_optimizers(self):
-        return torch.optim.Adam(self.net.parameters())
+        return torch.optim.Adam((self if self.held else self.net).parameters())
 
 
-def test_a_target_network_forgets_what_was_undone(tmp_path):
-    module, callback = Momentum(), DQNLRCallback(constant_policy(KEEP), horizon=512)
+@pytest.mark.parametrize("held", [False, True])
+def test_a_target_network_forgets_what_was_undone(tmp_path, held):
+    module, callback = Momentum(held), DQNLRCallback(constant_policy(KEEP), horizon=512)
     fit(tmp_path, callback, module, max_epochs=5)
     assert sum(record["tripped"] for record in callback.trace) == 1
     assert all(torch.isfinite(p).all() for p in module.parameters())
@@ -195,46 +198,95 @@ def test_a_layer_unfrozen_in_the_interval_that_blows_up_goes_back_too(tmp_path):
     assert torch.equal(after.weight, unfreezes.weight)
 
 
-class Silent(torch.optim.Optimizer):
-    """A wrapper as Lookahead is often written: it does not call torch's __init__."""
+class Lookahead(torch.optim.Optimizer):
+    """A wrapper as it is often written: its __init__ does not call torch's."""
 
-    def __init__(self, inner, hooks):
+    def __init__(self, inner):
         self.inner = inner
         self.defaults, self.state, self.param_groups = {}, inner.state, inner.param_groups
-        if hooks:
-            self._optimizer_step_pre_hooks = OrderedDict()
-            self._optimizer_step_post_hooks = OrderedDict()
 
     def step(self, closure=None):
         return self.inner.step(closure)
 
 
+class WithHooks(Lookahead):
+    """Torch makes it call them in `zero_grad`, which comes within the first step."""
+
+    def __init__(self, inner):
+        super().__init__(inner)
+        self._optimizer_step_pre_hooks = OrderedDict()
+        self._optimizer_step_post_hooks = OrderedDict()
+
+
+class Silent(WithHooks):
+    def zero_grad(self, set_to_none=True):
+        self.inner.zero_grad(set_to_none)
+
+
 class Wrapped(Net):
-    def __init__(self, hooks):
+    def __init__(self, wrapper):
         super().__init__()
-        self.hooks = hooks
+        self.wrapper = wrapper
 
     def configure_optimizers(self):
-        return Silent(super().configure_optimizers(), self.hooks)
+        return self.wrapper(super().configure_optimizers())
 
 
-@pytest.mark.parametrize("hooks", [False, True])
-def test_an_optimizer_that_does_not_tell_of_its_steps_is_refused_by_name(tmp_path, hooks):
-    module = Wrapped(hooks)
-    with pytest.raises(UnsupportedTrainingError, match="Silent does not tell of its steps"):
+@pytest.mark.parametrize("wrapper", [Lookahead, Silent])
+def test_an_optimizer_that_does_not_tell_of_its_steps_is_refused_by_name(tmp_path, wrapper):
+    module = Wrapped(wrapper)
+    with pytest.raises(UnsupportedTrainingError, match=f"{wrapper.__name__} does not tell"):
         fit(tmp_path, DQNLRCallback(constant_policy(KEEP)), module, max_epochs=1)
-    assert len(module.losses) <= 1
+    assert len(module.losses) <= 2
+
+
+def test_a_wrapper_that_tells_from_its_second_step_on_is_controlled(tmp_path):
+    callback = DQNLRCallback(constant_policy(KEEP))
+    fit(tmp_path, callback, Wrapped(WithHooks), max_epochs=2)
+    assert callback.trace[-1]["step"] == 23
 
 
 class WarmsUp(Net):
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
     def optimizer_step(self, epoch, batch_idx, optimizer, optimizer_closure=None):
+        if not self.after:
+            self.warm_up(optimizer)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self.after:
+            self.warm_up(optimizer)
+
+    def warm_up(self, optimizer):
         for group in optimizer.param_groups:
             group["lr"] = 0.01 * (self.global_step + 1)
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
 
 
-def test_a_warm_up_by_hand_is_refused_at_once(tmp_path):
-    module = WarmsUp()
-    with pytest.raises(UnsupportedTrainingError, match="warm-up in optimizer_step"):
-        fit(tmp_path, DQNLRCallback(constant_policy(KEEP)), module, max_epochs=1)
-    assert len(module.losses) == 2
+@pytest.mark.parametrize("after", [False, True])
+def test_a_warm_up_by_hand_is_said_once_and_overruled(tmp_path, caplog, after):
+    module, expected = WarmsUp(after), Net()
+    for net in (module, expected):
+        callback = DQNLRCallback(random_policy(), horizon=512)  # intervals of several steps, too
+        fit(tmp_path, callback, net, max_epochs=4)
+        states = callback.trace
+    assert module.losses == expected.losses
+    assert [r["step"] for r in states] == sorted({r["step"] for r in states})
+    assert sum("warm-up in optimizer_step" in r.getMessage() for r in caplog.records) == 1
+
+
+def test_double_precision_is_trained(tmp_path):
+    callback, module = DQNLRCallback(random_policy()), Net()
+    inputs, labels = examples()
+    run = trainer(callback, tmp_path, max_epochs=2, precision="64-true")
+    run.fit(module, DataLoader(TensorDataset(inputs.double(), labels), 8))
+    assert callback.trace[-1]["step"] == 24
+
+
+def test_a_state_loaded_by_hand_is_gone_on_with(tmp_path):
+    path = saved(tmp_path, Tested(), max_epochs=2)
+    state = torch.load(path, weights_only=True)["callbacks"]["DQNLRCallback"]
+    callback = DQNLRCallback(random_policy())
+    callback.load_state_dict(state)
+    fit(tmp_path, callback, Tested(), max_epochs=3)
+    assert callback.controller.step == 24 + 36

@@ -208,23 +208,58 @@ def test_the_state_of_another_version_is_refused_by_what_it_lacks():
         Loop().scheduler.load_state_dict(state)
 
 
-def test_another_horizon_on_resume_is_said_and_followed(caplog):
+def test_another_horizon_on_resume_is_said_and_followed_and_none_keeps_the_saved_one(caplog):
     first = Loop(horizon=200)
     first.run(5)
-    second = Loop(horizon=400)
-    with caplog.at_level(logging.WARNING, "lightning_dqnlr"):
-        second.scheduler.load_state_dict(first.scheduler.state_dict())
-    assert "was 200 steps when its state was saved and is 400 steps now" in caplog.text
-    assert second.scheduler.state_dict()["controller"]["horizon"] == 400
+    state = first.scheduler.state_dict()
+    for given, horizon in ((400, 400), (None, 200)):
+        loop, caplog.records[:] = Loop(horizon=given), []
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "lightning_dqnlr"):
+            loop.scheduler.load_state_dict(state)
+        assert ("was 200 steps" in caplog.text) == (given == 400)
+        assert loop.scheduler.state_dict()["controller"]["horizon"] == horizon
 
 
-def test_a_learning_rate_that_the_loop_sets_too_is_an_error_and_not_followed_in_silence():
-    loop = Loop()
-    loop.optimizer.param_groups[0]["lr"] = 3.0  # before the first step: the start replaces it
-    loop.run(3)
-    loop.optimizer.param_groups[0]["lr"] = 2.0
-    with pytest.raises(UnsupportedTrainingError, match=r"group 0 to 2, where lightning-dqnlr"):
+def test_a_learning_rate_that_the_loop_sets_too_is_said_once_and_overruled(caplog):
+    loop, expected = Loop(), Loop()
+    for step in range(20):
+        loop.optimizer.param_groups[0]["lr"] = 2.0 + step
         loop.run(1)
+        expected.run(1)
+    assert loop.rates == expected.rates
+    said = [r.getMessage() for r in caplog.records if "something else set" in r.getMessage()]
+    assert len(said) == 1
+    assert "set the learning rate to 3, where" in said[0]  # 2 was before the start
+
+
+class Hookless(torch.optim.SGD):
+    def __init__(self, inner):
+        self.defaults, self.state, self.param_groups = {}, inner.state, inner.param_groups
+
+
+def test_an_optimizer_without_hooks_is_refused_by_name():
+    inner = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=1.0)
+    with pytest.raises(UnsupportedTrainingError, match="Hookless does not tell of its steps"):
+        DQNLRScheduler(Hookless(inner), constant_policy(KEEP))
+
+
+def test_going_back_leaves_alone_what_another_optimizer_trains():
+    other = nn.Linear(6, 8)
+    other_optimizer = torch.optim.SGD(other.parameters(), lr=0.1)
+    loop = Loop(policy=constant_policy(KEEP))
+    loop.net.add_module("other", other)  # in the module whose buffers are kept
+    loop.net.forward = lambda x: nn.Sequential(*list(loop.net)[:4])(x)
+    for _ in range(40):
+        loop.run(1, poison=(30,))
+        other(loop.inputs).sum().backward()
+        other_optimizer.step()
+        before = other.weight.detach().clone()
+        if loop.scheduler.trace[-1]["tripped"]:
+            assert torch.equal(other.weight, before)
+            other_optimizer.zero_grad()
+    assert any(record["tripped"] for record in loop.scheduler.trace)
+    assert other.weight.detach().mean() < -5  # 40 steps down, none of them taken back
 
 
 def test_lbfgs_and_other_objects_are_refused():

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
 from lightning_dqnlr.snapshot import Snapshot
 
@@ -109,26 +110,57 @@ def test_a_copy_of_a_module_serves_its_compiled_form_and_back():
         assert target.last.mean.item() == 2.0
 
 
-def test_what_follows_the_weights_goes_back_with_them_and_a_frozen_backbone_costs_nothing():
+def kept_of(snapshot):
+    """Names in the latest copy, without the kind."""
+    saved = snapshot.state_dict()["copies"][-1]["saved"]
+    return {name.partition("/")[2] for name in saved if name.startswith(("module", "average"))}
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_a_target_network_goes_back_beside_a_larger_frozen_backbone_that_costs_nothing(held):
     net = nn.ModuleDict({"online": nn.Linear(3, 2), "target": nn.Linear(3, 2)})
-    optimizer = torch.optim.SGD(net["online"].parameters(), lr=0.1)
+    net["target"].requires_grad_(False)
+    net["backbone"] = nn.Linear(3, 100).requires_grad_(False)
+    trained = net if held else net["online"]  # optimizers are often given frozen parameters too
     before = net["target"].weight.detach().clone()
-    snapshot = taken(net, optimizer)
+    snapshot = taken(net, torch.optim.SGD(trained.parameters(), lr=0.1))
+    assert kept_of(snapshot) == {"target.weight", "target.bias"}
     net["target"].weight.data.fill_(float("nan"))
+    net["online"].requires_grad_(False)  # what is in the copy comes back, whatever is trained now
     snapshot.restore()
     assert torch.equal(net["target"].weight, before)
-    net["backbone"] = nn.Linear(3, 100)
-    snapshot.take(1)
-    assert not any("backbone" in name for name in snapshot.state_dict()["copies"][-1]["saved"])
 
 
-def test_an_average_is_kept_whole_whatever_its_size():
-    net, average = nn.Linear(3, 2), nn.Linear(3, 200)
-    before = average.weight.detach().clone()
-    snapshot = taken(net, torch.optim.SGD(net.parameters(), lr=0.1), averages=[average])
-    average.weight.data.fill_(float("nan"))
+def test_a_backbone_of_layers_like_the_trained_one_is_not_a_target_network():
+    net = nn.Sequential(*[nn.Linear(4, 4) for _ in range(6)])
+    net[:5].requires_grad_(False)
+    assert not kept_of(taken(net, torch.optim.SGD(net.parameters(), lr=0.1)))
+
+
+def test_an_average_is_kept_but_for_what_is_frozen_in_it():
+    net = nn.ModuleDict({"base": nn.Linear(3, 50).requires_grad_(False), "head": nn.Linear(3, 2)})
+    average = AveragedModel(net)
+    before = average.module["head"].weight.detach().clone()
+    optimizer = torch.optim.SGD(net["head"].parameters(), lr=0.1)
+    snapshot = taken(net, optimizer, averages=[average])
+    named = {"module.head.weight", "module.head.bias", "n_averaged"}
+    assert kept_of(snapshot) == {f"0/{name}" for name in named}
+    average.module["head"].weight.data.fill_(float("nan"))
     snapshot.restore()
-    assert torch.equal(average.weight, before)
+    assert torch.equal(average.module["head"].weight, before)
+
+
+def test_an_average_that_came_after_the_copy_is_taken_in_before_the_next_step():
+    net = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    saved = taken(net, optimizer).state_dict()
+    average = AveragedModel(net)
+    snapshot = Snapshot(optimizer, net, [average])
+    snapshot.load_state_dict(saved)
+    snapshot.adopt()
+    average.module.weight.data.fill_(float("nan"))
+    snapshot.restore()
+    assert torch.equal(average.module.weight, net.weight)
 
 
 def test_weights_that_are_unfrozen_go_back_to_what_they_were_and_frozen_ones_too():

@@ -43,7 +43,7 @@ def compressed_loss(loss: Tensor, initial_loss: Tensor) -> Tensor:
 class History:
     """What is remembered from one decision to the next; every tensor has the shape `lead`."""
 
-    initial_loss: Tensor  # the first that is not zero
+    initial_loss: Tensor  # of the first interval with one that is not zero, the largest
     loss: Tensor  # mean loss of the last interval
     level: Tensor  # compressed loss of the last interval (after a restore: of the restored state)
     fast: Tensor  # exponential averages of it

@@ -133,20 +133,17 @@ class Probe:
 
 def norm(tensors: Sequence[Tensor | None]) -> Tensor:
     """Euclidean norm of all elements together, a scalar; None (no gradient) counts as zero."""
-    norms = [
-        torch.linalg.vector_norm(_elements(t), dtype=torch.float32)
-        for t in tensors
-        if t is not None
-    ]
+    norms = [torch.linalg.vector_norm(_elements(t)).float() for t in tensors if t is not None]
     return torch.stack(norms).norm() if norms else torch.zeros(())
 
 
 def _elements(tensor: Tensor) -> Tensor:
-    """Real numbers whose squares add up to the squared norm."""
+    """Real numbers, of 32 bits at least, whose squares add up to the squared norm."""
     tensor = tensor.detach()
     if tensor.is_sparse:
         tensor = tensor.coalesce().values()
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def _in_order(tensor: Tensor) -> Tensor:

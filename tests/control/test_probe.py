@@ -59,5 +59,11 @@ def test_the_norm_counts_missing_sparse_half_and_complex_gradients():
     assert norm([None]).item() == 0.0
 
 
+def test_the_norm_of_double_precision_is_no_error():
+    parts = [torch.tensor([3.0], dtype=torch.float64), torch.tensor([4j], dtype=torch.complex128)]
+    assert norm(parts).item() == pytest.approx(5.0)
+    assert norm(parts).dtype == torch.float32
+
+
 def test_the_norm_of_half_precision_does_not_overflow():
     assert norm([torch.full((4,), 6e4, dtype=torch.float16)]).item() == pytest.approx(1.2e5, 1e-2)
