@@ -47,15 +47,9 @@ _COUNTS = (
     "round",
 )
 _SETTINGS = ("tasks", "reward", "spec", "agent", "collect", "engine")
-_FIXED = (
-    "updates",
-    "round",
-    "warm_up_episodes",
-    "capacity",
-    "seed",
-    "evaluation_tasks",  # `best` compares scores of one set of runs
-    "evaluation_seeds",
-)
+# `best` compares scores, so the runs that are evaluated stay the same.
+_EVALUATED = ("evaluation_tasks", "evaluation_seeds")
+_FIXED = ("updates", "round", "warm_up_episodes", "capacity", "seed", *_EVALUATED)
 
 
 @dataclass(frozen=True)

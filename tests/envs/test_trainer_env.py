@@ -71,7 +71,7 @@ def assert_same(ours, theirs):
 @pytest.mark.parametrize("norm", [False, True], ids=["plain", "batchnorm"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_trainer_and_the_replicas_give_the_same_run(optimizer, norm):
-    ours = task(partial(Classifier, optimizer, norm))
+    ours = task(partial(Classifier, optimizer, norm), horizon=STEPS // 2)
     assert_same(episode(VectorEngine(), ours), episode(TrainerEngine(), ours))
 
 
