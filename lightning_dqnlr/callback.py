@@ -102,7 +102,7 @@ class DQNLRCallback(Callback):
         self._hooks: list[RemovableHandle] = []
         self._trace: list[Record] = []
         self._resume: dict[str, Any] = {}  # of the checkpoint that was restored last
-        self._stale = False  # whether it was another call's of the Trainer
+        self._stale = False  # whether driver and checkpoint are another call's of the Trainer
         self._log_every = 0
         self._first_step = 0  # the Trainer's global_step when control began
         self._loss: Tensor | None = None  # sum over the batches of one optimizer step
@@ -152,11 +152,16 @@ class DQNLRCallback(Callback):
         """
         return save_trace(self.trace, path)
 
+    # Before a checkpoint is restored, and before a finder saves one of its own.
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self._stale:
+            self._driver, self._resume = None, {}
+
     # Lightning restores the optimizer after `on_fit_start`, so everything begins here.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_training(trainer, pl_module)
         self._remove_hooks()
-        resume = {} if self._stale else self._resume
+        resume = self._resume
         self._first_step = resume.get("first_step", trainer.global_step)
         horizon = self.horizon or horizon_of(trainer, self._first_step)
         driver = OptimizerDriver(

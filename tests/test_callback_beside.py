@@ -84,26 +84,36 @@ def saved(folder, module, **arguments):
     return folder / "end.ckpt"
 
 
-class Tested(Net):
-    def test_step(self, batch, batch_idx):
+class Examined(Net):
+    def test_step(self, batch, batch_idx):  # for `Trainer.test`
         self.training_step(batch, batch_idx)
 
 
 @pytest.mark.parametrize("looked", ["test", "fit"])
 def test_a_checkpoint_that_was_only_looked_at_is_not_gone_on_with(tmp_path, looked):
-    path = saved(tmp_path, Tested(), max_epochs=2)
+    path = saved(tmp_path, Examined(), max_epochs=2)
     used = DQNLRCallback(random_policy())
     run = trainer(used, tmp_path, max_epochs=2)
     if looked == "test":
-        run.test(Tested(), loader(), ckpt_path=path, weights_only=True)
+        run.test(Examined(), loader(), ckpt_path=path, weights_only=True)
     else:
-        run.fit(Tested(), loader(), ckpt_path=path, weights_only=True)  # there is nothing left
+        run.fit(Examined(), loader(), ckpt_path=path, weights_only=True)  # there is nothing left
         assert used.state_dict()["driver"]["controller"]["counters"][0] == 24  # if saved again
-    module, expected = Tested(), Tested()
+    module, expected = Examined(), Examined()
     fit(tmp_path, used, module, max_epochs=3)
     fit(tmp_path, DQNLRCallback(random_policy()), expected, max_epochs=3)
     assert module.rates == expected.rates
     assert len(used.trace) == len({record["step"] for record in used.trace})
+
+
+def test_what_a_finder_saves_and_restores_is_not_the_control_of_the_fit_before(tmp_path):
+    used, module, expected = DQNLRCallback(random_policy()), Net(), Net()
+    fit(tmp_path, used, Net(), max_epochs=2)
+    finder = pl.callbacks.LearningRateFinder(num_training_steps=5)
+    fit(tmp_path, used, module, max_epochs=3, more_callbacks=[finder])
+    fit(tmp_path, DQNLRCallback(random_policy()), expected, max_epochs=3)
+    assert used.controller.step == 36
+    assert module.rates[-36:] == expected.rates
 
 
 class Column(Net):
@@ -284,9 +294,9 @@ def test_double_precision_is_trained(tmp_path):
 
 
 def test_a_state_loaded_by_hand_is_gone_on_with(tmp_path):
-    path = saved(tmp_path, Tested(), max_epochs=2)
+    path = saved(tmp_path, Examined(), max_epochs=2)
     state = torch.load(path, weights_only=True)["callbacks"]["DQNLRCallback"]
     callback = DQNLRCallback(random_policy())
     callback.load_state_dict(state)
-    fit(tmp_path, callback, Tested(), max_epochs=3)
+    fit(tmp_path, callback, Examined(), max_epochs=3)
     assert callback.controller.step == 24 + 36
