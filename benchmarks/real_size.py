@@ -326,7 +326,7 @@ def main() -> None:
     add("--share", type=share, default=(1, 1), metavar="K/N", help="make every Nth run only")
     add("--folder", type=Path, default=Path("outputs/real_size"), help="of the records")
     arguments = parser.parse_args()
-    # Else Lightning would end one run after SIGTERM, and the next would begin.
+    # Else SIGTERM would end the command without a word between two runs.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with errors_in_one_line("what was finished is stored, and the same command goes on"):
         compare(arguments)

@@ -23,6 +23,7 @@ from lightning_dqnlr.bench.methods_packages import effective_lr
 from lightning_dqnlr.bench.methods_plan import Method, Plan, Setting, as_it_is
 from lightning_dqnlr.bench.record import Key, Record
 from lightning_dqnlr.callback import DQNLRCallback
+from lightning_dqnlr.envs.interrupts import interruptible
 from lightning_dqnlr.envs.optimizers import configured_optimizer
 from lightning_dqnlr.envs.randomness import RandomStream
 from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
@@ -86,11 +87,11 @@ class _Attempt:
     def make(self) -> None:
         """Trains; remembers a failure."""
         try:
-            self._train()
+            with interruptible():
+                self._train()
         except (MissingPackageError, PolicyFileError):
             raise
         except SystemExit as stop:
-            _reraise_interrupt(stop)
             self._failure = f"SystemExit: {stop}"
         except Exception as error:  # whatever a module or an optimizer may raise
             self._failure = f"{type(error).__name__}: {error}"
@@ -285,9 +286,3 @@ def _finite_or_none(value: float | None) -> float | None:
 
 def _number(value: float | None) -> float:
     return float("nan") if value is None else value
-
-
-def _reraise_interrupt(stop: SystemExit) -> None:
-    """Lightning turns an interrupt into an exit."""
-    if isinstance(stop.__context__, KeyboardInterrupt):
-        raise KeyboardInterrupt from stop

@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_dqnlr.control.features import History
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Losses, StepResult, Terms
+from lightning_dqnlr.envs.interrupts import interruptible
 from lightning_dqnlr.envs.randomness import RandomStream
 from lightning_dqnlr.envs.trainer_data import module_losses, quiet, task_loader, task_trainer
 from lightning_dqnlr.envs.trainer_run import Conditions, Schedule, TrainerRun
@@ -122,7 +123,7 @@ class TrainerEngine:
         for index, seed in enumerate(seeds):
             module, stream = task.build(seed), RandomStream(seed, self.device)
             schedule = Schedule(lambda step, index=index: lr(step)[index].item())  # type: ignore[misc]
-            with quiet(), stream.active():
+            with interruptible(), quiet(), stream.active():
                 if steps is None or steps > 0:
                     trainer = task_trainer(task, [schedule], torch.device(self.device).type, steps)
                     trainer.fit(module, task_loader(task, seed))

@@ -185,6 +185,23 @@ def test_an_interrupt_ends_everything_and_the_next_one_is_heard():
         signal.signal(signal.SIGINT, before)
 
 
+def test_an_interrupt_that_lightning_cannot_clear_up_after_is_no_failed_run(monkeypatch):
+    """It came before the first batch: Lightning then asks a loader not yet begun for its length."""
+
+    def interrupted(loader):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        monkeypatch.setattr(torch.utils.data.DataLoader, "__iter__", interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run(CONSTANT, task(plain_net), 0.1)
+        assert isinstance(caught.value.__cause__, RuntimeError)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_schedule_free_is_evaluated_at_its_average():
     import schedulefree
 
