@@ -29,7 +29,8 @@ def interruptible() -> Iterator[None]:
         if not _comes_from_interrupt(error):
             raise
         for number, handler in handlers.items():  # a Trainer that stumbled has left its own
-            signal.signal(number, handler)
+            if handler is not None:  # one set outside of Python, which cannot be set from here
+                signal.signal(number, handler)
         raise KeyboardInterrupt from error
 
 
