@@ -5,10 +5,10 @@ exploration over R replicas, a Gymnasium agent and scripted baselines therefore 
 same code, elementwise over leading dimensions: what the policy met in meta-training is what it
 meets in a user's run.
 
-The learning rate is `scale * decay(progress)`. The decay is a cosine to zero when the horizon is
-known and 1 when it is not; the actions multiply the scale. The scale starts where the first update
-moves the weights by 1e-4 of their norm, so that the user's learning rate cannot hurt, and the
-policy climbs from there.
+The learning rate is `scale * decay(progress)`. The decay falls to zero at the end when the horizon
+is known and is 1 when it is not; the actions multiply the scale. The scale starts where the first
+update moves the weights by 1e-4 of their norm, so that the user's learning rate cannot hurt, and
+the policy climbs from there.
 """
 
 from __future__ import annotations
