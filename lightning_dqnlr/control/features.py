@@ -39,6 +39,22 @@ def compressed_loss(loss: Tensor, initial_loss: Tensor) -> Tensor:
     return loss.sign() * torch.log1p(loss.abs() / floor)
 
 
+def predicted_drop(stats: IntervalStats, loss: Tensor, initial_loss: Tensor) -> Tensor:
+    """How far the compressed loss falls in one step, by its gradient: -g . dtheta dy/dL.
+
+    First order, of the batch that the step was made with; shape `lead`. The ratio of the actual
+    fall to it is what trust-region methods judge a step by (Nocedal and Wright 2006, eq. 4.4).
+
+    Args:
+        stats: of the interval.
+        loss: its mean, shape `lead`.
+        initial_loss: shape `lead`.
+    """
+    floor = (LOSS_FLOOR * initial_loss.abs()).clamp_min(1e-8)
+    fall = -stats.cos_gradient_update * stats.gradient_norm * stats.update_norm
+    return fall / (loss.abs() + floor)
+
+
 @dataclass
 class History:
     """What is remembered from one decision to the next; every tensor has the shape `lead`."""
@@ -67,6 +83,8 @@ class History:
     high: Tensor  # intervals in a row whose loss was above the breaker's limit, noise left aside
     ceiling: Tensor  # largest log_scale that actions may set, since a trip; rises with time
     capped: Tensor  # 1 where the update cap cut the last action
+    drop: Tensor  # exponential average of how far the compressed loss fell in an interval
+    forecast: Tensor  # the same of how far the gradients said that it would
 
     @classmethod
     def zeros(cls, lead: tuple[int, ...], device: torch.device | str) -> History:
@@ -132,6 +150,29 @@ def _gradient_features(s: IntervalStats, h: History, before: History) -> dict[st
         "gradient_since_start": (h.log_gradient - h.first_log_gradient) / 3,
         "gradient_spread": s.gradient_spread / 1.5,
     }
+
+
+def _descent_features(
+    s: IntervalStats, h: History, before: History, clock: Clock
+) -> dict[str, Tensor]:
+    predicted = predicted_drop(s, h.loss, h.initial_loss)
+    # What the gradient could buy if the weights moved by their own norm, straight down.
+    elasticity = predicted_drop(
+        s._replace(update_norm=s.weight_norm, cos_gradient_update=-torch.ones_like(predicted)),
+        h.loss,
+        h.initial_loss,
+    )
+    return {
+        "descent": (_log10(predicted.clamp_min(1e-12)) + 2) / 1.5,
+        "descent_ahead": (_log10((predicted * clock.interval).clamp_min(1e-12)) + 1) / 1.5,
+        "elasticity": _log10(elasticity) / 2,
+        "gain": _gain(before.level - h.level, predicted * s.steps),
+        "gain_slow": _gain(h.drop, h.forecast),
+    }
+
+
+def _gain(actual: Tensor, predicted: Tensor) -> Tensor:
+    return _squash(actual / predicted.clamp_min(1e-9), 0.1)
 
 
 def _movement_features(s: IntervalStats, h: History) -> dict[str, Tensor]:
@@ -227,6 +268,7 @@ def all_features(
     return {
         **_loss_features(stats, history, before),
         **_gradient_features(stats, history, before),
+        **_descent_features(stats, history, before, clock),
         **_movement_features(stats, history),
         **_control_features(history, clock),
         **_raw_features(stats, history, before, clock),
