@@ -6,9 +6,9 @@ same code, elementwise over leading dimensions: what the policy met in meta-trai
 meets in a user's run.
 
 The learning rate is `scale * decay(progress)`. The decay falls to zero at the end when the horizon
-is known and is 1 when it is not; the actions multiply the scale. The scale starts where the first update
-moves the weights by 1e-4 of their norm, so that the user's learning rate cannot hurt, and the
-policy climbs from there.
+is known and is 1 when it is not; the actions multiply the scale. The scale starts where the first
+update moves the weights by 1e-4 of their norm, so that the user's learning rate cannot hurt, and
+the policy climbs from there.
 """
 
 from __future__ import annotations
