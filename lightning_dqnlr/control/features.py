@@ -1,8 +1,8 @@
 """Telemetry and a short history -> the observation of the decision process.
 
-Nothing here depends on the scale of the loss, of the weights or of the gradients, nor on the
-length of the run, except the features whose name starts with `raw_`, which exist for the `classic`
-recipe. The features follow LHOPT (Almeida et al. 2021, arXiv:2106.00958: log ratios, clipped
+Nothing here depends on the scale of the loss or of the gradients, nor on the length of the run,
+except the features whose name starts with `raw_`, which exist for the `classic` recipe. Of the
+scale of the weights, `weight_scale` alone tells, in units of LeCun's initialisation. The features follow LHOPT (Almeida et al. 2021, arXiv:2106.00958: log ratios, clipped
 inputs, cosines against their noise), hypergradient descent (Baydin et al. 2018, the sign of
 cos(g_t, dtheta_{t-1})) and DoG (Ivgi et al. 2023, distance over root of summed squared updates).
 """
@@ -180,6 +180,7 @@ def _movement_features(s: IntervalStats, h: History) -> dict[str, Tensor]:
     return {
         "straightness": _log10(s.displacement / (s.steps * s.update_norm).clamp_min(_TINY)),
         "straightness_walk": _log10(s.displacement / walk.clamp_min(_TINY)),
+        "weight_scale": _log10(s.weight_scale) * 1.5,
         "update_ratio": (_log10(s.update_norm / s.weight_norm.clamp_min(_TINY)) + 3) / 1.5,
         "largest_update_ratio": (_log10(s.max_update_ratio) + 3) / 1.5,
         "distance": _log10(s.distance / s.weight_norm.clamp_min(_TINY)) + 1,
@@ -278,7 +279,7 @@ def all_features(
 def _feature_names() -> tuple[str, ...]:
     h = History.zeros((), "cpu")
     zero = torch.zeros(())
-    stats = IntervalStats(torch.zeros(1), *[zero] * 11, zero > -1, 1)  # type: ignore[arg-type, call-arg]
+    stats = IntervalStats(torch.zeros(1), *[zero] * 12, zero > -1, 1)  # type: ignore[arg-type, call-arg]
     return tuple(all_features(stats, h, h, Clock(1, 1, None, 0)))
 
 

@@ -27,7 +27,7 @@ def stats(losses, lead=(), steps=None, **values):
     defaults = {
         "gradient_norm": 1.0, "gradient_spread": 0.1, "cos_gradients": 0.5,
         "cos_gradient_last_update": -0.3, "cos_gradient_update": -0.9, "cos_updates": 0.4,
-        "update_norm": 1e-3, "max_update_ratio": 2e-4, "weight_norm": 10.0,
+        "update_norm": 1e-3, "max_update_ratio": 2e-4, "weight_norm": 10.0, "weight_scale": 0.6,
         "displacement": 2e-3, "distance": 3e-3,
     }  # fmt: skip
     tensors = {k: torch.full(lead, float(v)) for k, v in {**defaults, **values}.items()}
