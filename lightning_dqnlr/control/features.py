@@ -2,9 +2,11 @@
 
 Nothing here depends on the scale of the loss or of the gradients, nor on the length of the run,
 except the features whose name starts with `raw_`, which exist for the `classic` recipe. Of the
-scale of the weights, `weight_scale` alone tells, in units of LeCun's initialisation. The features follow LHOPT (Almeida et al. 2021, arXiv:2106.00958: log ratios, clipped
-inputs, cosines against their noise), hypergradient descent (Baydin et al. 2018, the sign of
-cos(g_t, dtheta_{t-1})) and DoG (Ivgi et al. 2023, distance over root of summed squared updates).
+scale of the weights, `weight_scale` alone tells, in units of LeCun's initialisation. The features
+follow LHOPT (Almeida et al. 2021, arXiv:2106.00958: log ratios, clipped inputs, cosines against
+their noise), hypergradient descent (Baydin et al. 2018, the sign of cos(g_t, dtheta_{t-1})), DoG
+(Ivgi et al. 2023, distance over root of summed squared updates) and trust-region methods (the gain:
+how much of what the gradients promised came true).
 """
 
 from __future__ import annotations

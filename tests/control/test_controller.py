@@ -103,7 +103,9 @@ class TestStart:
 
     def test_an_adaptive_optimizer_is_assumed_to_move_each_coordinate_by_lr(self):
         controller = LRController(ControllerSpec(), horizon=None)
-        lr = controller.safe_start(torch.tensor(1e-6), torch.tensor(20.0), Probe([(100, 100)]), False)
+        lr = controller.safe_start(
+            torch.tensor(1e-6), torch.tensor(20.0), Probe([(100, 100)]), False
+        )
         assert lr.item() * 100.0 == pytest.approx(1e-4 * 20.0)
 
     def test_a_start_that_moved_too_little_is_corrected_by_the_first_measured_update(self):
@@ -127,7 +129,9 @@ class TestStart:
 
     def test_a_nan_gradient_at_the_start_still_gives_a_finite_rate(self):
         controller = LRController(ControllerSpec(), horizon=100)
-        lr = controller.safe_start(torch.tensor(math.nan), torch.tensor(1.0), Probe([(10, 10)]), True)
+        lr = controller.safe_start(
+            torch.tensor(math.nan), torch.tensor(1.0), Probe([(10, 10)]), True
+        )
         assert 0 < lr.item() < math.inf
 
 
