@@ -37,8 +37,7 @@ def compressed_loss(loss: Tensor, initial_loss: Tensor) -> Tensor:
         loss: any shape.
         initial_loss: broadcastable to it.
     """
-    floor = (LOSS_FLOOR * initial_loss.abs()).clamp_min(1e-8)
-    return loss.sign() * torch.log1p(loss.abs() / floor)
+    return loss.sign() * torch.log1p(loss.abs() / _floor(initial_loss))
 
 
 def predicted_drop(stats: IntervalStats, loss: Tensor, initial_loss: Tensor) -> Tensor:
@@ -52,9 +51,17 @@ def predicted_drop(stats: IntervalStats, loss: Tensor, initial_loss: Tensor) -> 
         loss: its mean, shape `lead`.
         initial_loss: shape `lead`.
     """
-    floor = (LOSS_FLOOR * initial_loss.abs()).clamp_min(1e-8)
     fall = -stats.cos_gradient_update * stats.gradient_norm * stats.update_norm
-    return fall / (loss.abs() + floor)
+    return fall / _slope(loss, initial_loss)
+
+
+def _slope(loss: Tensor, initial_loss: Tensor) -> Tensor:
+    """dL/dy of the compressed loss y: |L| + e."""
+    return loss.abs() + _floor(initial_loss)
+
+
+def _floor(initial_loss: Tensor) -> Tensor:
+    return (LOSS_FLOOR * initial_loss.abs()).clamp_min(1e-8)
 
 
 @dataclass
@@ -158,12 +165,8 @@ def _descent_features(
     s: IntervalStats, h: History, before: History, clock: Clock
 ) -> dict[str, Tensor]:
     predicted = predicted_drop(s, h.loss, h.initial_loss)
-    # What the gradient could buy if the weights moved by their own norm, straight down.
-    elasticity = predicted_drop(
-        s._replace(update_norm=s.weight_norm, cos_gradient_update=-torch.ones_like(predicted)),
-        h.loss,
-        h.initial_loss,
-    )
+    # What a step of the weights' own norm, straight down, could buy.
+    elasticity = s.gradient_norm * s.weight_norm / _slope(h.loss, h.initial_loss)
     return {
         "descent": (_log10(predicted.clamp_min(1e-12)) + 2) / 1.5,
         "descent_ahead": (_log10((predicted * clock.interval).clamp_min(1e-12)) + 1) / 1.5,
