@@ -203,10 +203,10 @@ class OptimizerDriver:
             )
         self._probed = list(probed)
         self._rates.adopt_new_groups()
-        sizes = [p.numel() for p in self._parameters]
-        self._probe = Probe(sizes, self.policy.spec.probe_size)
-        floor = self._probe.weight_floor
-        self._telemetry = Telemetry(len(self._probe), (), devices.pop(), floor)
+        shapes = [p.shape for p in self._parameters]
+        self._probe = probe = Probe(shapes, self.policy.spec.probe_size)
+        scales = (probe.lecun_norm, probe.weight_floor)
+        self._telemetry = Telemetry(len(probe), (), devices.pop(), *scales)
         if self._snapshot is not None:
             self._snapshot.take(0)
 

@@ -167,7 +167,7 @@ def recorded(intervals, lead):
         steps = min(16, 1 + number)
         level = 3.0 * 0.9**number * (50.0 if number in (8, 15) else 1.0)
         noise = torch.rand((*lead, steps), generator=generator)
-        values = [draw(0.01, 1.0) for _ in range(11)]
+        values = [draw(0.01, 1.0) for _ in range(12)]
         finite = torch.ones(lead, dtype=torch.bool)
         yield IntervalStats(level * (1 + 0.1 * noise), *values, finite, steps)
 
@@ -182,7 +182,7 @@ def test_one_recorded_run_gives_equal_rates_alone_and_among_replicas(horizon):
     together = LRController(spec, horizon=horizon, lead=(replicas,))
     alone = [LRController(spec, horizon=horizon) for _ in range(replicas)]
     norms = torch.tensor([0.5, 2.0, 7.0])
-    probe = Probe([60, 40])
+    probe = Probe([(60,), (40,)])
     together.safe_start(norms, 3 * norms.flip(0), probe, follows_gradient=False)
     for index, controller in enumerate(alone):
         controller.safe_start(norms[index], 3 * norms.flip(0)[index], probe, follows_gradient=False)

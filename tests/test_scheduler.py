@@ -275,7 +275,7 @@ def test_the_probe_sees_parameters_that_move_and_any_layout_of_memory(columns_fi
     weights = [torch.randn(60, 50), torch.randn(9)]
     if columns_first:
         weights[0] = torch.randn(50, 60).t()
-    probe = Probe([3000, 9], max_coordinates=100)
+    probe = Probe([(3000,), (9,)], max_coordinates=100)
     for _ in range(2):
         for change in (lambda w: w.mul_(-2.0), lambda w: w.set_(w.clone() + 1.0)):
             flat = torch.cat([w.reshape(-1) for w in weights])

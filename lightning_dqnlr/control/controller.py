@@ -27,6 +27,7 @@ from lightning_dqnlr.control.features import (
     History,
     all_features,
     compressed_loss,
+    predicted_drop,
     step_noise,
 )
 from lightning_dqnlr.control.probe import Probe
@@ -38,6 +39,7 @@ _LEVELS = ("level", "fast", "slow", "best", "reference", "origin", "low")
 _PEAK_ABOVE_CUT = math.log(16.0)
 _CEILING = math.log(0.5)  # of the scale that blew up, which it reaches again in 16 decisions
 _CEILING_RISE = math.log(2.0) / 16
+_DROPS = 0.7  # decay per decision of what was gained and what was forecast
 
 
 class Decision(NamedTuple):
@@ -300,6 +302,7 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
     rate = s.losses.shape[-1] / 32
     measured = step_noise(s.losses, h.level, h.initial_loss, s.steps).square()
     variance = (1 - rate) * h.noise.square() + rate * measured
+    drop, forecast = h.level - level, predicted_drop(s, loss, h.initial_loss) * s.steps
     return replace(
         h,
         loss=loss,
@@ -320,6 +323,8 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
         trips=h.trips + tripped,
         restored=tripped.to(h.level),
         high=torch.where(ok, high, torch.zeros_like(high)),
+        drop=torch.where(ok, torch.lerp(drop, h.drop, _DROPS), 0.0).nan_to_num(0.0),
+        forecast=torch.where(ok, torch.lerp(forecast, h.forecast, _DROPS), 0.0).nan_to_num(0.0),
     )
 
 

@@ -1,10 +1,12 @@
 """Telemetry and a short history -> the observation of the decision process.
 
-Nothing here depends on the scale of the loss, of the weights or of the gradients, nor on the
-length of the run, except the features whose name starts with `raw_`, which exist for the `classic`
-recipe. The features follow LHOPT (Almeida et al. 2021, arXiv:2106.00958: log ratios, clipped
-inputs, cosines against their noise), hypergradient descent (Baydin et al. 2018, the sign of
-cos(g_t, dtheta_{t-1})) and DoG (Ivgi et al. 2023, distance over root of summed squared updates).
+Nothing here depends on the scale of the loss or of the gradients, nor on the length of the run,
+except the features whose name starts with `raw_`, which exist for the `classic` recipe. Of the
+scale of the weights, `weight_scale` alone tells, in units of LeCun's initialisation. The features
+follow LHOPT (Almeida et al. 2021, arXiv:2106.00958: log ratios, clipped inputs, cosines against
+their noise), hypergradient descent (Baydin et al. 2018, the sign of cos(g_t, dtheta_{t-1})), DoG
+(Ivgi et al. 2023, distance over root of summed squared updates) and trust-region methods (the gain:
+how much of what the gradients promised came true).
 """
 
 from __future__ import annotations
@@ -35,8 +37,31 @@ def compressed_loss(loss: Tensor, initial_loss: Tensor) -> Tensor:
         loss: any shape.
         initial_loss: broadcastable to it.
     """
-    floor = (LOSS_FLOOR * initial_loss.abs()).clamp_min(1e-8)
-    return loss.sign() * torch.log1p(loss.abs() / floor)
+    return loss.sign() * torch.log1p(loss.abs() / _floor(initial_loss))
+
+
+def predicted_drop(stats: IntervalStats, loss: Tensor, initial_loss: Tensor) -> Tensor:
+    """How far the compressed loss falls in one step, by its gradient: -g . dtheta dy/dL.
+
+    First order, of the batch that the step was made with; shape `lead`. The ratio of the actual
+    fall to it is what trust-region methods judge a step by (Nocedal and Wright 2006, eq. 4.4).
+
+    Args:
+        stats: of the interval.
+        loss: its mean, shape `lead`.
+        initial_loss: shape `lead`.
+    """
+    fall = -stats.cos_gradient_update * stats.gradient_norm * stats.update_norm
+    return fall / _slope(loss, initial_loss)
+
+
+def _slope(loss: Tensor, initial_loss: Tensor) -> Tensor:
+    """dL/dy of the compressed loss y: |L| + e."""
+    return loss.abs() + _floor(initial_loss)
+
+
+def _floor(initial_loss: Tensor) -> Tensor:
+    return (LOSS_FLOOR * initial_loss.abs()).clamp_min(1e-8)
 
 
 @dataclass
@@ -67,6 +92,8 @@ class History:
     high: Tensor  # intervals in a row whose loss was above the breaker's limit, noise left aside
     ceiling: Tensor  # largest log_scale that actions may set, since a trip; rises with time
     capped: Tensor  # 1 where the update cap cut the last action
+    drop: Tensor  # exponential average of how far the compressed loss fell in an interval
+    forecast: Tensor  # the same of how far the gradients said that it would
 
     @classmethod
     def zeros(cls, lead: tuple[int, ...], device: torch.device | str) -> History:
@@ -134,11 +161,31 @@ def _gradient_features(s: IntervalStats, h: History, before: History) -> dict[st
     }
 
 
+def _descent_features(
+    s: IntervalStats, h: History, before: History, clock: Clock
+) -> dict[str, Tensor]:
+    predicted = predicted_drop(s, h.loss, h.initial_loss)
+    # What a step of the weights' own norm, straight down, could buy.
+    elasticity = s.gradient_norm * s.weight_norm / _slope(h.loss, h.initial_loss)
+    return {
+        "descent": (_log10(predicted.clamp_min(1e-12)) + 2) / 1.5,
+        "descent_ahead": (_log10((predicted * clock.interval).clamp_min(1e-12)) + 1) / 1.5,
+        "elasticity": _log10(elasticity) / 2,
+        "gain": _gain(before.level - h.level, predicted * s.steps),
+        "gain_slow": _gain(h.drop, h.forecast),
+    }
+
+
+def _gain(actual: Tensor, predicted: Tensor) -> Tensor:
+    return _squash(actual / predicted.clamp_min(1e-9), 0.1)
+
+
 def _movement_features(s: IntervalStats, h: History) -> dict[str, Tensor]:
     walk = math.sqrt(s.steps) * s.update_norm
     return {
         "straightness": _log10(s.displacement / (s.steps * s.update_norm).clamp_min(_TINY)),
         "straightness_walk": _log10(s.displacement / walk.clamp_min(_TINY)),
+        "weight_scale": _log10(s.weight_scale) * 1.5,
         "update_ratio": (_log10(s.update_norm / s.weight_norm.clamp_min(_TINY)) + 3) / 1.5,
         "largest_update_ratio": (_log10(s.max_update_ratio) + 3) / 1.5,
         "distance": _log10(s.distance / s.weight_norm.clamp_min(_TINY)) + 1,
@@ -227,6 +274,7 @@ def all_features(
     return {
         **_loss_features(stats, history, before),
         **_gradient_features(stats, history, before),
+        **_descent_features(stats, history, before, clock),
         **_movement_features(stats, history),
         **_control_features(history, clock),
         **_raw_features(stats, history, before, clock),
@@ -236,7 +284,7 @@ def all_features(
 def _feature_names() -> tuple[str, ...]:
     h = History.zeros((), "cpu")
     zero = torch.zeros(())
-    stats = IntervalStats(torch.zeros(1), *[zero] * 11, zero > -1, 1)  # type: ignore[arg-type, call-arg]
+    stats = IntervalStats(torch.zeros(1), *[zero] * 12, zero > -1, 1)  # type: ignore[arg-type, call-arg]
     return tuple(all_features(stats, h, h, Clock(1, 1, None, 0)))
 
 

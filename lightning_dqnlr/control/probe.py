@@ -23,21 +23,26 @@ class Probe:
     probe vectors estimate the squared norms of the whole vectors.
 
     Args:
-        sizes: number of elements of each parameter tensor, in the optimizer's order.
+        shapes: of the parameter tensors, in the optimizer's order.
         max_coordinates: about how many coordinates to sample.
 
     Attributes:
         columns: (n,) positions of the sampled coordinates in the concatenation of all tensors.
         weight: (n,) the weights described above.
         total: number of coordinates of the model.
+        lecun_norm: what the weights' norm would be by LeCun's initialisation, whose variance is
+            1 / fan_in (LeCun et al. 1998, Efficient BackProp, eq. 16): a squared norm of one per
+            row of a matrix or kernel; a vector counts as one row.
         weight_floor: norm below which the weights count as not yet initialised (a head that
-            begins at zero): a tenth of what LeCun's initialisation gives, whose variance is
-            1 / fan_in (LeCun et al. 1998, Efficient BackProp, eq. 16), to square matrices.
+            begins at zero): a tenth of that.
     """
 
-    def __init__(self, sizes: Sequence[int], max_coordinates: int = 1024) -> None:
+    def __init__(self, shapes: Sequence[Sequence[int]], max_coordinates: int = 1024) -> None:
+        sizes = [math.prod(shape) for shape in shapes]
         self.total = sum(sizes)
-        self.weight_floor = _WEIGHT_FLOOR * math.sqrt(sum(math.sqrt(size) for size in sizes))
+        rows = (shape[0] if len(shape) > 1 else 1 for shape in shapes)
+        self.lecun_norm = math.sqrt(sum(rows))
+        self.weight_floor = _WEIGHT_FLOOR * self.lecun_norm
         kept = sorted(range(len(sizes)), key=lambda i: -sizes[i])[:MAX_TENSORS]
         covered = sum(sizes[i] for i in kept)
         self._whole: list[tuple[int, int]] = []  # tensor, its size

@@ -47,6 +47,7 @@ class IntervalStats(NamedTuple):
     update_norm: Tensor  # root mean square of ||dtheta||
     max_update_ratio: Tensor  # largest ||dtheta|| / ||theta||
     weight_norm: Tensor
+    weight_scale: Tensor  # that over what LeCun's initialisation would have given
     displacement: Tensor  # ||theta_end - theta_begin|| over the interval
     distance: Tensor  # ||theta_end - theta_0||
     finite: Tensor  # bool: no loss, gradient or weight was NaN or infinite
@@ -65,6 +66,7 @@ class Telemetry:
         num_coordinates: n, the length of probe vectors.
         lead: leading dimensions.
         device: where the sums live.
+        lecun_norm: see `Probe`.
         weight_floor: smallest norm of the weights to be divided by, and to be told of: weights
             that begin at zero would never be allowed to leave it.
     """
@@ -74,8 +76,10 @@ class Telemetry:
         num_coordinates: int,
         lead: tuple[int, ...] = (),
         device: torch.device | str = "cpu",
+        lecun_norm: float = 1.0,
         weight_floor: float = 0.0,
     ) -> None:
+        self._lecun_norm = lecun_norm
         self._least_squared_weight = max(weight_floor**2, _TINY)
         self._vectors = torch.zeros((*lead, 5, num_coordinates), device=device)
         self._anchors = torch.zeros((*lead, 2, num_coordinates), device=device)
@@ -174,6 +178,7 @@ class Telemetry:
         squared_weight = grams[..., _W, _W].clamp_min(self._least_squared_weight)
         moved = (weights.unsqueeze(-2) - self._anchors).square().sum(-1).sqrt()
         ratio = squared_update / squared_weight
+        weight_norm = squared_weight.mean(-1).sqrt()
         columns = [
             squared_gradient.mean(-1).sqrt(),
             (squared_gradient + _TINY).log().std(-1, correction=0),
@@ -183,7 +188,8 @@ class Telemetry:
             _cosine(pairs, _D, _D_PREV),
             squared_update.mean(-1).sqrt(),
             ratio.amax(-1).sqrt(),
-            squared_weight.mean(-1).sqrt(),
+            weight_norm,
+            weight_norm / self._lecun_norm,
             moved[..., 1],
             moved[..., 0],
         ]

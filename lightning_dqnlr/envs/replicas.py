@@ -91,7 +91,8 @@ class Replicas:
     Attributes:
         weights: (R, P) the trained parameters, concatenated in the optimizer's order.
         gradient: (R, P) the last gradient, before clipping.
-        sizes: number of elements of each trained parameter.
+        shapes: of the trained parameters.
+        sizes: their numbers of elements.
         follows_gradient: whether the first update is lr times the gradient (SGD).
 
     Raises:
@@ -111,7 +112,7 @@ class Replicas:
         optimizer = configured_optimizer(template.module)
         self.follows_gradient = isinstance(optimizer, torch.optim.SGD)
         trained = _trained_parameters(template, optimizer)
-        self._names, self._shapes = list(trained), [p.shape for p in trained.values()]
+        self._names, self.shapes = list(trained), [p.shape for p in trained.values()]
         self.sizes = [p.numel() for p in trained.values()]
         self.weights = self._stack(rows, lambda step: _flat(step, self._names))
         self._constants = {
@@ -268,7 +269,7 @@ class Replicas:
 
     def _by_name(self, weights: Tensor) -> dict[str, Tensor]:
         """The trained parameters, from (*lead, P)."""
-        pieces = zip(self._names, weights.split(self.sizes, dim=-1), self._shapes, strict=True)
+        pieces = zip(self._names, weights.split(self.sizes, dim=-1), self.shapes, strict=True)
         return {name: piece.view(*piece.shape[:-1], *shape) for name, piece, shape in pieces}
 
     def _loss_of(

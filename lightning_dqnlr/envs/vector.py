@@ -41,9 +41,10 @@ class VectorLREnv:
     ) -> None:
         self.task = task
         self.replicas = Replicas(task, seeds, device)
-        self.probe = Probe(self.replicas.sizes, spec.probe_size)
+        self.probe = probe = Probe(self.replicas.shapes, spec.probe_size)
         lead = (len(self.replicas),)
-        self.telemetry = Telemetry(len(self.probe), lead, device, self.probe.weight_floor)
+        scales = (probe.lecun_norm, probe.weight_floor)
+        self.telemetry = Telemetry(len(probe), lead, device, *scales)
         self.controller = LRController(
             spec,
             horizon=task.horizon if task.known_horizon else None,

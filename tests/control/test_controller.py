@@ -98,36 +98,40 @@ class TestDecay:
 class TestStart:
     def test_first_update_of_sgd_is_a_ten_thousandth_of_the_weights(self):
         controller = LRController(ControllerSpec(), horizon=None)
-        lr = controller.safe_start(torch.tensor(5.0), torch.tensor(20.0), Probe([100]), True)
+        lr = controller.safe_start(torch.tensor(5.0), torch.tensor(20.0), Probe([(10, 10)]), True)
         assert lr.item() * 5.0 == pytest.approx(1e-4 * 20.0)
 
     def test_an_adaptive_optimizer_is_assumed_to_move_each_coordinate_by_lr(self):
         controller = LRController(ControllerSpec(), horizon=None)
-        lr = controller.safe_start(torch.tensor(1e-6), torch.tensor(20.0), Probe([10_000]), False)
+        lr = controller.safe_start(
+            torch.tensor(1e-6), torch.tensor(20.0), Probe([(100, 100)]), False
+        )
         assert lr.item() * 100.0 == pytest.approx(1e-4 * 20.0)
 
     def test_a_start_that_moved_too_little_is_corrected_by_the_first_measured_update(self):
         controller = LRController(ControllerSpec(), horizon=None)
         lr = controller.safe_start(
-            torch.tensor(1.0), torch.tensor(10.0), Probe([10_000]), False
+            torch.tensor(1.0), torch.tensor(10.0), Probe([(100, 100)]), False
         ).clone()
         controller.observe(stats([1.0], update_norm=1e-6, weight_norm=10.0))
         assert controller.apply(torch.tensor(KEEP)).item() == pytest.approx(lr.item() * 1e3)
 
     def test_zero_weights_and_zero_gradients_start_finite(self):
         controller = LRController(ControllerSpec(), horizon=100)
-        lr = controller.safe_start(torch.tensor(0.0), torch.tensor(0.0), Probe([100]), True)
+        lr = controller.safe_start(torch.tensor(0.0), torch.tensor(0.0), Probe([(10, 10)]), True)
         assert 0 < lr.item() < math.inf
 
     @pytest.mark.parametrize("sgd", [True, False])
     def test_a_first_gradient_of_zero_starts_where_steps_of_lr_are_a_ten_thousandth(self, sgd):
         controller = LRController(ControllerSpec(), horizon=100)
-        lr = controller.safe_start(torch.tensor(0.0), torch.tensor(20.0), Probe([100]), sgd)
+        lr = controller.safe_start(torch.tensor(0.0), torch.tensor(20.0), Probe([(10, 10)]), sgd)
         assert lr.item() * 10.0 == pytest.approx(1e-4 * 20.0)  # sqrt(100) = 10
 
     def test_a_nan_gradient_at_the_start_still_gives_a_finite_rate(self):
         controller = LRController(ControllerSpec(), horizon=100)
-        lr = controller.safe_start(torch.tensor(math.nan), torch.tensor(1.0), Probe([100]), True)
+        lr = controller.safe_start(
+            torch.tensor(math.nan), torch.tensor(1.0), Probe([(10, 10)]), True
+        )
         assert 0 < lr.item() < math.inf
 
 

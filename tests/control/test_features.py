@@ -13,6 +13,7 @@ from lightning_dqnlr.control.features import (
     SCALE_FREE,
     FeatureSpec,
     compressed_loss,
+    predicted_drop,
     step_noise,
     trend,
 )
@@ -26,7 +27,7 @@ def stats(losses, lead=(), steps=None, **values):
     defaults = {
         "gradient_norm": 1.0, "gradient_spread": 0.1, "cos_gradients": 0.5,
         "cos_gradient_last_update": -0.3, "cos_gradient_update": -0.9, "cos_updates": 0.4,
-        "update_norm": 1e-3, "max_update_ratio": 2e-4, "weight_norm": 10.0,
+        "update_norm": 1e-3, "max_update_ratio": 2e-4, "weight_norm": 10.0, "weight_scale": 0.6,
         "displacement": 2e-3, "distance": 3e-3,
     }  # fmt: skip
     tensors = {k: torch.full(lead, float(v)) for k, v in {**defaults, **values}.items()}
@@ -48,6 +49,22 @@ class TestCompressedLoss:
 
     def test_a_zero_initial_loss_does_not_divide_by_zero(self):
         assert compressed_loss(torch.tensor(1.0), torch.tensor(0.0)).isfinite()
+
+
+class TestPredictedDrop:
+    def test_by_hand_and_negative_where_the_update_goes_uphill(self):
+        # g . dtheta = -0.5 * 2 * 0.3 = -0.3; e = 0.01 * 10 = 0.1, so dy/dL = 1 / (0.9 + 0.1).
+        initial, values = torch.tensor(10.0), {"gradient_norm": 2.0, "update_norm": 0.3}
+        down = stats([0.9], cos_gradient_update=-0.5, **values)
+        assert predicted_drop(down, torch.tensor(0.9), initial).item() == pytest.approx(0.3)
+        up = stats([0.9], cos_gradient_update=0.5, **values)
+        assert predicted_drop(up, torch.tensor(0.9), initial).item() == pytest.approx(-0.3)
+        # Of a negative loss dy/dL is 1 / (|L| + e) too.
+        assert predicted_drop(down, torch.tensor(-0.9), initial).item() == pytest.approx(0.3)
+
+    def test_a_zero_loss_of_a_zero_start_does_not_divide_by_zero(self):
+        zero = torch.tensor(0.0)
+        assert predicted_drop(stats([0.0]), zero, zero).isfinite()
 
 
 class TestTrend:
@@ -136,6 +153,39 @@ def test_the_observation_does_not_change_with_the_units_of_loss_and_weights(loss
     torch.testing.assert_close(
         observe_run(10.0**loss, 10.0**weights), observe_run(1.0, 1.0), atol=2e-3, rtol=2e-3
     )
+
+
+def gains(curvature, steps=40):
+    """`gain_slow`, unsquashed, over a descent on L = 1 + h x^2 / 2 whose rate is 1."""
+    controller = LRController(ControllerSpec(), horizon=None)
+    controller.start(torch.tensor(1.0))
+    index, x, rows = controller.spec.features.names.index("gain_slow"), torch.tensor(100.0), []
+    for _ in range(steps):
+        gradient = curvature * x
+        here = {"gradient_norm": gradient.abs(), "update_norm": gradient.abs()}
+        loss = 1 + curvature * x**2 / 2
+        seen = controller.observe(stats([loss], cos_gradient_update=-1.0, **here)).observation
+        rows.append(0.1 * math.sinh(2 * seen[index].item()))
+        x = x - gradient
+    return rows
+
+
+class TestGain:
+    def test_small_steps_keep_what_their_gradients_promise(self):
+        # The fall of one step lags its forecast by a decision, hence the margin.
+        assert gains(1e-3)[-1] == pytest.approx(1.0, abs=0.05)
+
+    def test_at_the_edge_of_stability_nothing_of_it_comes_true(self):
+        assert gains(2.0)[-1] == pytest.approx(0.0, abs=1e-3)
+
+    def test_a_restore_forgets_what_was_gained_before(self):
+        controller = LRController(ControllerSpec(), horizon=None)
+        controller.start(torch.tensor(1.0))
+        for loss in (10.0, 8.0, 6.0, 5.0, 4.0):
+            controller.observe(stats([loss]))
+        assert controller.history.drop > 0
+        assert controller.observe(stats([math.inf])).tripped
+        assert controller.history.drop == controller.history.forecast == 0
 
 
 class TestActionSpec:

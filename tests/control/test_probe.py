@@ -9,25 +9,25 @@ from lightning_dqnlr.control.probe import Probe, norm
 
 
 def test_a_small_model_is_read_whole_and_unweighted():
-    probe = Probe([3, 2], max_coordinates=100)
+    probe = Probe([(3,), (2,)], max_coordinates=100)
     read = probe.read([torch.tensor([1.0, 2.0, 3.0]), torch.tensor([4.0, 5.0])])
     assert read.tolist() == [1, 2, 3, 4, 5]
 
 
 def test_squared_norm_of_a_constant_vector_is_exact_for_a_large_model():
-    probe = Probe([10_000, 300, 7], max_coordinates=500)
+    probe = Probe([(10_000,), (300,), (7,)], max_coordinates=500)
     tensors = [torch.full((n,), 2.0) for n in (10_000, 300, 7)]
     assert len(probe) < 700
     assert probe.read(tensors).square().sum().item() == pytest.approx(4.0 * 10_307, rel=1e-4)
 
 
 def test_missing_gradient_reads_as_zero_not_as_an_error():
-    probe = Probe([2, 2])
+    probe = Probe([(2,), (2,)])
     assert probe.read([None, torch.ones(2)]).tolist() == [0, 0, 1, 1]
 
 
 def test_a_model_with_many_tensors_costs_no_more_pieces():
-    probe = Probe([50] * 1000)
+    probe = Probe([(50,)] * 1000)
     assert len((probe.columns // 50).unique()) == 64
     assert probe.read([torch.ones(50)] * 1000).square().sum().item() == pytest.approx(50_000)
 
@@ -35,17 +35,21 @@ def test_a_model_with_many_tensors_costs_no_more_pieces():
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 5000), min_size=1, max_size=80), st.integers(8, 400))
 def test_slices_and_flat_columns_read_the_same_coordinates(sizes, coordinates):
-    probe = Probe(sizes, coordinates)
+    probe = Probe([(size,) for size in sizes], coordinates)
     tensors = [torch.randn(n) for n in sizes]
     stacked = torch.cat(tensors).expand(3, -1)
     expected = probe.read(tensors)
     assert torch.equal(probe.read_flat(stacked)[1], expected)
 
 
-def test_the_weight_floor_is_a_tenth_of_the_usual_norm_of_square_matrices():
-    # LeCun: 100 x 100 numbers of variance 1/100 have the squared norm 100; 20 x 20 have 20.
-    probe = Probe([10_000, 400], max_coordinates=100)
-    assert probe.weight_floor == pytest.approx(0.1 * math.sqrt(120))
+def test_the_usual_norm_counts_a_row_of_a_matrix_or_kernel_as_one():
+    # LeCun: 100 x 30 numbers of variance 1/30 have the squared norm 100, kernels of 8 x 4 x 3 x 3
+    # of variance 1/36 have 8; a bias of 100 and a number of no dimension count as one each.
+    probe = Probe([(100, 30), (8, 4, 3, 3), (100,), ()], max_coordinates=100)
+    assert probe.lecun_norm == pytest.approx(math.sqrt(110))
+    assert probe.weight_floor == pytest.approx(0.1 * math.sqrt(110))
+    weights = torch.nn.init.kaiming_normal_(torch.empty(400, 300), nonlinearity="linear")
+    assert Probe([weights.shape]).lecun_norm == pytest.approx(weights.norm().item(), rel=0.02)
 
 
 def test_the_norm_counts_missing_sparse_half_and_complex_gradients():

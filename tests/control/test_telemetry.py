@@ -106,10 +106,11 @@ class TestTelemetry:
             assert torch.equal(a, b)
 
     def test_weights_that_begin_at_zero_are_measured_by_the_floor(self):
-        telemetry = Telemetry(4, weight_floor=0.02)
+        telemetry = Telemetry(4, lecun_norm=0.1, weight_floor=0.02)
         weights = drive(telemetry, torch.zeros(4), [torch.ones(4)], [torch.full((4,), 1e-3)], [1.0])
         stats = telemetry.read(weights)
         assert stats.weight_norm.item() == pytest.approx(0.02)
+        assert stats.weight_scale.item() == pytest.approx(0.2)
         assert stats.update_norm.item() == pytest.approx(2e-3)
         assert stats.max_update_ratio.item() == pytest.approx(0.1)
 

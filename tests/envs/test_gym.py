@@ -66,7 +66,7 @@ def test_the_id_is_found_by_naming_the_module_without_importing_it():
     )
     command = [sys.executable, "-W", "error::UserWarning", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout == "(36,)\n", done.stderr
+    assert done.stdout == "(42,)\n", done.stderr
 
 
 def test_the_vectorised_environment_needs_no_gymnasium_and_the_other_names_the_extra():
