@@ -245,10 +245,15 @@ class LRController:
         )
 
     def _allowed_log_scale(self) -> Tensor:
-        """The largest scale that keeps the update within its cap, by the last interval's ratio."""
+        """The largest scale that keeps the update within its cap, by the last interval's ratio.
+
+        Right after a restore there is none: the ratio is of weights that blew up and are gone, and
+        would take the rate down by as many decades as these were away.
+        """
         factor = self.spec.max_update_ratio / self._ratio.nan_to_num(1.0).clamp_min(_TINY)
         log_lr = self.lr.clamp_min(_TINY).log() + factor.clamp_max(1e12).log()
-        return log_lr - math.log(self._decay())
+        allowed = log_lr - math.log(self._decay())
+        return torch.where(self.history.restored > 0, torch.inf, allowed)
 
     def _decay(self) -> float:
         return self.spec.decay_at(self.step, self.interval, self.horizon)

@@ -258,6 +258,12 @@ class TestBreaker:
         assert controller.observe(stats([1.0, 2.0, 8.0, 30.0])).tripped.item()
         assert controller.apply(torch.tensor(KEEP)).item() == pytest.approx(before / 4)
 
+    def test_the_update_of_weights_that_blew_up_does_not_cap_the_restored_ones(self):
+        controller = settled()
+        before = controller.lr.item()
+        controller.observe(stats([1.0, 2.0, 1e6, 1e15], update_norm=1e12, weight_norm=1.0))
+        assert controller.apply(torch.tensor(KEEP)).item() == pytest.approx(before / 4)
+
     def test_a_raise_right_after_a_restore_does_not_undo_the_cut(self):
         controller = settled()
         before = controller.lr.item()
