@@ -22,6 +22,7 @@ from torch import Tensor
 
 from lightning_dqnlr.control.breaker import CUT, DEFAULT_NOISE, ORIGIN_INTERVALS, Verdict, judge
 from lightning_dqnlr.control.features import (
+    NO_CEILING,
     UNSEEN,
     Clock,
     History,
@@ -234,12 +235,18 @@ class LRController:
         )
 
     def _reference_after_restore(self, stats: IntervalStats) -> History:
-        """Right after a restore, the restored state's own loss becomes the reference."""
+        """Right after a restore, the restored state's own loss becomes the reference.
+
+        If it is nearer to that of the interval that was undone than to the old reference, this
+        one was too low (a lucky batch) and the alarm false: the ceiling is lifted again.
+        """
         h = self.history
         own = compressed_loss(stats.losses[..., 0], h.initial_loss)
         fresh = (h.restored > 0) & own.isfinite()
+        false_alarm = fresh & (own > torch.lerp(h.reference, h.undone, 0.5))
         return replace(
             h,
+            ceiling=torch.where(false_alarm, NO_CEILING, h.ceiling),
             reference=torch.where(fresh, torch.maximum(h.reference, own), h.reference),
             best=torch.where(fresh, torch.maximum(h.best, own), h.best),
         )
@@ -327,6 +334,7 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
         since_trip=torch.where(tripped, torch.zeros_like(h.trips), h.since_trip + 1),
         trips=h.trips + tripped,
         restored=tripped.to(h.level),
+        undone=torch.where(tripped, compressed_loss(s.losses.mean(-1), h.initial_loss), h.undone),
         high=torch.where(ok, high, torch.zeros_like(high)),
         drop=torch.where(ok, torch.lerp(drop, h.drop, _DROPS), 0.0).nan_to_num(0.0),
         forecast=torch.where(ok, torch.lerp(forecast, h.forecast, _DROPS), 0.0).nan_to_num(0.0),

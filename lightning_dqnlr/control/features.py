@@ -24,6 +24,7 @@ from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 LOSS_FLOOR = 0.01
 CLIP = 3.0
 UNSEEN = -100.0
+NO_CEILING = 100.0  # a natural log of a learning rate, out of reach
 _TINY = 1e-30
 
 
@@ -86,6 +87,7 @@ class History:
     since_trip: Tensor  # decisions since the circuit breaker tripped
     trips: Tensor
     restored: Tensor  # 1 right after a restore
+    undone: Tensor  # compressed loss of the interval that was undone last
     reference: Tensor  # compressed loss of the last healthy state
     origin: Tensor  # largest compressed loss of the first few intervals, and of those after a trip
     low: Tensor  # smallest of an interval since the first few
@@ -100,7 +102,7 @@ class History:
         """The history of a run that has not begun."""
         values = {f.name: torch.zeros(lead, device=device) for f in fields(cls)}
         values["since_trip"] += 100.0
-        values["ceiling"] += 100.0
+        values["ceiling"] += NO_CEILING
         values["log_gradient"] += UNSEEN
         values["first_log_gradient"] += UNSEEN
         return cls(**values)
