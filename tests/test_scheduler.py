@@ -208,6 +208,15 @@ def test_the_state_of_another_version_is_refused_by_what_it_lacks():
         Loop().scheduler.load_state_dict(state)
 
 
+def test_the_state_of_a_version_that_remembered_less_is_refused_by_what_it_lacks():
+    loop = Loop()
+    loop.run(3)
+    state = loop.scheduler.state_dict()
+    del state["controller"]["history"]["undone"]
+    with pytest.raises(ConfigurationError, match=r"history lacks \['undone'\]"):
+        Loop().scheduler.load_state_dict(state)
+
+
 def test_another_horizon_on_resume_is_said_and_followed_and_none_keeps_the_saved_one(caplog):
     first = Loop(horizon=200)
     first.run(5)

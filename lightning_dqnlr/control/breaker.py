@@ -1,26 +1,28 @@
-"""The circuit breaker's judgement of an interval: healthy, suspicious, or to be undone.
+"""The circuit breaker: whether an interval is healthy, suspicious or to be undone, and what follows.
 
 A run that climbs past stability rarely finds back, so a blown-up interval is undone: the host
-restores healthy weights and optimizer state, and the learning rate is cut. Six rules keep the
+restores healthy weights and optimizer state, and the learning rate is cut. Seven rules keep the
 breaker itself from doing harm. The first few intervals are not judged by their losses, because
 their noise is not known yet and the learning rate is near its start. Only a healthy state is ever
-stored. What is restored is the state
-before the one stored last, because losses are those before each update, and nobody has seen yet
-what an interval's last update did. After a restore the threshold is raised to the restored state's
-own loss, so that it cannot trip at once again. The floor of the learning rate follows every cut
-down, so that the cut always acts. And a ceiling at half of the scale that blew up, which rises
-slowly, keeps a policy from climbing there again and again.
+stored. What is restored is the state before the one stored last, because losses are those before
+each update, and nobody has seen yet what an interval's last update did. After a restore the
+threshold is raised to the restored state's own loss, so that it cannot trip at once again. The
+floor of the learning rate follows every cut down, so that the cut always acts. A ceiling at half of
+the scale that blew up, which rises slowly, keeps a policy from climbing there again and again. And
+the ceiling is lifted if the restored state turns out to be no better than what was undone.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.control.features import History, compressed_loss
+from lightning_dqnlr.control.features import compressed_loss
+from lightning_dqnlr.control.history import NO_CEILING, History
 from lightning_dqnlr.control.telemetry import IntervalStats
 
 CUT = math.log(4.0)
@@ -30,6 +32,9 @@ INITIAL_MARGIN = 0.5
 LOST_SHARE = 0.25  # a run that has kept no more of its progress has lost its way
 ORIGIN_INTERVALS = 4  # what a run is measured by: the first loss may be that of a lucky batch
 DEFAULT_NOISE = 0.25
+PEAK_ABOVE_CUT = math.log(16.0)
+CEILING = math.log(0.5)  # of the scale that blew up, which it reaches again in 16 decisions
+CEILING_RISE = math.log(2.0) / 16
 PATIENCE = 4.0  # intervals in a row that are high: noise does not do that
 
 
@@ -88,3 +93,36 @@ def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdic
     good = torch.minimum(history.reference + HEALTHY_MARGIN, history.best + 2 * HEALTHY_MARGIN)
     healthy = (recent <= good + 2 * error) & ~above & ~lost
     return Verdict(tripped, ~tripped & healthy, high)
+
+
+def after_restore(stats: IntervalStats, history: History) -> History:
+    """The history by which an interval is judged: the old one, unless a restore came before it.
+
+    Then the restored state's own loss becomes the reference. If it is nearer to the loss of the
+    interval that was undone than to the old reference, this one was too low (that of a lucky
+    batch, or of a part of the data) and the alarm false: the ceiling is lifted.
+
+    Args:
+        stats: the interval that just ended; its first loss is that of the restored weights.
+        history: the history before it.
+    """
+    own = compressed_loss(stats.losses[..., 0], history.initial_loss)
+    fresh = (history.restored > 0) & own.isfinite()
+    false_alarm = fresh & (own > torch.lerp(history.reference, history.undone, 0.5))
+    return replace(
+        history,
+        ceiling=torch.where(false_alarm, NO_CEILING, history.ceiling),
+        reference=torch.where(fresh, torch.maximum(history.reference, own), history.reference),
+        best=torch.where(fresh, torch.maximum(history.best, own), history.best),
+    )
+
+
+def cut(history: History, tripped: Tensor) -> History:
+    """Cuts the scale where the breaker tripped, with its floor and its ceiling."""
+    h = history
+    ceiling = torch.where(tripped, h.log_scale + CEILING, h.ceiling + CEILING_RISE)
+    log_scale = torch.where(tripped, h.log_scale - CUT, h.log_scale)
+    peak = torch.where(
+        tripped, torch.minimum(h.peak_log_scale, log_scale + PEAK_ABOVE_CUT), h.peak_log_scale
+    )
+    return replace(h, log_scale=log_scale, peak_log_scale=peak, ceiling=ceiling)

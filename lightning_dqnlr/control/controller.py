@@ -14,32 +14,34 @@ the policy climbs from there.
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.control.breaker import CUT, DEFAULT_NOISE, ORIGIN_INTERVALS, Verdict, judge
+from lightning_dqnlr.control.breaker import (
+    DEFAULT_NOISE,
+    ORIGIN_INTERVALS,
+    Verdict,
+    after_restore,
+    cut,
+    judge,
+)
 from lightning_dqnlr.control.features import (
-    NO_CEILING,
-    UNSEEN,
     Clock,
-    History,
     all_features,
     compressed_loss,
     predicted_drop,
     step_noise,
 )
+from lightning_dqnlr.control.history import UNSEEN, History
 from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.control.spec import ControllerSpec, check_bounds, check_horizon
 from lightning_dqnlr.control.telemetry import IntervalStats
 
 _TINY = 1e-30
 _LEVELS = ("level", "fast", "slow", "best", "reference", "origin", "low")
-_PEAK_ABOVE_CUT = math.log(16.0)
-_CEILING = math.log(0.5)  # of the scale that blew up, which it reaches again in 16 decisions
-_CEILING_RISE = math.log(2.0) / 16
 _DROPS = 0.7  # decay per decision of what was gained and what was forecast
 
 
@@ -155,14 +157,14 @@ class LRController:
             self._fix_scales(stats)
         if self.decisions == 0 and self._rescale:
             self._correct_start(stats)
-        before = self._reference_after_restore(stats)
+        before = after_restore(stats, self.history)
         early = self.decisions < ORIGIN_INTERVALS
         verdict = judge(stats, before, early)
         if not self.circuit_breaker:
             verdict = verdict._replace(tripped=torch.zeros_like(verdict.tripped))
         tripped, healthy, _ = verdict
         self._ratio = _update_ratio(stats)
-        self.history = _cut(_remember(before, stats, verdict, early), tripped)
+        self.history = cut(_remember(before, stats, verdict, early), tripped)
         self.decisions += 1
         self.interval = self.spec.interval(self.step, self.horizon)
         clock = Clock(self.step, self.interval, self.horizon, self.decisions)
@@ -234,23 +236,6 @@ class LRController:
             h, log_scale=log_scale, start_log_scale=log_scale, peak_log_scale=log_scale
         )
 
-    def _reference_after_restore(self, stats: IntervalStats) -> History:
-        """Right after a restore, the restored state's own loss becomes the reference.
-
-        If it is nearer to that of the interval that was undone than to the old reference, this
-        one was too low (a lucky batch) and the alarm false: the ceiling is lifted again.
-        """
-        h = self.history
-        own = compressed_loss(stats.losses[..., 0], h.initial_loss)
-        fresh = (h.restored > 0) & own.isfinite()
-        false_alarm = fresh & (own > torch.lerp(h.reference, h.undone, 0.5))
-        return replace(
-            h,
-            ceiling=torch.where(false_alarm, NO_CEILING, h.ceiling),
-            reference=torch.where(fresh, torch.maximum(h.reference, own), h.reference),
-            best=torch.where(fresh, torch.maximum(h.best, own), h.best),
-        )
-
     def _allowed_log_scale(self) -> Tensor:
         """The largest scale that keeps the update within its cap, by the last interval's ratio.
 
@@ -286,10 +271,13 @@ class LRController:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned; the horizon becomes the saved one."""
+        """Restores what `state_dict` returned; the horizon becomes the saved one.
+
+        Raises:
+            ConfigurationError: if another version saved it, which remembered less.
+        """
         device = self.lr.device
-        names = [f.name for f in fields(History)]
-        self.history = History(**{n: state["history"][n].to(device) for n in names})
+        self.history = History.from_state(state["history"], device)
         self.lr, self._ratio = state["lr"].to(device), state["ratio"].to(device)
         self.step, self.decisions, self.interval = state["counters"]
         self.horizon, self._rescale = state["horizon"], state["rescale"]
@@ -339,12 +327,3 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
         drop=torch.where(ok, torch.lerp(drop, h.drop, _DROPS), 0.0).nan_to_num(0.0),
         forecast=torch.where(ok, torch.lerp(forecast, h.forecast, _DROPS), 0.0).nan_to_num(0.0),
     )
-
-
-def _cut(h: History, tripped: Tensor) -> History:
-    ceiling = torch.where(tripped, h.log_scale + _CEILING, h.ceiling + _CEILING_RISE)
-    log_scale = torch.where(tripped, h.log_scale - CUT, h.log_scale)
-    peak = torch.where(
-        tripped, torch.minimum(h.peak_log_scale, log_scale + _PEAK_ABOVE_CUT), h.peak_log_scale
-    )
-    return replace(h, log_scale=log_scale, peak_log_scale=peak, ceiling=ceiling)

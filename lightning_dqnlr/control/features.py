@@ -12,19 +12,18 @@ how much of what the gradients promised came true).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.control.history import History
 from lightning_dqnlr.control.telemetry import IntervalStats
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 
 LOSS_FLOOR = 0.01
 CLIP = 3.0
-UNSEEN = -100.0
-NO_CEILING = 100.0  # a natural log of a learning rate, out of reach
 _TINY = 1e-30
 
 
@@ -63,53 +62,6 @@ def _slope(loss: Tensor, initial_loss: Tensor) -> Tensor:
 
 def _floor(initial_loss: Tensor) -> Tensor:
     return (LOSS_FLOOR * initial_loss.abs()).clamp_min(1e-8)
-
-
-@dataclass
-class History:
-    """What is remembered from one decision to the next; every tensor has the shape `lead`."""
-
-    initial_loss: Tensor  # of the first interval with one that is not zero, the largest
-    loss: Tensor  # mean loss of the last interval
-    level: Tensor  # compressed loss of the last interval (after a restore: of the restored state)
-    fast: Tensor  # exponential averages of it
-    slow: Tensor
-    best: Tensor
-    noise: Tensor  # standard deviation of the compressed loss from step to step
-    log_gradient: Tensor
-    first_log_gradient: Tensor  # UNSEEN before the first gradient that is not zero
-    path: Tensor  # sum of squared update norms
-    log_scale: Tensor  # natural log of the learning rate before the built-in decay
-    start_log_scale: Tensor
-    peak_log_scale: Tensor  # largest that survived an interval
-    last_action: Tensor  # natural log of the last multiplier
-    previous_action: Tensor
-    since_trip: Tensor  # decisions since the circuit breaker tripped
-    trips: Tensor
-    restored: Tensor  # 1 right after a restore
-    undone: Tensor  # compressed loss of the interval that was undone last
-    reference: Tensor  # compressed loss of the last healthy state
-    origin: Tensor  # largest compressed loss of the first few intervals, and of those after a trip
-    low: Tensor  # smallest of an interval since the first few
-    high: Tensor  # intervals in a row whose loss was above the breaker's limit, noise left aside
-    ceiling: Tensor  # largest log_scale that actions may set, since a trip; rises with time
-    capped: Tensor  # 1 where the update cap cut the last action
-    drop: Tensor  # exponential average of how far the compressed loss fell in an interval
-    forecast: Tensor  # the same of how far the gradients said that it would
-
-    @classmethod
-    def zeros(cls, lead: tuple[int, ...], device: torch.device | str) -> History:
-        """The history of a run that has not begun."""
-        values = {f.name: torch.zeros(lead, device=device) for f in fields(cls)}
-        values["since_trip"] += 100.0
-        values["ceiling"] += NO_CEILING
-        values["log_gradient"] += UNSEEN
-        values["first_log_gradient"] += UNSEEN
-        return cls(**values)
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors by name."""
-        return {f.name: getattr(self, f.name).clone() for f in fields(self)}
 
 
 class Clock(NamedTuple):

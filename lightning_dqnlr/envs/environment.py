@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.control.features import History
+from lightning_dqnlr.control.history import History
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.tasks.task import Task
 

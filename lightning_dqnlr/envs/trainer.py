@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.control.features import History
+from lightning_dqnlr.control.history import History
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Losses, StepResult, Terms
 from lightning_dqnlr.envs.interrupts import interruptible

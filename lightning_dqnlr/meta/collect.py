@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.control.features import History, compressed_loss
+from lightning_dqnlr.control.features import compressed_loss
+from lightning_dqnlr.control.history import History
 from lightning_dqnlr.envs.environment import (
     Engine,
     LREnvironment,
