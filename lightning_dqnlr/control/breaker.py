@@ -1,4 +1,4 @@
-"""The circuit breaker: whether an interval is healthy, suspicious or to be undone, and what follows.
+"""The circuit breaker: is an interval healthy, suspicious or to be undone, and what follows.
 
 A run that climbs past stability rarely finds back, so a blown-up interval is undone: the host
 restores healthy weights and optimizer state, and the learning rate is cut. Seven rules keep the
