@@ -96,8 +96,9 @@ def card(policy: LRPolicy, scores: dict[str, Scores], arguments: argparse.Namesp
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
     ).stdout.strip()
-    origin = {k: v for k, v in policy.record.items() if k not in ("validation", "test")}
     # The mixture's full description is a page long; the policy's own file keeps it.
+    left_out = ("validation", "test", "tasks")
+    origin = {k: v for k, v in policy.record.items() if k not in left_out}
     origin["members"] = [
         {k: v for k, v in member.items() if k != "tasks"}
         | {"validation": member["validation"]["score"]}
@@ -137,9 +138,15 @@ def card(policy: LRPolicy, scores: dict[str, Scores], arguments: argparse.Namesp
         "",
         "## How it was trained",
         "",
+        "The description of the training tasks is in `policy.json` besides.",
+        "",
+        "<details><summary>Settings, seeds, commits and versions</summary>",
+        "",
         "```json",
         json.dumps(origin, indent=2),
         "```",
+        "",
+        "</details>",
         "",
     ]
     return "\n".join(lines)
