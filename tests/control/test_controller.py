@@ -432,6 +432,17 @@ class TestBreaker:
         assert not judge(stats([just_below] * 4), h).tripped.item()
         assert judge(stats([just_above] * 4), h).tripped.item()
 
+    @pytest.mark.parametrize(("own", "regained"), [(6.0, True), (1.0, False)])
+    def test_a_false_alarm_does_not_hold_the_rate_down_for_the_rest_of_the_run(self, own, regained):
+        """8 is undone; the restored weights' own loss of 6 says that 1 had been luck."""
+        controller = settled()
+        before = controller.history.log_scale.item()
+        assert controller.observe(stats([8.0] * 4)).tripped.item()
+        for _ in range(4):
+            controller.apply(torch.tensor(DOUBLE))
+            controller.observe(stats([own] * 4))
+        assert (controller.history.log_scale.item() >= before - 1e-5) == regained
+
 
 class TestElementwise:
     @settings(max_examples=20, deadline=None)
@@ -472,14 +483,3 @@ def test_spec_survives_json():
 
     spec = ControllerSpec(decisions=32, decay="none")
     assert ControllerSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
-
-    @pytest.mark.parametrize(("own", "regained"), [(6.0, True), (1.0, False)])
-    def test_a_false_alarm_does_not_hold_the_rate_down_for_the_rest_of_the_run(self, own, regained):
-        """8 is undone; the restored weights' own loss of 6 says that 1 had been luck."""
-        controller = settled()
-        before = controller.history.log_scale.item()
-        assert controller.observe(stats([8.0] * 4)).tripped.item()
-        for _ in range(4):
-            controller.apply(torch.tensor(DOUBLE))
-            controller.observe(stats([own] * 4))
-        assert (controller.history.log_scale.item() >= before - 1e-5) == regained
