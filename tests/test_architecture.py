@@ -69,3 +69,16 @@ def test_files_and_functions_stay_short_enough_to_read(path):
 def test_no_module_is_a_drawer_for_everything():
     names = {part for path in FILES for part in path.relative_to(PACKAGE).with_suffix("").parts}
     assert names & CATCH_ALL_NAMES == set()
+
+
+def test_no_test_stands_inside_a_function_where_pytest_never_finds_it():
+    inside = [
+        f"{path.relative_to(ROOT)}:{inner.lineno} {inner.name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        for outer in ast.walk(ast.parse(path.read_text()))
+        if isinstance(outer, ast.FunctionDef)
+        for inner in ast.walk(outer)
+        if isinstance(inner, ast.FunctionDef) and inner is not outer
+        if inner.name.startswith("test_")
+    ]
+    assert inside == []
