@@ -30,6 +30,7 @@ TRIP_MARGIN = math.log(2.0)
 HEALTHY_MARGIN = 0.25
 INITIAL_MARGIN = 0.5
 LOST_SHARE = 0.25  # a run that has kept no more of its progress has lost its way
+KEPT_SHARE = 0.75  # and one that has kept less is on its way there: not a state to go back to
 ORIGIN_INTERVALS = 4  # what a run is measured by: the first loss may be that of a lucky batch
 DEFAULT_NOISE = 0.25
 PEAK_ABOVE_CUT = math.log(16.0)
@@ -91,7 +92,8 @@ def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdic
         high, tripped = torch.zeros_like(high), torch.zeros_like(tripped)
     tripped = tripped | ~stats.finite
     good = torch.minimum(history.reference + HEALTHY_MARGIN, history.best + 2 * HEALTHY_MARGIN)
-    healthy = (recent <= good + 2 * error) & ~above & ~lost
+    kept = whole <= history.origin - KEPT_SHARE * progress + lost_error
+    healthy = (recent <= good + 2 * error) & ~above & kept
     return Verdict(tripped, ~tripped & healthy, high)
 
 
