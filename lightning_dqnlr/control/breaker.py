@@ -4,7 +4,8 @@ A run that climbs past stability rarely finds back, so a blown-up interval is un
 restores healthy weights and optimizer state, and the learning rate is cut. Seven rules keep the
 breaker itself from doing harm. The first few intervals are not judged by their losses, because
 their noise is not known yet and the learning rate is near its start. Only a healthy state is ever
-stored. What is restored is the state before the one stored last, because losses are those before
+stored, and none that has lost a quarter of the run's progress: a run that is ruined slowly, each
+interval within the noise of the one before, would else be compared with its own ruin. What is restored is the state before the one stored last, because losses are those before
 each update, and nobody has seen yet what an interval's last update did. After a restore the
 threshold is raised to the restored state's own loss, so that it cannot trip at once again. The
 floor of the learning rate follows every cut down, so that the cut always acts. A ceiling at half of
@@ -64,8 +65,8 @@ def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdic
     yet within four standard errors of it), when a quarter or less was left of the way from the
     origin to the lowest loss in twice as many (a destroyed network may settle there), or when
     anything in the interval was not finite. Healthy means no worse at the end than the reference
-    and the best so far by the smaller margins, and none of that on the whole: of a short interval
-    the last quarter is a single loss.
+    and the best so far by the smaller margins, and on the whole neither above the limit nor a
+    quarter of the progress behind: of a short interval the last quarter is a single loss.
 
     Args:
         stats: the interval that just ended.
