@@ -223,3 +223,28 @@ def test_a_false_alarm_does_not_hold_the_rate_down_for_the_rest_of_the_run(own, 
         controller.apply(torch.tensor(DOUBLE))
         controller.observe(stats([own] * 4))
     assert (controller.history.log_scale.item() >= before - 1e-5) == regained
+
+
+@pytest.mark.parametrize(("level", "stored"), [(0.99, True), (1.01, False), (1.24, False)])
+def test_no_state_that_has_lost_a_quarter_of_its_progress_is_stored(level, stored):
+    """From 4 to 0, and back to 1. By the margin of 0.25 above the reference all would be."""
+    controller = started()
+    controller.observe(stats([4.0]))
+    known = {"origin": 4.0, "low": 0.0, "best": 0.9, "reference": 1.0, "noise": 0.0}
+    h = replace(controller.history, **{name: torch.tensor(v) for name, v in known.items()})
+    verdict = judge(stats([0.04 * math.expm1(level)] * 4), h)
+    assert verdict.healthy.item() == stored
+    assert not verdict.tripped.item()
+
+
+def test_a_run_that_is_ruined_within_its_noise_is_undone():
+    """A rise of 0.1 per interval, noise 0.5. Four of ten when each was compared with the last."""
+    torch.manual_seed(0)
+    runs = 200
+    controller = started(lead=(runs,))
+    falling, rising = torch.linspace(0, -4, 26), torch.linspace(-4, -0.8, 32)
+    for level in torch.cat([falling, rising, rising[-1:].expand(8)]):
+        losses = torch.exp(level + 0.5 * torch.randn(runs, 4))
+        controller.observe(stats(losses, lead=(runs,)))
+        controller.apply(torch.full((runs,), KEEP))
+    assert (controller.history.trips > 0).float().mean() > 0.65
