@@ -67,7 +67,7 @@ def _regrets(comparison: Comparison, tasks: Sequence[str]) -> Iterator[Bar]:
         figure = f"IQM of regret, final {name} loss ({len(tasks)} tasks)"
         yield Bar(figure, "<= 0.00, upper end <= 0.03", _interval(found), met)
     found = summarize(comparison.scores(SUBJECT, tasks))
-    yield Bar("90th percentile of regret", "<= 0.10", f"{found.p90:.2f}", found.p90 <= 0.10)
+    yield Bar("90th percentile of regret", "<= 0.10", f"{found.p90:.3f}", found.p90 <= 0.10)
 
 
 def _lost(comparison: Comparison) -> Bar:
