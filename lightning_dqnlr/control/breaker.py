@@ -5,12 +5,13 @@ restores healthy weights and optimizer state, and the learning rate is cut. Seve
 breaker itself from doing harm. The first few intervals are not judged by their losses, because
 their noise is not known yet and the learning rate is near its start. Only a healthy state is ever
 stored, and none that has lost a quarter of the run's progress: a run that is ruined slowly, each
-interval within the noise of the one before, would else be compared with its own ruin. What is restored is the state before the one stored last, because losses are those before
-each update, and nobody has seen yet what an interval's last update did. After a restore the
-threshold is raised to the restored state's own loss, so that it cannot trip at once again. The
-floor of the learning rate follows every cut down, so that the cut always acts. A ceiling at half of
-the scale that blew up, which rises slowly, keeps a policy from climbing there again and again. And
-the ceiling is lifted if the restored state turns out to be no better than what was undone.
+interval within the noise of the one before, would else be compared with its own ruin. What is
+restored is the state before the one stored last, because losses are those before each update, and
+nobody has seen yet what an interval's last update did. After a restore the threshold is raised to
+the restored state's own loss, so that it cannot trip at once again. The floor of the learning rate
+follows every cut down, so that the cut always acts. A ceiling at half of the scale that blew up,
+which rises slowly, keeps a policy from climbing there again and again. And the ceiling is lifted
+if the restored state turns out to be no better than what was undone.
 """
 
 from __future__ import annotations
