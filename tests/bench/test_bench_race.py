@@ -138,7 +138,7 @@ def test_the_command_races_and_goes_on_from_any_round(tmp_path, capsys):
         "suite.seeds=2",
         "suite.points=5",
         "suite.race_margin=0.0",
-        "workers=2",
+        "workers=1",
         f"folder={tmp_path}",
     )
     cli_bench.run(composed(*arguments, "dry_run=true"), "quick")
