@@ -20,8 +20,8 @@ from lightning_dqnlr.errors import ConfigurationError
 Style = dict[str, Any]
 
 # Stand-ins that the page replaces by its own colours.
-_INK, _GRID, _PAPER = "#010203", "#040506", "#070809"
-_CSS = {_INK: "currentColor", _GRID: "var(--grid, #d8d8d8)", _PAPER: "var(--paper, #ffffff)"}
+INK, _GRID, _PAPER = "#010203", "#040506", "#070809"
+_CSS = {INK: "currentColor", _GRID: "var(--grid, #d8d8d8)", _PAPER: "var(--paper, #ffffff)"}
 
 _SUBJECT, _RIVAL, _PLAIN = "#d55e00", "#0072b2", "#8a8a8a"
 _OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a6761d")
@@ -54,11 +54,11 @@ def regret_picture(comparison: Comparison, rows: Sequence[Standing]) -> str:
             parts = [row.train if which == TRAIN else row.validation for row in rows]
             values = [(part.iqm, *part.interval) for part in parts]
             _intervals(panel, names, values, look)
-            panel.axvline(0, color=_INK, linewidth=1)
+            panel.axvline(0, color=INK, linewidth=1)
             panel.set_xlabel(f"regret, {which} loss (IQM, 95% interval)")
         axes[0].invert_yaxis()
 
-    return _svg(draw, "regret", 9.2, 1.0 + 0.3 * len(rows))
+    return to_svg(draw, "regret", 9.2, 1.0 + 0.3 * len(rows))
 
 
 def improvement_picture(comparison: Comparison) -> str:
@@ -74,11 +74,11 @@ def improvement_picture(comparison: Comparison) -> str:
         for panel, values, which in zip(axes, (train, held_out), (TRAIN, VALIDATION), strict=True):
             _intervals(panel, names, values, look)
             panel.set_xlim(-0.02, 1.02)
-            panel.axvline(0.5, color=_INK, linewidth=1)
+            panel.axvline(0.5, color=INK, linewidth=1)
             panel.set_xlabel(f"P({comparison.roles.subject} ends lower), {which} loss")
         axes[0].invert_yaxis()
 
-    return _svg(draw, "improvement", 9.2, 1.0 + 0.3 * len(rows))
+    return to_svg(draw, "improvement", 9.2, 1.0 + 0.3 * len(rows))
 
 
 def _intervals(
@@ -110,7 +110,7 @@ def profile_picture(comparison: Comparison) -> str:
             panel.set_xlabel(f"{unit}, relative to the tuned {comparison.roles.rival}")
         axes[0].set_ylabel("share of runs that got there")
 
-    return _svg(draw, "profile", 11.5, 2.6 + 0.17 * max(8, len(rows)))
+    return to_svg(draw, "profile", 11.5, 2.6 + 0.17 * max(8, len(rows)))
 
 
 def _profile(axes: Any, ratios: dict[str, list[float]], look: dict[str, Style]) -> None:
@@ -123,7 +123,7 @@ def _profile(axes: Any, ratios: dict[str, list[float]], look: dict[str, Style]) 
     axes.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
     axes.set_xlim(1 / LIMIT, LIMIT)
     axes.set_ylim(0, 1.02)
-    axes.axvline(1, color=_INK, linewidth=0.8)
+    axes.axvline(1, color=INK, linewidth=0.8)
     axes.grid(True)
     legend = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "title": "area"}
     axes.legend(frameon=False, fontsize=8, handlelength=2.6, title_fontsize=8, **legend)
@@ -141,7 +141,7 @@ def trajectory_picture(comparison: Comparison, task: str, methods: Sequence[str]
             panel.set_ylabel(label)
         figure.align_ylabels()
 
-    return _svg(draw, f"trajectory-{task}", 3.7, 4.3)
+    return to_svg(draw, f"trajectory-{task}", 3.7, 4.3)
 
 
 def case_picture(comparison: Comparison, task: str, methods: Sequence[str]) -> str:
@@ -161,7 +161,7 @@ def case_picture(comparison: Comparison, task: str, methods: Sequence[str]) -> s
         place = {"loc": "outside right upper", "frameon": False, "handlelength": 3}
         figure.legend(handles, list(methods), **place)
 
-    return _svg(draw, f"losing-{task}", 11.0, 2.5)
+    return to_svg(draw, f"losing-{task}", 11.0, 2.5)
 
 
 def _trajectories(
@@ -195,14 +195,14 @@ def sensitivity_picture(comparison: Comparison, task: str) -> str:
             sweep = comparison.sweep(task, name)
             means = [comparison.regrets_of(runs).mean().item() for runs in sweep.values()]
             axes.plot(list(sweep), means, **look[name])
-        axes.axhline(0, color=_INK, linewidth=0.8)
+        axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xscale("log")
         axes.set_title(task)
         axes.set_xlabel("learning rate given")
         axes.set_ylabel("regret, training")
         axes.grid(True)
 
-    return _svg(draw, f"sensitivity-{task}", 3.7, 2.5)
+    return to_svg(draw, f"sensitivity-{task}", 3.7, 2.5)
 
 
 def legend_picture(comparison: Comparison, methods: Sequence[str], name: str) -> str:
@@ -217,7 +217,7 @@ def legend_picture(comparison: Comparison, methods: Sequence[str], name: str) ->
         place = {"loc": "center", "ncols": columns, "frameon": False, "handlelength": 3}
         figure.legend(handles, list(methods), **place)
 
-    return _svg(draw, name, 1.8 * columns, 0.1 + 0.25 * math.ceil(len(methods) / columns))
+    return to_svg(draw, name, 1.8 * columns, 0.1 + 0.25 * math.ceil(len(methods) / columns))
 
 
 def _log_scale(axes: Any) -> None:
@@ -236,7 +236,7 @@ def _log_scale(axes: Any) -> None:
         axes.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _svg(draw: Callable[[Any], None], name: str, width: float, height: float) -> str:
+def to_svg(draw: Callable[[Any], None], name: str, width: float, height: float) -> str:
     """Draws on a new figure; the identifiers of the SVG get its name, so that pages may hold many.
 
     Raises:
@@ -265,11 +265,11 @@ _SETTINGS = {
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.titlesize": 10,
-    "text.color": _INK,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
     "grid.color": _GRID,
     "grid.linewidth": 0.8,
     "axes.spines.top": False,

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 
 from lightning_dqnlr.bench import pictures, report_tables
 from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, diverged
+from lightning_dqnlr.bench.mistuning import mistuning_picture
 from lightning_dqnlr.bench.profile import LIMIT
 from lightning_dqnlr.bench.report_blocks import (
     NOTHING,
@@ -322,7 +323,7 @@ def _sensitivity(comparison: Comparison) -> Section:
     ]
     table = report_tables.sensitivity_table(comparison)
     legend = _legend(comparison, "sensitivity", methods)
-    return Section(title, (text, table, legend, *shown))
+    return Section(title, (text, *mistuning_picture(comparison), table, legend, *shown))
 
 
 def _cost(comparison: Comparison) -> Section:
