@@ -15,7 +15,7 @@ from lightning_dqnlr.bench.store import Store
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 
 COMMAND = Path(sys.executable).with_name("dqnlr-bench")
-# Two tasks, two methods: 2 x (1 + 2) runs of 300 and 800 steps, the fastest that there are.
+# Two tasks, two methods: 2 x (1 + 2) runs of 300 and 800 steps, of the fastest.
 TINY = (
     "suite.tasks=[fine-tuned encoder,noisy labels MLP]",
     "suite.methods=[dqnlr,cosine]",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 
 from lightning_dqnlr.bench.comparison import Comparison
 from lightning_dqnlr.bench.pictures import INK, styles, to_svg
 from lightning_dqnlr.bench.report_blocks import Picture
-from lightning_dqnlr.bench.report_numbers import swept
+from lightning_dqnlr.bench.report_numbers import mean_regrets, swept
 from lightning_dqnlr.bench.scores import interquartile_mean
 
 FACTORS = tuple(10 ** (quarter / 4) for quarter in range(-12, 13))
@@ -21,8 +21,8 @@ def mistuned(comparison: Comparison, method: str) -> list[tuple[float, float]]:
     """Regret on training loss at so many times the rival's best peak, as (factor, regret).
 
     The mean over seeds, between two rates on the line in log LR that connects them, then the
-    interquartile mean over tasks. Factors that are beyond the rates of any task are left out: the
-    mean over the others would be another one.
+    interquartile mean over the tasks that were swept. Factors that are beyond the rates of any
+    task are left out: the mean over the others would be another one.
     """
     curves = [_curve(comparison, task, method) for task in swept(comparison)]
     if not curves:
@@ -32,21 +32,25 @@ def mistuned(comparison: Comparison, method: str) -> list[tuple[float, float]]:
 
 
 def _curve(comparison: Comparison, task: str, method: str) -> list[tuple[float, float]]:
+    """Mean regrets by the power of ten of what the rate is over the best peak, in its order."""
     peak = comparison.entries[task, comparison.roles.rival].lr
     if peak is None:
         return []
-    sweep = comparison.sweep(task, method).items()
-    return [(math.log10(lr / peak), comparison.regrets_of(r).mean().item()) for lr, r in sweep]
+    # Rounded, or the last rate of a grid might lie short of the factor that it stands for.
+    powers = {
+        round(math.log10(lr / peak), 2): regret
+        for lr, regret in mean_regrets(comparison, task, method).items()
+    }
+    return list(powers.items())
 
 
 def _at(curve: list[tuple[float, float]], factor: float) -> float:
     """On the lines between the points; NaN outside of them."""
-    if not curve:
-        return math.nan
-    rates, regrets = zip(*curve, strict=True)
-    # Rounded, or the last rate of a grid might lie outside of it.
     x = round(math.log10(factor), 2)
-    return float(np.interp(x, np.round(rates, 2), regrets, left=math.nan, right=math.nan))
+    for (left, low), (right, high) in pairwise(curve):
+        if left <= x <= right:
+            return low + (high - low) * (x - left) / (right - left)
+    return math.nan
 
 
 def mistuning_picture(comparison: Comparison) -> tuple[Picture, ...]:
@@ -61,7 +65,7 @@ def mistuning_picture(comparison: Comparison) -> tuple[Picture, ...]:
         lines = {}
         for name in reversed(curves):  # the subject, which is the first, on top
             factors, regrets = zip(*curves[name], strict=True)
-            lines[name] = axes.plot(factors, np.exp(regrets), **look[name])[0]
+            lines[name] = axes.plot(factors, list(map(math.exp, regrets)), **look[name])[0]
         axes.axhline(1, color=INK, linewidth=0.8)
         axes.set_xscale("log")
         axes.set_yscale("log")

@@ -14,7 +14,7 @@ from typing import Any
 
 from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, Roles, Runs
 from lightning_dqnlr.bench.profile import LIMIT, area, fractions
-from lightning_dqnlr.bench.report_numbers import Standing, duels, standings
+from lightning_dqnlr.bench.report_numbers import Standing, duels, mean_regrets, standings
 from lightning_dqnlr.errors import ConfigurationError
 
 Style = dict[str, Any]
@@ -192,9 +192,8 @@ def sensitivity_picture(comparison: Comparison, task: str) -> str:
     def draw(figure: Any) -> None:
         axes = figure.subplots()
         for name in reversed(comparison.methods):
-            sweep = comparison.sweep(task, name)
-            means = [comparison.regrets_of(runs).mean().item() for runs in sweep.values()]
-            axes.plot(list(sweep), means, **look[name])
+            means = mean_regrets(comparison, task, name)
+            axes.plot(list(means), list(means.values()), **look[name])
         axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xscale("log")
         axes.set_title(task)

@@ -208,11 +208,15 @@ def sensitivities(comparison: Comparison) -> list[Sensitivity]:
     return sorted(rows, key=lambda row: (row.spread, row.method))
 
 
+def mean_regrets(comparison: Comparison, task: str, method: str) -> dict[float, float]:
+    """Regret on training loss by the LR given, mean over seeds, in the order of the LRs."""
+    sweep = comparison.sweep(task, method).items()
+    return {lr: comparison.regrets_of(runs).mean().item() for lr, runs in sweep}
+
+
 def _sensitivity(comparison: Comparison, method: str, tasks: Sequence[str]) -> Sensitivity:
     sweeps = [comparison.sweep(task, method) for task in tasks]
-    means = [
-        [comparison.regrets_of(runs).mean().item() for runs in sweep.values()] for sweep in sweeps
-    ]
+    means = [mean_regrets(comparison, task, method).values() for task in tasks]
     spreads = [max(values) - min(values) for values in means]
     runs = [run for sweep in sweeps for group in sweep.values() for run in group]
     return Sensitivity(
