@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lightning_dqnlr.bench.comparison import Comparison
-from lightning_dqnlr.bench.pictures import INK, styles, to_svg
+from lightning_dqnlr.bench.pictures import INK, log_scale, styles, to_svg
 from lightning_dqnlr.bench.report_blocks import Picture
 from lightning_dqnlr.bench.report_numbers import mean_regrets, swept
 from lightning_dqnlr.bench.scores import interquartile_mean
@@ -62,14 +62,13 @@ def mistuning_picture(comparison: Comparison) -> tuple[Picture, ...]:
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
+        axes.axhline(1, color=INK, linewidth=0.8)
         lines = {}
         for name in reversed(curves):  # the subject, which is the first, on top
             factors, regrets = zip(*curves[name], strict=True)
             lines[name] = axes.plot(factors, list(map(math.exp, regrets)), **look[name])[0]
-        axes.axhline(1, color=INK, linewidth=0.8)
         axes.set_xscale("log")
-        axes.set_yscale("log")
-        axes.yaxis.set_major_formatter("{x:g}")
+        log_scale(axes)
         axes.set_xlabel(f"learning rate given, over the best peak of the {rival}")
         axes.set_ylabel(f"training loss, over the tuned {rival}'s")
         axes.grid(True)

@@ -172,7 +172,7 @@ def _trajectories(
         for name in reversed(methods):
             if (task, name) in comparison.entries:
                 _curves(panel, comparison.entries[task, name].runs, curve, look[name])
-        _log_scale(panel)
+        log_scale(panel)
         panel.grid(True)
     bottom, top = panels[0].get_ylim()
     panels[0].set_ylim(max(bottom, top / _LR_RANGE), top)  # a schedule's last step is almost zero
@@ -191,10 +191,10 @@ def sensitivity_picture(comparison: Comparison, task: str) -> str:
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
+        axes.axhline(0, color=INK, linewidth=0.8)
         for name in reversed(comparison.methods):
             means = mean_regrets(comparison, task, name)
             axes.plot(list(means), list(means.values()), **look[name])
-        axes.axhline(0, color=INK, linewidth=0.8)
         axes.set_xscale("log")
         axes.set_title(task)
         axes.set_xlabel("learning rate given")
@@ -219,7 +219,7 @@ def legend_picture(comparison: Comparison, methods: Sequence[str], name: str) ->
     return to_svg(draw, name, 1.8 * columns, 0.1 + 0.25 * math.ceil(len(methods) / columns))
 
 
-def _log_scale(axes: Any) -> None:
+def log_scale(axes: Any) -> None:
     """Logarithmic where there is anything positive, with plain ticks on a narrow range."""
     from matplotlib.ticker import LogLocator, NullFormatter
 

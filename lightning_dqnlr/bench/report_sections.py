@@ -309,7 +309,8 @@ def _sensitivity(comparison: Comparison) -> Section:
     text = (
         "Mean regret on training loss against the learning rate that the method was given. Spread: "
         "highest minus lowest over these rates; 0 means that the rate does not matter. A method "
-        "that was given more decades had more to spoil."
+        "that was given more decades had more to spoil. The first picture is over all tasks: the "
+        "interquartile mean, by how far the rate is from the best peak of each task."
     )
     methods = [n for n in comparison.methods if any(comparison.sweep(t, n) for t in tasks)]
     shown = [
