@@ -7,7 +7,8 @@ Cosine with warm-up and WSD at five peaks over two decades, and `DQNLRCallback()
 tuned, through the benchmark's own runs: real Trainers, one JSON file per run. The same command
 makes only the runs that are missing; one that raised is tried again. Several commands with
 `--share 1/4`, `--share 2/4`, ... make the runs side by side; the one without prints the tables. On
-a GPU all of them train in mixed precision, bfloat16, as models of this size do.
+a GPU all train in mixed precision, bfloat16, as models of this size do; `--mixed` does so on a CPU
+that is made for it, and `--sequences` and `--context` make the steps small enough for one.
 """
 
 from __future__ import annotations
@@ -146,12 +147,11 @@ class Progress:
         self._told = now
 
 
-def make(runs: Sequence[PlannedRun], store: Store, device: str, steps: int) -> None:
-    """Makes the runs one by one, and stores each as soon as it is over."""
+def make(runs: Sequence[PlannedRun], store: Store, device: str, steps: int, mixed_on: str) -> None:
+    """Makes the runs one by one, and stores each when it is over; `mixed_on` as in `Watched`."""
     progress = Progress(runs, steps)
     for planned in runs:
         task = planned.task.open()
-        mixed_on = device if device == "cuda" else ""
         watched = replace(task, build=Watched(task.build, progress.tick, mixed_on))
         where = (planned.lr, planned.seed, planned.task.split, EVALUATIONS)
         record = run(planned.method, watched, *where, device=device)
@@ -233,19 +233,22 @@ def compare(arguments: argparse.Namespace) -> None:
     """
     device, steps = chosen_device(arguments.device), arguments.steps
     steps = steps or (TINY_STEPS if arguments.scale == TINY else STEPS)
-    folder = arguments.folder / device  # speeds of one are none of the other's
-    about = {"command": shlex.join(sys.argv), "size": asdict(arguments.scale), **provenance()}
+    mixed_on = device if arguments.mixed or device == "cuda" else ""
+    # Speeds and losses of one are none of the other's.
+    folder = arguments.folder / (device + "-bfloat16" * (device == "cpu" and arguments.mixed))
+    size = replace(arguments.scale, **sizes_given(arguments))
+    about = {"command": shlex.join(sys.argv), "size": asdict(size), **provenance()}
     write_atomically(folder / "about.json", (json.dumps(about, indent=1) + "\n").encode())
     where = torch.cuda.get_device_name() if device == "cuda" else platform.machine()
     print(f"{where}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    tasks = list(open_tasks(arguments.tasks, arguments.scale, steps))
+    tasks = list(open_tasks(arguments.tasks, size, steps))
     suite = Suite(seeds=arguments.seeds, points=arguments.peaks, decades=DECADES)
     runs, store = list(plan(suite, tasks, METHODS)), Store(folder / "runs")
     place, shares = arguments.share
     runs = runs[place - 1 :: shares]
     todo = missing(runs, store, retry_failed=True)
     print(f"{len(runs)} runs, {len(runs) - len(todo)} of them stored in {folder}", flush=True)
-    make(todo, store, device, steps)
+    make(todo, store, device, steps, mixed_on)
     if shares > 1:
         print("This share is done; the same command without --share prints the tables.")
         return
@@ -255,6 +258,12 @@ def compare(arguments: argparse.Namespace) -> None:
     failed = sum(record.failure is not None for record in comparison.records)
     if failed:
         print(f"{failed} runs raised, and count as diverged; the same command tries them again.")
+
+
+def sizes_given(arguments: argparse.Namespace) -> dict[str, int]:
+    """Attributes of `Size` that were asked for by themselves."""
+    given = {name: getattr(arguments, name) for name in ("sequences", "context")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def chosen_device(wanted: str) -> str:
@@ -323,6 +332,9 @@ def main() -> None:
     add("--peaks", type=partial(at_least, 3), default=5, help="over two decades (default 5)")
     add("--tasks", nargs="+", choices=tuple(TASKS), default=tuple(TASKS))
     add("--scale", type=scaled, default=Size(), help="factor on the widths, or tiny")
+    add("--sequences", type=partial(at_least, 1), help="per step of the transformer; 32")
+    add("--context", type=partial(at_least, 2), help="characters of each; 256")
+    add("--mixed", action="store_true", help="mixed precision on a CPU too; on a GPU always")
     add("--share", type=share, default=(1, 1), metavar="K/N", help="make every Nth run only")
     add("--folder", type=Path, default=Path("outputs/real_size"), help="of the records")
     arguments = parser.parse_args()

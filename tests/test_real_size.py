@@ -283,6 +283,25 @@ def test_the_transformer_does_not_look_ahead(script):
     assert changed.nonzero().flatten().tolist() == list(range(20, 32))
 
 
+def test_mixed_precision_and_smaller_steps_on_a_cpu_are_kept_apart_from_what_else_was_made(
+    script, tmp_path
+):
+    one = (*TINY, "--tasks", "transformer", "--share", "1/7")
+    for more in ((), ("--sequences", "4"), ("--context", "16"), ("--mixed",)):
+        call(script, tmp_path, *one, *more)
+    losses = [r.curve["train"] for r in records_in(tmp_path / "cpu")]
+    (mixed,) = records_in(tmp_path / "cpu-bfloat16")
+    assert len(losses) == 3
+    assert len({curve[-1] for curve in (*losses, mixed.curve["train"])}) == 4
+    # What bfloat16 rounds away is all that differs from the plain run.
+    nearest = min(abs(curve[-1] - mixed.curve["train"][-1]) for curve in losses)
+    assert 0 < nearest < 1e-3
+
+
+def records_in(folder):
+    return [Record.from_json(path.read_text()) for path in folder.glob("runs/*/*.json")]
+
+
 def test_the_labels_say_how_patches_were_turned(script):
     tasks = sys.modules["real_size_tasks"]
     image = torch.arange(9.0).reshape(1, 1, 3, 3).repeat(64, 1, 1, 1)
