@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
 CODE := lightning_dqnlr tests $(wildcard examples)
 
-# What the bundled policy is the mean of.
-MEMBERS := $(foreach run,five two,$(addprefix outputs/policy/$(run)/episode-0,1280 1408 1536))
+# What the bundled policy is the mean of: three moments of two training runs, named by their seeds.
+SEEDS := 5 2
+MEMBERS := $(foreach seed,$(SEEDS),$(addprefix outputs/policy/seed-$(seed)/episode-0,1280 1408 1536))
 
-.PHONY: test demo policy lint format clean
+.PHONY: test demo policy $(SEEDS:%=policy-%) lint format clean
 .DEFAULT_GOAL := test
 
 test: lint
@@ -26,10 +27,12 @@ lint: $(VENV)/.installed-dev
 demo: $(VENV)/.installed-train
 	$(BIN)/python examples/demo.py
 
-policy: $(VENV)/.installed-train
-	$(BIN)/dqnlr-train experiment=default folder=outputs/policy/five resume=true seed=5
-	$(BIN)/dqnlr-train experiment=default folder=outputs/policy/two resume=true seed=2
+# `make -j2 policy` makes both runs at once; interrupted ones go on where they were.
+policy: $(SEEDS:%=policy-%)
 	$(BIN)/dqnlr-combine $(MEMBERS) --into outputs/policy/combined
+
+$(SEEDS:%=policy-%): policy-%: $(VENV)/.installed-train
+	OMP_NUM_THREADS=1 $(BIN)/dqnlr-train experiment=default folder=outputs/policy/seed-$* resume=true seed=$*
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(CODE)
