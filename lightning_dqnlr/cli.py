@@ -112,6 +112,7 @@ def _promote(arguments: argparse.Namespace) -> None:
         table,
         verdict,
     )
+    from lightning_dqnlr.meta.report import shown
     from lightning_dqnlr.meta.workers import check_count
 
     check_count("--tasks", arguments.tasks, 1)
@@ -128,8 +129,11 @@ def _promote(arguments: argparse.Namespace) -> None:
         f"{len(candidates)} policies, {arguments.tasks} tasks, {arguments.seeds} seeds", flush=True
     )
     numbers = range(FIRST_TASK, FIRST_TASK + arguments.tasks)
-    tasks = usable_tasks(family, numbers, rivals, Failures())
-    standings = compare(candidates, tasks, rivals, range(arguments.seeds), engine)
+    tuned = shown(numbers, "Cosines of validation tasks tuned")
+    tasks = usable_tasks(family, tuned, rivals, Failures())
+    standings = compare(
+        shown(candidates, "Policies"), tasks, rivals, range(arguments.seeds), engine
+    )
     print("Regret to the tuned cosine on validation tasks; lower is better:")
     print(f"{table(standings)}\n{verdict(standings)}")
     copied = promote(standings, arguments.into, arguments.seeds)
@@ -176,7 +180,7 @@ def run(
         ConfigurationError: a value cannot work, or the folder does not fit `resume`.
     """
     from lightning_dqnlr.envs.heap import keep_freed_memory
-    from lightning_dqnlr.meta.report import summary
+    from lightning_dqnlr.meta.report import ProgressBar, open_logs, summary
 
     torch.set_num_threads(_positive(config, "threads"))
     keep_freed_memory()
@@ -185,7 +189,9 @@ def run(
     trainer.record |= {"command": command(), "overrides": elsewhere}
     _begin(trainer, config)
     print(f"Meta-training into {folder.resolve()}", flush=True)
-    reporters = open_reporters(trainer, tensorboard=bool(config.tensorboard))
+    logs = open_logs(folder, trainer.episode, tensorboard=bool(config.tensorboard))
+    bar = ProgressBar(trainer.config.episodes, trainer.episode, trainer.config.max_minutes)
+    reporters: list[Reporter] = [*logs, bar]
 
     def report(progress: Progress) -> None:
         for reporter in reporters:
@@ -196,7 +202,7 @@ def run(
         threading.excepthook = _quiet_when_full
         for reporter in reporters:
             at_the_end.callback(reporter.close)
-        score = trainer.fit(report)
+        score = trainer.fit(report, bar.watch)
     print(summary(folder), flush=True)
     return score
 
@@ -233,20 +239,6 @@ def build_trainer(config: DictConfig, folder: Path, rivals: Path | None = None) 
         folder=folder,
         workers=plain(config.collector),
     )
-
-
-def open_reporters(trainer: MetaTrainer, *, tensorboard: bool) -> list[Reporter]:
-    """CSV always, TensorBoard if wanted and installed, and the progress bar."""
-    from lightning_dqnlr.meta.report import CSVLog, ProgressBar, TensorBoardLog
-
-    config, folder, episode = trainer.config, trainer.folder, trainer.episode
-    reporters: list[Reporter] = [CSVLog(folder, episode)]
-    if tensorboard:
-        try:
-            reporters.append(TensorBoardLog(folder, episode))
-        except ImportError:
-            print("No TensorBoard log (pip install tensorboard); episodes.csv has it all.")
-    return [*reporters, ProgressBar(config.episodes, episode, config.max_minutes)]
 
 
 def find_device(name: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,7 @@ def rivals_folder(folders: Sequence[Path]) -> Path | None:
 
 
 def compare(
-    candidates: Sequence[Candidate],
+    candidates: Iterable[Candidate],
     tasks: Sequence[Task],
     rivals: Rivals,
     seeds: Sequence[int],

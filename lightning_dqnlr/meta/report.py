@@ -8,11 +8,11 @@ import io
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -21,6 +21,9 @@ from lightning_dqnlr.meta.collect import Episode
 from lightning_dqnlr.meta.evaluate import Scores
 from lightning_dqnlr.meta.workers import TaskSummary
 from lightning_dqnlr.policy.policy import LRPolicy
+
+T = TypeVar("T")
+Watch = Callable[[Sequence[int]], Iterable[int]]
 
 CSV_FILE = "episodes.csv"
 COLUMNS = (
@@ -201,6 +204,23 @@ def _clear_errors(path: Path) -> Iterator[None]:
         raise cannot_write(path, error) from error
 
 
+def open_logs(folder: Path, episode: int, *, tensorboard: bool) -> list[Reporter]:
+    """CSV always, TensorBoard if wanted and installed.
+
+    Args:
+        folder: of the run.
+        episode: how many are over; later ones, of a run that went on, are taken off the logs.
+        tensorboard: whether it is wanted.
+    """
+    logs: list[Reporter] = [CSVLog(folder, episode)]
+    if tensorboard:
+        try:
+            logs.append(TensorBoardLog(folder, episode))
+        except ImportError:
+            print("No TensorBoard log (pip install tensorboard); episodes.csv has it all.")
+    return logs
+
+
 class ProgressBar:
     """Episodes, time left, regret and trips on one line of the terminal.
 
@@ -221,6 +241,21 @@ class ProgressBar:
             mininterval=0.2 if sys.stderr.isatty() else 15.0,
             bar_format="{percentage:3.0f}%|{bar:20}| episode {n_fmt}/{total_fmt} {postfix}",
         )
+
+    def watch(self, numbers: Sequence[int]) -> Iterator[int]:
+        """Passes on the numbers of the validation tasks and shows how many cosines are tuned.
+
+        That is minutes of work before the first episode, and no part of an episode's pace.
+        """
+        started, terminal = time.monotonic(), sys.stderr.isatty()
+        for done, number in enumerate(numbers):
+            pace = (time.monotonic() - started) / max(done, 1)
+            left = f", time left {_clock(pace * (len(numbers) - done))}" if done else ""
+            text = f"tuning the cosine of validation task {done + 1}/{len(numbers)}{left}"
+            self._bar.set_postfix_str(text, refresh=terminal)
+            self._bar.update(0)
+            yield number
+        self._started = time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
         """Moves the bar on by one episode."""
@@ -244,6 +279,13 @@ class ProgressBar:
     def close(self) -> None:
         """Leaves the bar as it is and goes to the next line."""
         self._bar.close()
+
+
+def shown(items: Sequence[T], what: str) -> Iterable[T]:
+    """The items, with how many are done and the time left on one line while it takes long."""
+    form = "{desc} {n_fmt}/{total_fmt}, time left {remaining}"
+    interval = 0.2 if sys.stderr.isatty() else 15.0
+    return tqdm(items, what, leave=False, mininterval=interval, delay=1.0, bar_format=form)
 
 
 def _clock(seconds: float) -> str:

@@ -29,7 +29,7 @@ from lightning_dqnlr.meta.checkpoint import (
 from lightning_dqnlr.meta.collect import CollectConfig
 from lightning_dqnlr.meta.evaluate import Rivals, Scores, evaluate
 from lightning_dqnlr.meta.failures import Failures, usable_tasks
-from lightning_dqnlr.meta.report import Progress
+from lightning_dqnlr.meta.report import Progress, Watch
 from lightning_dqnlr.meta.workers import Collector, Job, LocalWorkers, Outcome, Workers
 from lightning_dqnlr.policy.network import Network
 from lightning_dqnlr.policy.policy import LRPolicy
@@ -167,16 +167,21 @@ class MetaTrainer:
         """The policy to evaluate and ship: the learner's average."""
         return LRPolicy(_frozen(self.learner.average), self.spec)
 
-    def validation_tasks(self) -> Sequence[Task]:
+    def validation_tasks(self, watch: Watch = iter) -> Sequence[Task]:
         """The tasks that choose; never trained on, never reported on."""
-        numbers = range(self.config.evaluation_tasks)
+        numbers = watch(range(self.config.evaluation_tasks))
         return usable_tasks(self.tasks, numbers, self.rivals, self.failures)
 
-    def fit(self, report: Callable[[Progress], None]) -> float:
-        """Runs to the last episode (or the time limit); returns the best validation score."""
+    def fit(self, report: Callable[[Progress], None], watch: Watch = iter) -> float:
+        """Runs to the last episode (or the time limit); returns the best validation score.
+
+        Args:
+            report: called after every episode.
+            watch: passes on the numbers of the validation tasks, each before its cosine is tuned.
+        """
         remove_leftovers(self.folder)
         started = time.monotonic() - self.seconds
-        validation = self.validation_tasks()
+        validation = self.validation_tasks(watch)
         with self.workers.open() as collect:
             while not self.finished:
                 before = self.episode

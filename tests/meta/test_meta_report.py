@@ -1,8 +1,11 @@
 import csv
 import subprocess
+import sys
+from types import SimpleNamespace
 
 import torch
 
+from lightning_dqnlr.meta import report
 from lightning_dqnlr.meta.collect import Episode
 from lightning_dqnlr.meta.evaluate import Scores
 from lightning_dqnlr.meta.report import CSV_FILE, CSVLog, Progress, ProgressBar, TensorBoardLog
@@ -87,6 +90,14 @@ def test_tensorboard_gets_the_numbers_of_the_csv(tmp_path):
     assert [(e.step, e.value) for e in events.Scalars("final_loss")] == [(1, 0.5), (2, 0.5)]
 
 
+class Clock:
+    """The monotonic clock that the bar reads, set by hand."""
+
+    def __init__(self, monkeypatch):
+        self.seconds = 0.0
+        monkeypatch.setattr(report, "time", SimpleNamespace(monotonic=lambda: self.seconds))
+
+
 def test_the_progress_bar_shows_episode_time_regret_and_trips(capsys):
     bar = ProgressBar(episodes=4)
     bar(progress(1))
@@ -97,6 +108,22 @@ def test_the_progress_bar_shows_episode_time_regret_and_trips(capsys):
     shown = capsys.readouterr().err
     assert "episode 4/4 , time left 0:00, regret 0.750 (best score 0.500), trips 1.5" in shown
     assert "Skipped task seed 3: boom" in shown
+
+
+def test_tuned_cosines_are_shown_and_count_in_no_episodes_pace(capsys, monkeypatch):
+    """Three tasks take 100 s each, then every episode 10 s: 30 s are left after one of four."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    now = Clock(monkeypatch)
+    bar = ProgressBar(episodes=4)
+    for _ in bar.watch(range(3)):
+        now.seconds += 100
+    now.seconds += 10
+    bar(progress(1))
+    bar.close()
+    shown = capsys.readouterr().err
+    assert "tuning the cosine of validation task 1/3" in shown
+    assert "tuning the cosine of validation task 3/3, time left 1:40" in shown
+    assert "episode 1/4 , time left 0:30" in shown
 
 
 def test_the_time_left_respects_the_time_limit(capsys):
