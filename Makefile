@@ -12,7 +12,12 @@ CODE := lightning_dqnlr tests $(wildcard examples)
 SEEDS := 5 2
 MEMBERS := $(foreach seed,$(SEEDS),$(addprefix outputs/policy/seed-$(seed)/episode-0,1280 1408 1536))
 
-.PHONY: test demo policy $(SEEDS:%=policy-%) lint format clean
+# The code that trained what ships: of the commit in its record.
+BUNDLED := lightning_dqnlr/policy/default
+COMMIT := $(shell sed -n 's/^ *"commit": "\(.*\)",$$/\1/p' $(BUNDLED)/policy.json)
+REBUILT := outputs/rebuilt/$(COMMIT)
+
+.PHONY: test demo policy $(SEEDS:%=policy-%) rebuild lint format clean
 .DEFAULT_GOAL := test
 
 test: lint
@@ -33,6 +38,18 @@ policy: $(SEEDS:%=policy-%)
 
 $(SEEDS:%=policy-%): policy-%: $(VENV)/.installed-train
 	OMP_NUM_THREADS=1 $(BIN)/dqnlr-train experiment=default folder=outputs/policy/seed-$* resume=true seed=$*
+
+# The bundled policy's very weights, on the kind of CPU and with the versions that its record names.
+rebuild: $(REBUILT)
+	$(MAKE) -C $(REBUILT) VENV=.venv policy
+	cmp $(REBUILT)/outputs/policy/combined/policy.safetensors $(BUNDLED)/policy.safetensors
+	@echo "The same weights as those that ship, bit for bit."
+
+$(REBUILT):
+	rm -rf $@.part
+	git clone --quiet --no-checkout . $@.part
+	git -C $@.part checkout --quiet --detach $(COMMIT)
+	mv $@.part $@
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix $(CODE)

@@ -1,6 +1,7 @@
 """What a user receives: the wheel's content and the lazily loaded public names."""
 
 import ast
+import json
 import shutil
 import subprocess
 import sys
@@ -101,3 +102,12 @@ def test_type_checkers_and_the_interpreter_see_the_same_public_names():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="no attribute 'DQNLRCallbak'"):
         lightning_dqnlr.DQNLRCallbak  # noqa: B018
+
+
+def test_make_rebuild_checks_out_the_code_that_trained_what_ships():
+    """`make` reads the commit with sed: a record written otherwise would leave it without one."""
+    record = PACKAGE / "policy/default/policy.json"
+    commit = json.loads(record.read_text())["record"]["commit"]
+    command = ["make", "--dry-run", f"outputs/rebuilt/{commit}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
