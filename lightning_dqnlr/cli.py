@@ -132,7 +132,7 @@ def _promote(arguments: argparse.Namespace) -> None:
     tuned = shown(numbers, "Cosines of validation tasks tuned")
     tasks = usable_tasks(family, tuned, rivals, Failures())
     standings = compare(
-        shown(candidates, "Policies"), tasks, rivals, range(arguments.seeds), engine
+        shown(candidates, "Policies compared"), tasks, rivals, range(arguments.seeds), engine
     )
     print("Regret to the tuned cosine on validation tasks; lower is better:")
     print(f"{table(standings)}\n{verdict(standings)}")
