@@ -39,10 +39,11 @@ policy: $(SEEDS:%=policy-%)
 $(SEEDS:%=policy-%): policy-%: $(VENV)/.installed-train
 	OMP_NUM_THREADS=1 $(BIN)/dqnlr-train experiment=default folder=outputs/policy/seed-$* resume=true seed=$*
 
-# The bundled policy's very weights, on the kind of CPU and with the versions that its record names.
+# The bundled policy's very weights; their last bits depend on the CPU's instructions and on versions.
 rebuild: $(REBUILT)
 	$(MAKE) -C $(REBUILT) VENV=.venv policy
-	cmp $(REBUILT)/outputs/policy/combined/policy.safetensors $(BUNDLED)/policy.safetensors
+	cmp $(REBUILT)/outputs/policy/combined/policy.safetensors $(BUNDLED)/policy.safetensors || \
+		{ echo "Other weights: made on another kind of CPU, or with other versions than $(BUNDLED)/policy.json names."; exit 1; }
 	@echo "The same weights as those that ship, bit for bit."
 
 $(REBUILT):
