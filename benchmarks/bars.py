@@ -15,12 +15,13 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from lightning_dqnlr.bench.archive import Archive
-from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, diverged
-from lightning_dqnlr.bench.report_numbers import duels, sensitivities
-from lightning_dqnlr.bench.scores import Summary, summarize
-from lightning_dqnlr.bench.task import APART
+from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.numbers import duels, sensitivities
+from lightning_dqnlr.bench.runs.archive import Archive
+from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, diverged
 from lightning_dqnlr.bench.tasks import TASKS
+from lightning_dqnlr.bench.tasks.task import APART
+from lightning_dqnlr.scoring.statistics import Summary, summarize
 
 SUBJECT = "dqnlr"
 CONTROLS = ("untrained", "state-blind", "mean-curve", "classic")

@@ -37,21 +37,20 @@ from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import Telemetry
-from lightning_dqnlr.envs.detached import training_loss
 from lightning_dqnlr.envs.environment import Terms
-from lightning_dqnlr.envs.heap import keep_freed_memory
-from lightning_dqnlr.envs.optimizers import configured_optimizer
+from lightning_dqnlr.envs.module import training_loss
+from lightning_dqnlr.envs.process import keep_freed_memory
 from lightning_dqnlr.envs.replicas import BatchOrder, Replicas
+from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.meta.collect import CollectConfig
 from lightning_dqnlr.meta.train import MetaTrainer, TrainConfig
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.agent import Agent
-from lightning_dqnlr.rl.dqn import DQNConfig, DQNLearner
+from lightning_dqnlr.rl.dqn import Agent, DQNConfig, DQNLearner
 from lightning_dqnlr.rl.replay import ReplayBuffer, UniformReplayConfig
 from lightning_dqnlr.rl.rewards import LogProgress
-from lightning_dqnlr.tasks.families import DigitsCNNs, DigitsMLPs, NoisyQuadratics
+from lightning_dqnlr.tasks.families.basic import DigitsCNNs, DigitsMLPs, NoisyQuadratics
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
 REPLICAS = (16, 64, 256)

@@ -21,11 +21,11 @@ from hydra.utils import instantiate
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_dqnlr.bench.cosine import PEAKS, run_cosine
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.rewards import log_progress
+from lightning_dqnlr.scoring.cosine import PEAKS, run_cosine
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
 

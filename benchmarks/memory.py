@@ -21,7 +21,7 @@ from inner_steps import FAMILIES, family
 
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Terms
-from lightning_dqnlr.envs.heap import give_back_freed_memory, keep_freed_memory
+from lightning_dqnlr.envs.process import give_back_freed_memory, keep_freed_memory
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.rl.rewards import LogProgress
 

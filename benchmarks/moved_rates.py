@@ -19,12 +19,12 @@ from many_runs import family, parser_of
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_dqnlr.bench.scores import interquartile_mean
 from lightning_dqnlr.control.features import compressed_loss
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.rewards import log_progress
+from lightning_dqnlr.scoring.statistics import interquartile_mean
 from lightning_dqnlr.tasks.task import Task
 
 LARGEST = 1.0  # a difference of log losses counts as this much at most

@@ -32,16 +32,17 @@ from pathlib import Path
 import torch
 from real_size_tasks import HEADS, TINY, Size, Watched, residual_task, transformer_task
 
-from lightning_dqnlr.bench.comparison import TRAIN, VALIDATION, Comparison, final_loss
-from lightning_dqnlr.bench.methods_plan import Method
-from lightning_dqnlr.bench.methods_policies import LearnedPolicy
-from lightning_dqnlr.bench.methods_schedules import ScheduledLR, warmup_cosine, wsd
-from lightning_dqnlr.bench.record import Record
-from lightning_dqnlr.bench.run import run
-from lightning_dqnlr.bench.store import Store
-from lightning_dqnlr.bench.suite import Opened, PlannedRun, Suite, missing, plan
-from lightning_dqnlr.bench.task import BenchTask
-from lightning_dqnlr.cli import errors_in_one_line
+from lightning_dqnlr.bench.methods.plan import Method
+from lightning_dqnlr.bench.methods.policies import LearnedPolicy
+from lightning_dqnlr.bench.methods.schedules import ScheduledLR, warmup_cosine, wsd
+from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.runs.archive import Store
+from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, final_loss
+from lightning_dqnlr.bench.runs.record import Record
+from lightning_dqnlr.bench.runs.run import run
+from lightning_dqnlr.bench.runs.suite import Opened, PlannedRun, Suite, missing, plan
+from lightning_dqnlr.bench.tasks.task import BenchTask
+from lightning_dqnlr.cli.errors import errors_in_one_line
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.provenance import provenance

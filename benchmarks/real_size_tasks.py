@@ -17,14 +17,14 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.task import CrossEntropy, fixed_draws, own_task
-from lightning_dqnlr.bench.tasks_images import ResidualBlock
+from lightning_dqnlr.bench.tasks.images import ResidualBlock
+from lightning_dqnlr.bench.tasks.task import CrossEntropy, fixed_draws, own_task
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data import Examples
-from lightning_dqnlr.tasks.photographs import TREATMENTS, treated_patches
+from lightning_dqnlr.tasks.data.flat import Examples
+from lightning_dqnlr.tasks.data.photographs import TREATMENTS, treated_patches
+from lightning_dqnlr.tasks.data.text import VOCABULARY, encode, windows
 from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
-from lightning_dqnlr.tasks.text import VOCABULARY, encode, windows
 
 HEADS, ROTATIONS = 6, 4
 # The families of meta-training read only the modules at the library's top level.

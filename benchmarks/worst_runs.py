@@ -21,12 +21,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_dqnlr.bench.cosine import TunedCosine, regret
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorEngine
-from lightning_dqnlr.meta.evaluate import Rivals
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.rewards import log_progress
+from lightning_dqnlr.scoring.cosine import TunedCosine, regret
+from lightning_dqnlr.scoring.evaluate import Rivals
 from lightning_dqnlr.tasks.task import Task
 
 ACROSS = 5

@@ -8,18 +8,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lightning_dqnlr.callback import DQNLRCallback
     from lightning_dqnlr.control.controller import LRController
+    from lightning_dqnlr.host.callback import DQNLRCallback
+    from lightning_dqnlr.host.scheduler import DQNLRScheduler
     from lightning_dqnlr.policy.policy import LRPolicy
-    from lightning_dqnlr.scheduler import DQNLRScheduler
 
 __version__ = "0.1.0"
 
 __all__ = ["DQNLRCallback", "DQNLRScheduler", "LRController", "LRPolicy", "__version__"]
 
 _HOME = {
-    "DQNLRCallback": "lightning_dqnlr.callback",
-    "DQNLRScheduler": "lightning_dqnlr.scheduler",
+    "DQNLRCallback": "lightning_dqnlr.host.callback",
+    "DQNLRScheduler": "lightning_dqnlr.host.scheduler",
     "LRController": "lightning_dqnlr.control.controller",
     "LRPolicy": "lightning_dqnlr.policy.policy",
 }

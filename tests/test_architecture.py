@@ -23,7 +23,7 @@ def torch_only_modules():
     folders = ("control", "policy", "rl")
     paths = [path for folder in folders for path in sorted((PACKAGE / folder).glob("*.py"))]
     dotted = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
-    return [name.removesuffix(".__init__") for name in dotted] + ["lightning_dqnlr.scheduler"]
+    return [name.removesuffix(".__init__") for name in dotted] + ["lightning_dqnlr.host.scheduler"]
 
 
 def function_lines(function):

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bars import bars
-from lightning_dqnlr.bench.archive import Archive
-from lightning_dqnlr.bench.comparison import Comparison
+from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.runs.archive import Archive
 from tests.bench.synthetic_records import record
 
 ROOT = Path(__file__).parents[1]

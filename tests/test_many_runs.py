@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_dqnlr.envs.vector import ON_CPU
-from lightning_dqnlr.tasks.families import NoisyQuadratics
+from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 
 ROOT = Path(__file__).parents[1]
 

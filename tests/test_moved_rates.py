@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.tasks.families import NoisyQuadratics
+from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from lightning_dqnlr.tasks.task import Task
 
 ROOT = Path(__file__).parents[1]

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_dqnlr.bench.comparison import Comparison
-from lightning_dqnlr.bench.record import Record
-from lightning_dqnlr.bench.run import run_key
+from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.runs.record import Record
+from lightning_dqnlr.bench.runs.run import run_key
 from lightning_dqnlr.errors import ConfigurationError
 from tests.bench.synthetic_records import record
 

@@ -1,1 +1,7 @@
-"""Rival methods and the scores that compare them."""
+"""Rival methods, tasks to compare them on, and the report."""
+
+from lightning_dqnlr.bench.runs.suite import Suite
+
+__all__ = [
+    "Suite",
+]

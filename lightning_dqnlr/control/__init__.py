@@ -1,1 +1,12 @@
 """What the training shows, turned into a learning rate (torch only)."""
+
+from lightning_dqnlr.control.controller import LRController
+from lightning_dqnlr.control.features import FeatureSpec
+from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec
+
+__all__ = [
+    "ActionSpec",
+    "ControllerSpec",
+    "FeatureSpec",
+    "LRController",
+]

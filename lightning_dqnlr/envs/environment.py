@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -177,3 +177,7 @@ class Engine(Protocol):
             lr: (R,) learning rates of a step, counted from 0.
             steps: how many; None for the task's horizon.
         """
+
+
+StartKind = Literal["safe", "user"]
+USER_LR_EXPONENTS = (-6.0, 1.0)

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vjp, vmap
 from torch.utils import _pytree as pytree
 
-from lightning_dqnlr.envs.detached import detach_from_trainer, training_loss
 from lightning_dqnlr.envs.folded import FoldedChannels, channels_last, foldable
-from lightning_dqnlr.envs.optimizers import ReplicatedOptimizer, configured_optimizer
-from lightning_dqnlr.envs.randomness import RandomStream
+from lightning_dqnlr.envs.module import detach_from_trainer, training_loss
+from lightning_dqnlr.envs.process import RandomStream
+from lightning_dqnlr.envs.replicated_optimizer import ReplicatedOptimizer, configured_optimizer
 from lightning_dqnlr.errors import UnsupportedTrainingError
 from lightning_dqnlr.tasks.task import ClosedFormGradient, Task
 

@@ -16,8 +16,7 @@ from torch import Tensor
 from lightning_dqnlr.control.history import History
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Losses, StepResult, Terms
-from lightning_dqnlr.envs.interrupts import interruptible
-from lightning_dqnlr.envs.randomness import RandomStream
+from lightning_dqnlr.envs.process import RandomStream, interruptible
 from lightning_dqnlr.envs.trainer_data import module_losses, quiet, task_loader, task_trainer
 from lightning_dqnlr.envs.trainer_run import Conditions, Schedule, TrainerRun
 from lightning_dqnlr.tasks.task import Task

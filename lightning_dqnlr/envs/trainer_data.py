@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from lightning_dqnlr.envs.detached import silence, training_loss
 from lightning_dqnlr.envs.environment import Losses
+from lightning_dqnlr.envs.module import silence, training_loss
 from lightning_dqnlr.envs.replicas import EVALUATION_CHUNK, BatchOrder
 from lightning_dqnlr.tasks.task import Task
 

@@ -11,14 +11,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from lightning_dqnlr.callback import DQNLRCallback
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Losses
-from lightning_dqnlr.envs.randomness import RandomStream
+from lightning_dqnlr.envs.process import RandomStream
 from lightning_dqnlr.envs.trainer_data import module_losses, quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import UnsupportedTrainingError
-from lightning_dqnlr.groups import GroupRates
+from lightning_dqnlr.host.callback import DQNLRCallback
+from lightning_dqnlr.host.optimizer import GroupRates
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.tasks.task import Task
 

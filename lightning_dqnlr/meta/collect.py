@@ -12,23 +12,23 @@ from torch import Tensor
 from lightning_dqnlr.control.features import compressed_loss
 from lightning_dqnlr.control.history import History
 from lightning_dqnlr.envs.environment import (
+    USER_LR_EXPONENTS,
     Engine,
     LREnvironment,
     Reward,
     Start,
+    StartKind,
     StepResult,
     Terms,
 )
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.demonstrate import Demonstrators
-from lightning_dqnlr.policy.exploration import epsilon_greedy
-from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.policy.policy import LRPolicy, epsilon_greedy
 from lightning_dqnlr.rl.replay import Transitions, n_step_transitions
 from lightning_dqnlr.rl.rewards import group_final_score, group_relative
 from lightning_dqnlr.tasks.task import Task
 
-StartKind = Literal["safe", "user"]
 Credit = Literal["interval", "group_relative", "final_score"]
 _SHARES = (
     "epsilon",
@@ -38,7 +38,6 @@ _SHARES = (
     "demonstrators_left",
     "demonstrator_epsilon",
 )
-USER_LR_EXPONENTS = (-6.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.control.actions import ActionSpec
+from lightning_dqnlr.control.spec import ActionSpec
 from lightning_dqnlr.envs.environment import LREnvironment
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.meta.evaluate import Rivals
+from lightning_dqnlr.scoring.evaluate import Rivals
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
 _log = logging.getLogger(__name__)

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.bench.cosine import regret
-from lightning_dqnlr.bench.scores import interquartile_mean, stratified_bootstrap
 from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
-from lightning_dqnlr.meta.evaluate import Rivals, Scores, evaluate
 from lightning_dqnlr.policy.policy import RECORD, WEIGHTS, LRPolicy
+from lightning_dqnlr.scoring.cosine import regret
+from lightning_dqnlr.scoring.evaluate import Rivals, Scores, evaluate
+from lightning_dqnlr.scoring.statistics import interquartile_mean, stratified_bootstrap
 from lightning_dqnlr.tasks.task import Task
 
 # Runs select on the validation tasks from number 0 on; none goes this far.

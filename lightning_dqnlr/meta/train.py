@@ -27,14 +27,14 @@ from lightning_dqnlr.meta.checkpoint import (
     write_checkpoint,
 )
 from lightning_dqnlr.meta.collect import CollectConfig
-from lightning_dqnlr.meta.evaluate import Rivals, Scores, evaluate
 from lightning_dqnlr.meta.failures import Failures, usable_tasks
-from lightning_dqnlr.meta.report import Progress, Watch
+from lightning_dqnlr.meta.logs import Progress, Watch
 from lightning_dqnlr.meta.workers import Collector, Job, LocalWorkers, Outcome, Workers
 from lightning_dqnlr.policy.network import Network
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.provenance import provenance
-from lightning_dqnlr.rl.agent import Agent
+from lightning_dqnlr.rl.dqn import Agent
+from lightning_dqnlr.scoring.evaluate import Rivals, Scores, evaluate
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
 _COUNTS = (

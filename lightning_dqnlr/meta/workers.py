@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from lightning_dqnlr.envs.environment import Engine, Reward
-from lightning_dqnlr.envs.heap import give_back_freed_memory, keep_freed_memory
+from lightning_dqnlr.envs.process import give_back_freed_memory, keep_freed_memory
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig, Episode, collect_episode
 from lightning_dqnlr.policy.policy import LRPolicy

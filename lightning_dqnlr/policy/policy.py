@@ -24,7 +24,6 @@ from torch import Tensor
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.files import write_together
-from lightning_dqnlr.policy.exploration import epsilon_greedy
 from lightning_dqnlr.policy.network import Network, QEnsemble, build_network
 
 FORMAT = "lightning-dqnlr-policy"
@@ -287,3 +286,26 @@ def _read_weights(folder: Path, record: dict[str, Any]) -> bytes:
             f"{RECORD}; copy both files again."
         )
     return weights
+
+
+def epsilon_greedy(
+    q_values: Tensor, epsilon: float | Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """With probability epsilon an action drawn evenly from all, otherwise the greedy one.
+
+    As many random numbers are drawn whatever epsilon is, so a schedule of epsilon does not change
+    the randomness that follows.
+
+    Args:
+        q_values: (..., A). Ties go to the lowest index.
+        epsilon: in [0, 1]; a tensor broadcastable to (...) gives each replica its own.
+        generator: source of the randomness; drawn on its own device.
+
+    Returns:
+        (...) int64 actions on the device of q_values.
+    """
+    shape, device = q_values.shape[:-1], q_values.device
+    source = device if generator is None else generator.device
+    explores = torch.rand(shape, generator=generator, device=source).to(device) < epsilon
+    anything = torch.randint(q_values.shape[-1], shape, generator=generator, device=source)
+    return torch.where(explores, anything.to(device), q_values.argmax(dim=-1))

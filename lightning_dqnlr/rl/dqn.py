@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.network import Network, QNetwork
-from lightning_dqnlr.rl.learner import Update
-from lightning_dqnlr.rl.replay import Transitions
+from lightning_dqnlr.rl.learner import LearnerConfig, Update
+from lightning_dqnlr.rl.replay import ReplayConfig, Transitions, UniformReplayConfig
 from lightning_dqnlr.rl.td import LossKind, double_q_target, q_learning_target, td_error, td_loss
 
 TargetUpdate = Literal["hard", "soft"]
@@ -211,3 +211,16 @@ def _move(follower: nn.Module, leader: nn.Module, fraction: float) -> None:
         weight.lerp_(goal, fraction)
     for buffer, newest in zip(follower.buffers(), leader.buffers(), strict=True):
         buffer.copy_(newest)
+
+
+@dataclass(frozen=True)
+class Agent:
+    """What learns. The length of its returns belongs to the rollouts (`CollectConfig.n_step`).
+
+    Args:
+        learner: of the Q-values.
+        replay: which transitions an update is made of.
+    """
+
+    learner: LearnerConfig = field(default_factory=DQNConfig)
+    replay: ReplayConfig = field(default_factory=UniformReplayConfig)

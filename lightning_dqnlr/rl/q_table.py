@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.policy.table import QTable
+from lightning_dqnlr.policy.network import QTable
 from lightning_dqnlr.rl.learner import Update
 from lightning_dqnlr.rl.replay import Transitions
 from lightning_dqnlr.rl.td import q_learning_target, td_error

@@ -1,25 +1,29 @@
 """What meta-training trains on: tasks, their modules and data, and distributions over them."""
 
-from lightning_dqnlr.tasks.families import DigitsCNNs, DigitsMLPs, NoisyQuadratics, TeacherMLPs
-from lightning_dqnlr.tasks.finetuning import FineTunedDigits
-from lightning_dqnlr.tasks.images import (
+from lightning_dqnlr.tasks.families.basic import (
+    DigitsCNNs,
+    DigitsMLPs,
+    NoisyQuadratics,
+    TeacherMLPs,
+)
+from lightning_dqnlr.tasks.families.finetuning import FineTunedDigits
+from lightning_dqnlr.tasks.families.images import (
     Autoencoders,
     CoordinateNetworks,
     PhotoCNNs,
     PhotoDenoisers,
 )
-from lightning_dqnlr.tasks.mixtures import Mixture, SplitTasks
-from lightning_dqnlr.tasks.modules import QuadraticModule, SupervisedModule
-from lightning_dqnlr.tasks.optimizers import OptimizerSpec
-from lightning_dqnlr.tasks.own import OwnTasks
-from lightning_dqnlr.tasks.sequences import SyntheticRNNs, TextRNNs, TextTransformers
-from lightning_dqnlr.tasks.tables import (
+from lightning_dqnlr.tasks.families.mixtures import Mixture, OwnTasks, SplitTasks
+from lightning_dqnlr.tasks.families.sequences import SyntheticRNNs, TextRNNs, TextTransformers
+from lightning_dqnlr.tasks.families.tables import (
     EmbeddingClassifiers,
     ImbalancedMLPs,
     MatrixFactorizations,
     NoisyLabelMLPs,
     TableMLPs,
 )
+from lightning_dqnlr.tasks.modules import QuadraticModule, SupervisedModule
+from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
 __all__ = [

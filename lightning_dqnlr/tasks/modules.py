@@ -14,7 +14,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
-from lightning_dqnlr.tasks.networks import NetworkSpec
+from lightning_dqnlr.tasks.networks.mlp_cnn import NetworkSpec
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.user import seeded_weights
 

@@ -3,7 +3,7 @@
 import math
 import random
 
-from lightning_dqnlr.bench.record import Record
+from lightning_dqnlr.bench.runs.record import Record
 
 GRID = tuple(10.0 ** (i / 4) for i in range(-16, 1))
 SIX_DECADES = tuple(10.0**i for i in range(-6, 1))

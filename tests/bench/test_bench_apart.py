@@ -6,21 +6,21 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from lightning_dqnlr.bench.comparison import Comparison
-from lightning_dqnlr.bench.fingerprint import code_hash
-from lightning_dqnlr.bench.methods_plan import Setting
-from lightning_dqnlr.bench.methods_policies import LearnedPolicy
-from lightning_dqnlr.bench.report import write_report
-from lightning_dqnlr.bench.report_losing import losing
-from lightning_dqnlr.bench.report_numbers import costs, duels
-from lightning_dqnlr.bench.suite import Suite, plan
-from lightning_dqnlr.bench.task import APART, BenchTask
+from lightning_dqnlr.bench.methods.plan import Setting
+from lightning_dqnlr.bench.methods.policies import LearnedPolicy
+from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.losing import losing
+from lightning_dqnlr.bench.report.numbers import costs, duels
+from lightning_dqnlr.bench.report.write import write_report
+from lightning_dqnlr.bench.runs.fingerprint import code_hash
+from lightning_dqnlr.bench.runs.suite import Suite, plan
 from lightning_dqnlr.bench.tasks import TASKS
-from lightning_dqnlr.bench.tasks_images import vision_transformer
-from lightning_dqnlr.bench.tasks_known import Sampled
+from lightning_dqnlr.bench.tasks.images import vision_transformer
+from lightning_dqnlr.bench.tasks.known import Sampled
+from lightning_dqnlr.bench.tasks.task import APART, BenchTask
 from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.families import TeacherMLPs
+from lightning_dqnlr.tasks.families.basic import TeacherMLPs
 from tests.bench.synthetic_records import record
 from tests.bench.tiny_methods import Plain, Raising
 

@@ -5,12 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_dqnlr import cli_bench
-from lightning_dqnlr.bench.archive import Archive
-from lightning_dqnlr.bench.store import Store
+from lightning_dqnlr.bench.runs.archive import Archive, Store
+from lightning_dqnlr.cli import bench as cli_bench
 from lightning_dqnlr.errors import ConfigurationError
 from tests.bench.test_bench_store import RECORD
-from tests.test_cli_bench import composed
+from tests.cli.test_cli_bench import composed
 
 
 def packed(folder, *records, keys=None):

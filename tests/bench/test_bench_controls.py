@@ -1,14 +1,20 @@
 import pytest
 import torch
 
-from lightning_dqnlr.bench.controls import MeanCurve, in_harness, state_blind, study, untrained
+from lightning_dqnlr.bench.methods.controls import (
+    MeanCurve,
+    in_harness,
+    state_blind,
+    study,
+    untrained,
+)
 from lightning_dqnlr.control.features import CLASSIC, SCALE_FREE, FeatureSpec
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.tasks.families import NoisyQuadratics
+from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 
 SPEC = ControllerSpec()
 

@@ -9,16 +9,16 @@ from lightning.pytorch.tuner.tuning import Tuner
 from torch.optim import SGD, Adam, AdamW, RMSprop
 
 from lightning_dqnlr.bench.methods import METHODS, with_policies
-from lightning_dqnlr.bench.methods_feedback import GreedyLR, Hypergradient, LRFinder, Plateau
-from lightning_dqnlr.bench.methods_packages import DAdaptation, Prodigy, ScheduleFree
-from lightning_dqnlr.bench.methods_plan import Setting
-from lightning_dqnlr.bench.methods_policies import (
+from lightning_dqnlr.bench.methods.feedback import GreedyLR, Hypergradient, LRFinder, Plateau
+from lightning_dqnlr.bench.methods.packages import DAdaptation, Prodigy, ScheduleFree
+from lightning_dqnlr.bench.methods.plan import Setting
+from lightning_dqnlr.bench.methods.policies import (
     LearnedPolicy,
     MeanCurveReplay,
     StateBlind,
     Untrained,
 )
-from lightning_dqnlr.bench.methods_schedules import (
+from lightning_dqnlr.bench.methods.schedules import (
     OneCycle,
     ScheduledLR,
     constant,
@@ -26,17 +26,17 @@ from lightning_dqnlr.bench.methods_schedules import (
     warmup_cosine,
     wsd,
 )
-from lightning_dqnlr.bench.run import run
-from lightning_dqnlr.callback import DQNLRCallback
+from lightning_dqnlr.bench.runs.run import run
 from lightning_dqnlr.control.features import FeatureSpec
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.randomness import RandomStream
+from lightning_dqnlr.envs.process import RandomStream
 from lightning_dqnlr.envs.trainer_data import task_loader, task_trainer
 from lightning_dqnlr.errors import ConfigurationError, MissingPackageError, PolicyFileError
-from lightning_dqnlr.policy.table import QTable
-from lightning_dqnlr.tasks.families import NoisyQuadratics
+from lightning_dqnlr.host.callback import DQNLRCallback
+from lightning_dqnlr.policy.network import QTable
+from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from tests.bench.watched_tasks import Pushed, plain_net, scripted, task
-from tests.control_runs import constant_policy, random_policy
+from tests.host.control_runs import constant_policy, random_policy
 
 
 def rates(method, job, lr=0.4, seed=0):
@@ -327,7 +327,7 @@ def test_names_are_unique_and_peaks_are_tuned_where_there_are_any():
 
 
 def test_study_tasks_are_the_same_every_time():
-    from lightning_dqnlr.bench.methods_policies import study_tasks
+    from lightning_dqnlr.bench.methods.policies import study_tasks
 
     first, second = study_tasks(), study_tasks()
     assert [t.name for t in first] == [t.name for t in second]

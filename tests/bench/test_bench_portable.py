@@ -8,17 +8,17 @@ import pytest
 import torch
 from lightning import LightningModule
 
-from lightning_dqnlr import cli_bench
-from lightning_dqnlr.bench.archive import CODES, Archive
-from lightning_dqnlr.bench.fingerprint import code_hash, task_content
 from lightning_dqnlr.bench.methods import METHODS
-from lightning_dqnlr.bench.methods_schedules import ScheduledLR, warmup_cosine
-from lightning_dqnlr.bench.store import Store
-from lightning_dqnlr.bench.suite import Suite, complete, plan
+from lightning_dqnlr.bench.methods.schedules import ScheduledLR, warmup_cosine
+from lightning_dqnlr.bench.runs.archive import CODES, Archive, Store
+from lightning_dqnlr.bench.runs.fingerprint import code_hash
+from lightning_dqnlr.bench.runs.suite import Suite, complete, plan
 from lightning_dqnlr.bench.tasks import TASKS
+from lightning_dqnlr.cli import bench as cli_bench
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.scoring.task_content import task_content
 from lightning_dqnlr.tasks.task import Task
-from tests.test_cli_bench import composed
+from tests.cli.test_cli_bench import composed
 
 ROOT = Path(__file__).parents[2]
 COSINE = ScheduledLR("cosine", warmup_cosine)

@@ -4,19 +4,19 @@ import math
 
 import pytest
 
-from lightning_dqnlr import cli_bench
-from lightning_dqnlr.bench.comparison import Comparison, survivors
-from lightning_dqnlr.bench.race import rounds
-from lightning_dqnlr.bench.report import write_report
-from lightning_dqnlr.bench.store import Store
-from lightning_dqnlr.bench.suite import Suite, plan
-from lightning_dqnlr.bench.task import BenchTask
-from lightning_dqnlr.bench.tasks_known import Sampled
+from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.write import write_report
+from lightning_dqnlr.bench.runs.archive import Store
+from lightning_dqnlr.bench.runs.losses import survivors
+from lightning_dqnlr.bench.runs.suite import Suite, plan, rounds
+from lightning_dqnlr.bench.tasks.known import Sampled
+from lightning_dqnlr.bench.tasks.task import BenchTask
+from lightning_dqnlr.cli import bench as cli_bench
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.families import TeacherMLPs
+from lightning_dqnlr.tasks.families.basic import TeacherMLPs
 from tests.bench.synthetic_records import record
 from tests.bench.tiny_methods import Absent, Plain, Raising
-from tests.test_cli_bench import composed
+from tests.cli.test_cli_bench import composed
 
 # e is 0.02: the losses of `record` begin at 2.0. Loss 0.18 is then 0.2, and twice that 0.38.
 BEST, WITHIN, BEYOND = 0.18, 0.38, 0.39

@@ -4,11 +4,10 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lightning_dqnlr.bench.comparison import Comparison
-from lightning_dqnlr.bench.report import write_report
-from lightning_dqnlr.bench.report_losing import losing
-from lightning_dqnlr.bench.report_numbers import costs, duels, sensitivities
-from lightning_dqnlr.bench.report_tables import (
+from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.losing import losing
+from lightning_dqnlr.bench.report.numbers import costs, duels, sensitivities
+from lightning_dqnlr.bench.report.tables import (
     against,
     cost_table,
     headline,
@@ -17,6 +16,7 @@ from lightning_dqnlr.bench.report_tables import (
     sensitivity_table,
     share,
 )
+from lightning_dqnlr.bench.report.write import write_report
 from lightning_dqnlr.errors import ConfigurationError
 from tests.bench.synthetic_records import TASKS, record, suite
 

@@ -8,26 +8,27 @@ import torch
 from lightning import LightningModule
 from torch.optim import SGD, Adam
 
-from lightning_dqnlr.bench import fingerprint
-from lightning_dqnlr.bench.cosine import cosine
-from lightning_dqnlr.bench.evaluation import PART, Evaluation
-from lightning_dqnlr.bench.fingerprint import _meaning, _with_imports, task_content
-from lightning_dqnlr.bench.lion import Lion
+from lightning_dqnlr.scoring import task_content as fingerprint
 from lightning_dqnlr.bench.methods import METHODS
-from lightning_dqnlr.bench.methods_feedback import Hypergradient
-from lightning_dqnlr.bench.methods_packages import Prodigy, ScheduleFree, _decoupled
-from lightning_dqnlr.bench.methods_plan import Learned
-from lightning_dqnlr.bench.methods_policies import LearnedPolicy
-from lightning_dqnlr.bench.methods_schedules import ScheduledLR, constant, warmup_cosine
-from lightning_dqnlr.bench.record import Record
-from lightning_dqnlr.bench.run import run, run_key
+from lightning_dqnlr.bench.methods.feedback import Hypergradient
+from lightning_dqnlr.bench.methods.packages import Prodigy, ScheduleFree, _decoupled
+from lightning_dqnlr.bench.methods.plan import Learned
+from lightning_dqnlr.bench.methods.policies import LearnedPolicy
+from lightning_dqnlr.bench.methods.schedules import ScheduledLR, constant, warmup_cosine
+from lightning_dqnlr.bench.runs.evaluation import PART, Evaluation
+from lightning_dqnlr.bench.runs.fingerprint import _with_imports
+from lightning_dqnlr.bench.runs.record import Record
+from lightning_dqnlr.bench.runs.run import run, run_key
+from lightning_dqnlr.bench.tasks.sequences import Lion
 from lightning_dqnlr.envs.environment import Losses
 from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.envs.trainer_data import task_loader
 from lightning_dqnlr.errors import RecordError
-from lightning_dqnlr.tasks.families import NoisyQuadratics
+from lightning_dqnlr.scoring.cosine import cosine
+from lightning_dqnlr.scoring.task_content import _meaning, task_content
+from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from tests.bench.watched_tasks import Failing, Spiked, noisy_net, plain_net, task
-from tests.control_runs import constant_policy, random_policy
+from tests.host.control_runs import constant_policy, random_policy
 
 CONSTANT, COSINE = ScheduledLR("constant", constant), ScheduledLR("cosine", warmup_cosine)
 
@@ -338,8 +339,8 @@ def test_what_the_printed_form_of_a_module_leaves_out_changes_its_content(monkey
 
 
 def test_the_code_of_what_a_method_imports_from_the_benchmark_counts():
-    assert "lightning_dqnlr.bench.cosine" in _with_imports(type(COSINE).__module__)
-    assert "lightning_dqnlr.bench.methods_schedules" in _with_imports(Prodigy.__module__)
+    assert "lightning_dqnlr.scoring.cosine" in _with_imports(type(COSINE).__module__)
+    assert "lightning_dqnlr.bench.methods.schedules" in _with_imports(Prodigy.__module__)
 
 
 def test_rivals_take_over_that_lion_decouples_its_weight_decay():

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from lightning_dqnlr.bench.record import Record
-from lightning_dqnlr.bench.store import Store
+from lightning_dqnlr.bench.runs.archive import Store
+from lightning_dqnlr.bench.runs.record import Record
 from lightning_dqnlr.errors import ConfigurationError
 
 RECORD = Record(

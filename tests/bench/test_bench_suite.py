@@ -11,12 +11,11 @@ from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
 from torch.utils import _pytree as pytree
 
-from lightning_dqnlr.bench.lion import Lion
 from lightning_dqnlr.bench.methods import METHODS
-from lightning_dqnlr.bench.processes import Call, run_calls
-from lightning_dqnlr.bench.run import run
-from lightning_dqnlr.bench.store import Store
-from lightning_dqnlr.bench.suite import (
+from lightning_dqnlr.bench.runs.archive import Store
+from lightning_dqnlr.bench.runs.processes import Call, run_calls
+from lightning_dqnlr.bench.runs.run import run
+from lightning_dqnlr.bench.runs.suite import (
     Suite,
     choose,
     complete,
@@ -27,12 +26,12 @@ from lightning_dqnlr.bench.suite import (
     rates,
     your_own,
 )
-from lightning_dqnlr.bench.task import APART, BenchSplit, BenchTask, fixed_draws
 from lightning_dqnlr.bench.tasks import TASKS
-from lightning_dqnlr.bench.tasks_known import Sampled
-from lightning_dqnlr.bench.tasks_sequences import KINDS, token_kinds
+from lightning_dqnlr.bench.tasks.known import Sampled
+from lightning_dqnlr.bench.tasks.sequences import KINDS, Lion, token_kinds
+from lightning_dqnlr.bench.tasks.task import APART, BenchSplit, BenchTask, fixed_draws
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.families import TeacherMLPs
+from lightning_dqnlr.tasks.families.basic import TeacherMLPs
 from lightning_dqnlr.tasks.optimizers import OptimizerName
 from lightning_dqnlr.tasks.sampling import derive_seed
 from tests.bench.tiny_methods import Absent, Killer, Plain, Raising

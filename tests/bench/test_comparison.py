@@ -5,9 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dqnlr.bench.comparison import VALIDATION, Comparison, Roles, diverged
-from lightning_dqnlr.bench.cosine import DIVERGED
+from lightning_dqnlr.bench.report.comparison import Comparison, Roles
+from lightning_dqnlr.bench.runs.losses import VALIDATION, diverged
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.scoring.cosine import DIVERGED
 from tests.bench.synthetic_records import record
 
 # Initial losses are 2.0, so e is 0.02.

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from lightning_dqnlr.bench.comparison import Comparison
-from lightning_dqnlr.bench.mistuning import mistuned, mistuning_picture
+from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.mistuning import mistuned, mistuning_picture
 from tests.bench.synthetic_records import record
 
 

@@ -3,7 +3,7 @@
 import os
 from dataclasses import dataclass
 
-from lightning_dqnlr.bench.methods_plan import Plan
+from lightning_dqnlr.bench.methods.plan import Plan
 from lightning_dqnlr.errors import MissingPackageError
 
 

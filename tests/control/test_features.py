@@ -5,7 +5,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dqnlr.control.actions import ActionSpec
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.features import (
     CLASSIC,
@@ -17,7 +16,7 @@ from lightning_dqnlr.control.features import (
     step_noise,
     trend,
 )
-from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec
 from lightning_dqnlr.control.telemetry import IntervalStats
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 

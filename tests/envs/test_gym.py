@@ -12,14 +12,13 @@ from lightning import LightningModule
 from stable_baselines3.common.env_checker import check_env as check_env_of_stable_baselines3
 from torch import nn
 
-from lightning_dqnlr.control.actions import ActionSpec
 from lightning_dqnlr.control.features import FEATURES, SCALE_FREE, FeatureSpec
-from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec
 from lightning_dqnlr.envs.gym import ENV_ID, LRControlEnv, LRControlVectorEnv
 from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.rl.rewards import LossChange
-from lightning_dqnlr.tasks.families import NoisyQuadratics
+from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.task import Task
 

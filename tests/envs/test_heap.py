@@ -6,7 +6,7 @@ import pytest
 
 PROGRAM = """
 import torch
-from lightning_dqnlr.envs.heap import keep_freed_memory
+from lightning_dqnlr.envs.process import keep_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
@@ -21,7 +21,7 @@ print((resident() - before) / 2**20)
 
 HOLES = """
 import torch
-from lightning_dqnlr.envs.heap import give_back_freed_memory, keep_freed_memory
+from lightning_dqnlr.envs.process import give_back_freed_memory, keep_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096

@@ -9,7 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 from torch.utils.data import DataLoader
 
-from lightning_dqnlr.envs.interrupts import interruptible
+from lightning_dqnlr.envs.process import interruptible
 from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.tasks.task import Task
 

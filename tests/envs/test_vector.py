@@ -7,7 +7,7 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Start, Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.rl.rewards import log_progress
-from lightning_dqnlr.tasks.families import NoisyQuadratics
+from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 
 from .test_replicas import Net, make_task

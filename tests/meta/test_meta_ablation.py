@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 COMMAND = Path(sys.executable).with_name("dqnlr-train")
 TINY = (
     "tasks=quick",
-    "tasks.families=[{_target_:lightning_dqnlr.tasks.families.TeacherMLPs,"
+    "tasks.families=[{_target_:lightning_dqnlr.tasks.families.basic.TeacherMLPs,"
     "min_horizon:20,max_horizon:20}]",
     "tasks.weights=null",
     "env.collect.replicas=4",

@@ -11,18 +11,17 @@ from hydra import compose, initialize_config_module
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_dqnlr import cli
-from lightning_dqnlr.bench.controls import untrained
-from lightning_dqnlr.callback import DQNLRCallback
+from lightning_dqnlr.bench.methods.controls import untrained
+from lightning_dqnlr.cli import train as cli
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.host.callback import DQNLRCallback
+from lightning_dqnlr.host.scheduler import DQNLRScheduler
 from lightning_dqnlr.meta.train import MetaTrainer, TrainConfig
-from lightning_dqnlr.policy.network import QNetwork, QuantileNetwork
+from lightning_dqnlr.policy.network import QNetwork, QTable, QuantileNetwork
 from lightning_dqnlr.policy.policy import LRPolicy, combine
-from lightning_dqnlr.policy.table import QTable
 from lightning_dqnlr.rl.prioritised import PrioritisedReplayConfig
 from lightning_dqnlr.rl.q_table import TabularConfig
 from lightning_dqnlr.rl.quantile import QuantileConfig
-from lightning_dqnlr.scheduler import DQNLRScheduler
 from tests.meta.tiny_tasks import TinyTasks
 
 CONF = Path(__file__).parents[2] / "conf"

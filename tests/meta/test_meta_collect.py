@@ -3,10 +3,9 @@ import math
 import pytest
 import torch
 
-from lightning_dqnlr.control.actions import CLASSIC_MULTIPLIERS, ActionSpec
 from lightning_dqnlr.control.features import CLASSIC, FeatureSpec
 from lightning_dqnlr.control.history import History
-from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.control.spec import CLASSIC_MULTIPLIERS, ActionSpec, ControllerSpec
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.errors import ConfigurationError

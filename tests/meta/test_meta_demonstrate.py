@@ -6,7 +6,7 @@ from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.meta.demonstrate import Demonstrators
 from lightning_dqnlr.rl.rewards import log_progress
-from lightning_dqnlr.tasks.families import TeacherMLPs
+from lightning_dqnlr.tasks.families.basic import TeacherMLPs
 
 TARGETS = torch.tensor([0.002, 0.01, 0.05])
 

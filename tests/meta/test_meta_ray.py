@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.meta.ray_collector import RayWorkers
+from lightning_dqnlr.meta.ray import RayWorkers
 from lightning_dqnlr.meta.workers import LocalWorkers
 from tests.meta.test_meta_workers import job, trained
 from tests.meta.tiny_tasks import Deadly, TinyTasks

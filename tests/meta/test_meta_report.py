@@ -5,12 +5,12 @@ from types import SimpleNamespace
 
 import torch
 
-from lightning_dqnlr.meta import report
+from lightning_dqnlr.meta import logs as report
 from lightning_dqnlr.meta.collect import Episode
-from lightning_dqnlr.meta.evaluate import Scores
-from lightning_dqnlr.meta.report import CSV_FILE, CSVLog, Progress, ProgressBar, TensorBoardLog
+from lightning_dqnlr.meta.logs import CSV_FILE, CSVLog, Progress, ProgressBar, TensorBoardLog
 from lightning_dqnlr.meta.workers import TaskSummary
 from lightning_dqnlr.provenance import source_commit
+from lightning_dqnlr.scoring.evaluate import Scores
 
 
 def progress(episode, **changes):

@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_dqnlr import cli
+from lightning_dqnlr.cli import train as cli
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.checkpoint import CHECKPOINT, read_checkpoint, write_checkpoint
-from lightning_dqnlr.meta.report import CSV_FILE, CSVLog
+from lightning_dqnlr.meta.logs import CSV_FILE, CSVLog
 from lightning_dqnlr.policy.policy import LRPolicy
+from tests.cli.test_cli import COMMAND, TINY, composed, environment, rows
 from tests.meta.test_meta_train import ignore, make_trainer, weights
 from tests.meta.tiny_tasks import Poisoned, TinyTasks
-from tests.test_cli import COMMAND, TINY, composed, environment, rows
 
 RUN = (
     *TINY,

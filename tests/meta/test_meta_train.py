@@ -9,13 +9,12 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.checkpoint import CHECKPOINT
 from lightning_dqnlr.meta.collect import CollectConfig
-from lightning_dqnlr.meta.evaluate import evaluate, fingerprint
 from lightning_dqnlr.meta.failures import MOST_FAILURES_IN_A_ROW
 from lightning_dqnlr.meta.train import MetaTrainer, TrainConfig
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.agent import Agent
-from lightning_dqnlr.rl.dqn import DQNConfig
+from lightning_dqnlr.rl.dqn import Agent, DQNConfig
 from lightning_dqnlr.rl.rewards import LogProgress
+from lightning_dqnlr.scoring.evaluate import evaluate, fingerprint
 from tests.meta.tiny_tasks import TinyTasks
 
 CONFIG = TrainConfig(

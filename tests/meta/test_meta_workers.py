@@ -12,8 +12,7 @@ from lightning_dqnlr.meta.train import MetaTrainer, TrainConfig
 from lightning_dqnlr.meta.workers import Job, LocalWorkers, finite, run_job
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.agent import Agent
-from lightning_dqnlr.rl.dqn import DQNConfig
+from lightning_dqnlr.rl.dqn import Agent, DQNConfig
 from lightning_dqnlr.rl.replay import Transitions
 from lightning_dqnlr.rl.rewards import LogProgress
 from tests.meta.tiny_tasks import Deadly, Poisoned, TinyTasks

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from lightning_dqnlr.tasks.modules import SupervisedBuilder
-from lightning_dqnlr.tasks.networks import MLPSpec
+from lightning_dqnlr.tasks.networks.mlp_cnn import MLPSpec
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.task import Task
 

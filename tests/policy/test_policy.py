@@ -3,9 +3,8 @@ import json
 import pytest
 import torch
 
-from lightning_dqnlr.control.actions import ActionSpec
 from lightning_dqnlr.control.features import SCALE_FREE, FeatureSpec
-from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import BUNDLED, RECORD, WEIGHTS, LRPolicy, combine, with_settings

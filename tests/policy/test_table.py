@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.policy.table import QTable
+from lightning_dqnlr.policy.network import QTable
 
 
 def test_bins_are_bounded_by_their_edges_and_other_columns_ignored():

@@ -4,7 +4,7 @@ import torch
 from lightning_dqnlr.control.features import FeatureSpec
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.policy.table import QTable
+from lightning_dqnlr.policy.network import QTable
 from lightning_dqnlr.rl.q_table import TabularConfig, TabularLearner, q_table_update
 from lightning_dqnlr.rl.replay import Transitions
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks import data
-from lightning_dqnlr.tasks.data import corrupt_labels, digits, gaussian_inputs, teacher_data
+from lightning_dqnlr.tasks.data import flat as data
+from lightning_dqnlr.tasks.data.flat import corrupt_labels, digits, gaussian_inputs, teacher_data
 from lightning_dqnlr.tasks.sampling import Draws
 
 

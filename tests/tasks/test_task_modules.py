@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr.tasks.modules import QuadraticModule, SupervisedBuilder, SupervisedModule
-from lightning_dqnlr.tasks.networks import CNNSpec, MLPSpec
+from lightning_dqnlr.tasks.networks.mlp_cnn import CNNSpec, MLPSpec
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 
 SGD = OptimizerSpec("sgd")

@@ -3,8 +3,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lightning_dqnlr.tasks.finetuning import FineTunedDigits
-from lightning_dqnlr.tasks.image_networks import (
+from lightning_dqnlr.tasks.families.finetuning import FineTunedDigits
+from lightning_dqnlr.tasks.networks.image_to_image import (
     ConvAutoencoderSpec,
     CoordinateSpec,
     DenoiserSpec,
@@ -12,8 +12,8 @@ from lightning_dqnlr.tasks.image_networks import (
     MLPAutoencoderSpec,
     Sine,
 )
-from lightning_dqnlr.tasks.networks import MLPSpec, image_norm, scale_weights
-from lightning_dqnlr.tasks.sequence_networks import (
+from lightning_dqnlr.tasks.networks.mlp_cnn import MLPSpec, image_norm, scale_weights
+from lightning_dqnlr.tasks.networks.sequences import (
     BagSpec,
     CausalAttention,
     Factorization,

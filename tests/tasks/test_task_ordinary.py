@@ -7,8 +7,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.families import TeacherMLPs
-from lightning_dqnlr.tasks.random_tasks import ORDINARY
+from lightning_dqnlr.tasks.families.basic import TeacherMLPs
+from lightning_dqnlr.tasks.families.random_tasks import ORDINARY
 
 SCALED = TeacherMLPs()
 PLAIN = replace(SCALED, **ORDINARY)

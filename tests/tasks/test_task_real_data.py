@@ -7,11 +7,16 @@ import pytest
 import torch
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks import data, photographs
-from lightning_dqnlr.tasks.data import TABLES, imbalance, table
-from lightning_dqnlr.tasks.photographs import coordinates, noisy_patches, patches, treated_patches
-from lightning_dqnlr.tasks.sampling import Draws
-from lightning_dqnlr.tasks.text import (
+from lightning_dqnlr.tasks.data import flat as data
+from lightning_dqnlr.tasks.data import photographs
+from lightning_dqnlr.tasks.data.flat import TABLES, imbalance, table
+from lightning_dqnlr.tasks.data.photographs import (
+    coordinates,
+    noisy_patches,
+    patches,
+    treated_patches,
+)
+from lightning_dqnlr.tasks.data.text import (
     VOCABULARY,
     draw_files,
     encode,
@@ -19,6 +24,7 @@ from lightning_dqnlr.tasks.text import (
     next_characters,
     source_files,
 )
+from lightning_dqnlr.tasks.sampling import Draws
 
 SPLITS = ("train", "validation", "test")
 

@@ -3,8 +3,8 @@ import math
 import pytest
 import torch
 
+from lightning_dqnlr.tasks.data.synthetic import adding, autoregression, copying, documents, ratings
 from lightning_dqnlr.tasks.sampling import Draws
-from lightning_dqnlr.tasks.synthetic import adding, autoregression, copying, documents, ratings
 
 
 def test_adding_sums_the_two_marked_numbers_one_of_each_half():

@@ -5,7 +5,7 @@ import torch
 
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.modules import SupervisedBuilder
-from lightning_dqnlr.tasks.networks import MLPSpec
+from lightning_dqnlr.tasks.networks.mlp_cnn import MLPSpec
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.task import Task
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.own import OwnTasks
+from lightning_dqnlr.tasks.families.mixtures import OwnTasks
 from lightning_dqnlr.tasks.task import Task
 
 

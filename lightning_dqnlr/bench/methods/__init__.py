@@ -1,0 +1,69 @@
+"""The benchmark's methods: every way to set the learning rate that is compared.
+
+Results of one method depend on the modules it imports; therefore each kind has a module of its
+own, and this one, which imports all, holds nothing but the list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning_dqnlr.bench.methods.feedback import GreedyLR, Hypergradient, LRFinder, Plateau
+from lightning_dqnlr.bench.methods.packages import DAdaptation, Prodigy, ScheduleFree
+from lightning_dqnlr.bench.methods.plan import Method
+from lightning_dqnlr.bench.methods.policies import (
+    LearnedPolicy,
+    MeanCurveReplay,
+    StateBlind,
+    Untrained,
+)
+from lightning_dqnlr.bench.methods.schedules import (
+    OneCycle,
+    ScheduledLR,
+    constant,
+    linear,
+    warmup_cosine,
+    wsd,
+)
+from lightning_dqnlr.errors import ConfigurationError
+
+METHODS: tuple[Method, ...] = (
+    ScheduledLR("constant", constant),
+    ScheduledLR("linear", linear),
+    ScheduledLR("cosine", warmup_cosine),
+    ScheduledLR("wsd", wsd),
+    OneCycle(),
+    Plateau(),
+    LRFinder(),
+    GreedyLR(),
+    Hypergradient(),
+    Prodigy(),
+    DAdaptation(),
+    ScheduleFree(),
+    ScheduleFree("schedule-free-default", tuned=False),
+    LearnedPolicy(),
+    LearnedPolicy("classic", "classic"),
+    LearnedPolicy("q-table", "q_table"),
+    Untrained(),
+    StateBlind(),
+    MeanCurveReplay(),
+)
+
+
+def with_policies(policies: Mapping[str, str | Path]) -> tuple[Method, ...]:
+    """All methods, and further policies, each a method of its own.
+
+    Args:
+        policies: their folders by the names that reports shall show.
+
+    Raises:
+        ConfigurationError: a name is that of another method.
+    """
+    taken = sorted(policies.keys() & {method.name for method in METHODS})
+    if taken:
+        raise ConfigurationError(
+            f"policies: {taken} are methods already; give your policies other names."
+        )
+    further = (LearnedPolicy(name, str(folder)) for name, folder in policies.items())
+    return (*METHODS, *further)

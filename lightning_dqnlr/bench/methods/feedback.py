@@ -1,0 +1,273 @@
+"""Rules that watch the training: plateau, GreedyLR, hypergradient descent, Lightning's finder.
+
+They start from the user's learning rate; none of them searches for one beforehand, but the finder.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import tempfile
+from collections import deque
+from collections.abc import Mapping
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.tuner.tuning import Tuner
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+from lightning_dqnlr.bench.methods.plan import Plan, Setting
+from lightning_dqnlr.envs.process import RandomStream
+from lightning_dqnlr.envs.trainer_data import task_loader
+from lightning_dqnlr.host.optimizer import GroupRates
+
+
+@dataclass(frozen=True)
+class Plateau:
+    """Torch's `ReduceLROnPlateau` on the training loss.
+
+    Torch counts epochs, which short runs hardly have; here an "epoch" is a hundredth of the run,
+    and its loss the mean over these steps. Factor and patience are torch's defaults, so that the
+    rate falls to a tenth after a tenth of the run without progress.
+
+    Attributes:
+        name: as reports show it.
+        tuned: it starts from the user's learning rate.
+        factor: by which the rate is cut.
+        patience: windows without progress that are let pass.
+        windows: per run.
+    """
+
+    name: str = "plateau"
+    tuned: bool = False
+    factor: float = 0.1
+    patience: int = 10
+    windows: int = 100
+
+    def plan(self, setting: Setting) -> Plan:
+        """Steps torch's scheduler at every window's end."""
+        steps = max(1, setting.task.horizon // self.windows)
+        return Plan(lr=setting.lr, callbacks=(FollowPlateau(self, steps),))
+
+
+class FollowPlateau(Callback):
+    """Gives torch's scheduler the mean training loss of every few steps."""
+
+    def __init__(self, method: Plateau, steps: int) -> None:
+        self._method, self._steps = method, steps
+        self._losses: list[Tensor] = []
+        self._scheduler: ReduceLROnPlateau | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Makes the scheduler."""
+        method, optimizer = self._method, trainer.optimizers[0]
+        # Without its absolute `eps` of 1e-8, which would forbid cuts of small learning rates.
+        self._scheduler = ReduceLROnPlateau(
+            optimizer, factor=method.factor, patience=method.patience, eps=0.0
+        )
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Collects a loss; at the window's end, lets the scheduler decide."""
+        assert self._scheduler is not None
+        self._losses.append(_loss(outputs))
+        if len(self._losses) == self._steps:
+            self._scheduler.step(torch.stack(self._losses).mean().item())
+            self._losses.clear()
+
+
+@dataclass(frozen=True)
+class GreedyLR:
+    """Raises the rate while the loss falls, else lowers it.
+
+    Subramanian, Krishnamoorthy & Murthy 2025 (arXiv:2512.14527): the rate is divided by a factor
+    F < 1 after more than `patience` losses in a row that are new bests, and multiplied by it after
+    as many that are not, between two bounds. Factor, patience, threshold and the window of the
+    moving average are the defaults of its authors' scheduler in Hugging Face transformers; the
+    average is on, because here the rule sees single batches. Warm-up and cool-down stay at their
+    default of none. The bounds, which the authors set per experiment, leave three decades on both
+    sides of the user's rate.
+
+    Attributes:
+        name: as reports show it.
+        tuned: it starts from the user's learning rate.
+        factor: F.
+        patience: losses in a row that are let pass.
+        window: steps of the moving average of the loss.
+        threshold: by which a new best must be lower.
+        decades: on both sides of the user's rate.
+    """
+
+    name: str = "greedy"
+    tuned: bool = False
+    factor: float = 0.95
+    patience: int = 10
+    window: int = 50
+    threshold: float = 1e-6
+    decades: float = 3.0
+
+    def plan(self, setting: Setting) -> Plan:
+        """Decides after every step."""
+        return Plan(lr=setting.lr, callbacks=(FollowLoss(self),))
+
+
+class FollowLoss(Callback):
+    """The rule of GreedyLR after every step."""
+
+    def __init__(self, method: GreedyLR) -> None:
+        self._method = method
+        self._losses: deque[float] = deque(maxlen=method.window)
+        self._best, self._good, self._bad = math.inf, 0, 0
+        self._rates: GroupRates | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remembers the user's learning rate."""
+        self._rates = GroupRates(trainer.optimizers[0])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Judges the loss, and changes the rate when patience is at its end."""
+        assert self._rates is not None
+        method, rates = self._method, self._rates
+        self._losses.append(_loss(outputs).item())
+        loss = sum(self._losses) / len(self._losses)
+        better = loss < self._best - method.threshold
+        self._best = loss if better else self._best
+        self._good, self._bad = (self._good + 1, 0) if better else (0, self._bad + 1)
+        if max(self._good, self._bad) <= method.patience:
+            return
+        lr = rates.lr / method.factor if self._good else rates.lr * method.factor
+        self._good = self._bad = 0
+        span = 10.0**method.decades
+        rates.set(min(max(lr, rates.reference / span), rates.reference * span))
+
+
+@dataclass(frozen=True)
+class Hypergradient:
+    """Hypergradient descent, multiplicative (Baydin et al. 2018, arXiv:1703.04782).
+
+    The loss's derivative by the last step's learning rate is minus the product of the gradient
+    now and the last update u, where theta moves by -lr u: the last gradient in SGD-HD, Adam's
+    quotient in Adam-HD. The multiplicative rule divides it by both norms, so that no unit is left:
+    lr <- lr (1 + beta cos(g, u)). u is read off the last displacement, whatever the optimizer;
+    decoupled weight decay, a small part of it, is not taken out.
+
+    Attributes:
+        name: as reports show it.
+        tuned: it starts from the user's learning rate.
+        beta: the hypergradient's own rate; 35 agreeing gradients in a row double the rate.
+    """
+
+    name: str = "hypergradient"
+    tuned: bool = False
+    beta: float = 0.02
+
+    def plan(self, setting: Setting) -> Plan:
+        """Changes the rate before every step but the first."""
+        return Plan(lr=setting.lr, callbacks=(FollowHypergradient(self.beta),))
+
+
+class FollowHypergradient(Callback):
+    """The multiplicative rule before every step."""
+
+    def __init__(self, beta: float) -> None:
+        self._beta = beta
+        self._before: Tensor | None = None  # the weights before the last step
+        self._rates: GroupRates | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remembers the user's learning rate."""
+        self._rates = GroupRates(trainer.optimizers[0])
+
+    @torch.no_grad()
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        """With the gradients in place, before they are clipped."""
+        assert self._rates is not None
+        weights = [p for group in optimizer.param_groups for p in group["params"]]
+        now = torch.cat([weight.detach().flatten() for weight in weights])
+        if self._before is not None:
+            gradients = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in weights]
+            gradient = torch.cat([g.flatten() for g in gradients])
+            cosine = _cosine(gradient, self._before - now)
+            self._rates.set(self._rates.lr * (1 + self._beta * cosine))
+        self._before = now
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it keeps."""
+        return {"before": self._before}
+
+
+def _cosine(a: Tensor, b: Tensor) -> float:
+    """Of two vectors, 0 where one of them vanishes or is not finite."""
+    cosine = torch.dot(a, b) / (a.norm() * b.norm())
+    return cosine.nan_to_num(0.0, 0.0, 0.0).clamp(-1.0, 1.0).item()
+
+
+@dataclass(frozen=True)
+class LRFinder:
+    """Lightning's `Tuner.lr_find` with its defaults, then that rate to the end.
+
+    That is what `lr_find` does for its users: it sets the module's learning rate and says nothing
+    about a schedule. 100 steps at rates that climb from 1e-8 to 1 are made on a copy of the model
+    (the range test of Smith 2017, arXiv:1506.01186). Where it has no suggestion to make, the rate
+    stays what it was, as it does for its users.
+
+    Attributes:
+        name: as reports show it.
+        tuned: it finds its rate itself.
+        steps: of the search.
+    """
+
+    name: str = "lr-finder"
+    tuned: bool = False
+    steps: int = 100
+
+    def plan(self, setting: Setting) -> Plan:
+        """Searches, then leaves the rate alone."""
+        found, steps = self._search(setting)
+        lr = setting.lr if found is None else found
+        horizon = setting.task.horizon
+        return Plan(lr=lr, tries=math.ceil((horizon + steps) / horizon))
+
+    def _search(self, setting: Setting) -> tuple[float | None, int]:
+        """The suggestion, None for none, and the steps made."""
+        task, stream = setting.task, RandomStream(setting.seed, setting.device)
+        module = task.build(setting.seed)
+        # The finder draws a progress bar of its own that no argument turns off.
+        with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
+            trainer = Trainer(
+                max_steps=task.horizon,
+                gradient_clip_val=task.gradient_clip,
+                accelerator=setting.device,
+                devices=1,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                default_root_dir=folder,
+            )
+            with stream.active():
+                finder = Tuner(trainer).lr_find(
+                    module,
+                    task_loader(task, setting.seed),
+                    num_training=self.steps,
+                    update_attr=False,
+                )
+        assert finder is not None  # only `fast_dev_run` gives none
+        return finder.suggestion(), len(finder.results["lr"])
+
+
+def _loss(outputs: Any) -> Tensor:
+    """The loss of a step as Lightning hands it to callbacks, shape ()."""
+    loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+    return torch.as_tensor(loss).detach().float()

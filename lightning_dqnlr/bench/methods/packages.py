@@ -1,0 +1,179 @@
+"""Rivals from their authors' own packages: Prodigy, D-Adaptation, Schedule-Free.
+
+Each takes the place of the task's optimizer, in the variant that matches it: SGD's where the task
+trains with SGD and the package has one, Adam's otherwise, with weight decay, its kind, and Adam's
+betas taken over. The packages come with the extra `bench` and are loaded when first needed.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import SGD, AdamW, Optimizer
+
+from lightning_dqnlr.bench.methods.plan import Averaging, Plan, Setting
+from lightning_dqnlr.bench.methods.schedules import FollowShape
+from lightning_dqnlr.errors import MissingPackageError
+from lightning_dqnlr.host.optimizer import GroupRates
+from lightning_dqnlr.scoring.cosine import WARM_UP
+
+
+def half_cosine(step: int, horizon: int) -> float:
+    """`CosineAnnealingLR` over the whole run and without warm-up."""
+    return 0.5 * (1 + math.cos(math.pi * step / horizon))
+
+
+def effective_lr(optimizer: Optimizer) -> float:
+    """The largest learning rate of the step just made, found by the optimizer itself or not."""
+    return max(_group_lr(group) for group in optimizer.param_groups)
+
+
+def _group_lr(group: dict[str, Any]) -> float:
+    if "scheduled_lr" in group:  # Schedule-Free, with its warm-up
+        return float(group["scheduled_lr"])
+    # D-Adaptation of SGD divides by the first gradient's norm.
+    return float(group["lr"]) * float(group.get("d", 1.0)) / float(group.get("g0_norm", 1.0))
+
+
+@dataclass(frozen=True)
+class Prodigy:
+    """Prodigy (Mishchenko & Defazio 2024, arXiv:2306.06101) with the cosine its authors advise.
+
+    It is Adam with a rate of its own; the user's is not read, nor are ratios between parameter
+    groups, which it does not support.
+
+    Attributes:
+        name: as reports show it.
+        tuned: it needs no learning rate.
+    """
+
+    name: str = "prodigy"
+    tuned: bool = False
+
+    def plan(self, setting: Setting) -> Plan:
+        """Replaces the optimizer; its factor of 1 falls along half a cosine."""
+        package = _package("prodigyopt", self.name)
+
+        def replace(own: Optimizer) -> Optimizer:
+            groups = _groups(own, ("weight_decay", "betas", "eps"))
+            with redirect_stdout(io.StringIO()):  # it announces its weight decay
+                made: Optimizer = package.Prodigy(groups, lr=1.0, decouple=_decoupled(own))
+            return made
+
+        follow = FollowShape(half_cosine, setting.task.horizon)
+        return Plan(optimizer=replace, callbacks=(follow,))
+
+
+@dataclass(frozen=True)
+class DAdaptation:
+    """D-Adaptation (Defazio & Mishchenko 2023, arXiv:2301.07733), with the same cosine.
+
+    `DAdaptSGD` with the task's momentum (it has no Nesterov variant), or `DAdaptAdam`. The user's
+    rate is not read, nor are ratios between parameter groups, which it does not support.
+
+    Attributes:
+        name: as reports show it.
+        tuned: it needs no learning rate.
+    """
+
+    name: str = "d-adaptation"
+    tuned: bool = False
+
+    def plan(self, setting: Setting) -> Plan:
+        """Replaces the optimizer; its factor of 1 falls along half a cosine."""
+        package = _package("dadaptation", self.name)
+
+        def replace(own: Optimizer) -> Optimizer:
+            made: Optimizer
+            with redirect_stdout(io.StringIO()):
+                if isinstance(own, SGD):
+                    made = package.DAdaptSGD(_groups(own, ("weight_decay", "momentum")), lr=1.0)
+                else:
+                    groups = _groups(own, ("weight_decay", "betas", "eps"))
+                    made = package.DAdaptAdam(groups, lr=1.0, decouple=_decoupled(own))
+            return made
+
+        follow = FollowShape(half_cosine, setting.task.horizon)
+        return Plan(optimizer=replace, callbacks=(follow,))
+
+
+@dataclass(frozen=True)
+class ScheduleFree:
+    """Schedule-Free SGD or AdamW (Defazio et al. 2024, arXiv:2405.15682).
+
+    With a warm-up over 5% of the run, as its authors advise. Its momentum (the first beta) is the
+    place between iterate and average where the gradient is taken; it keeps the package's 0.9. It
+    is evaluated at the average. Without a learning rate it takes the package's own, 1 for SGD and
+    0.0025 for AdamW.
+
+    Attributes:
+        name: as reports show it.
+        tuned: it needs a peak.
+    """
+
+    name: str = "schedule-free"
+    tuned: bool = True
+
+    def plan(self, setting: Setting) -> Plan:
+        """Replaces the optimizer."""
+        package = _package("schedulefree", self.name)
+        warm_up = max(1, round(WARM_UP * setting.task.horizon))
+
+        def replace(own: Optimizer) -> Optimizer:
+            sgd = isinstance(own, SGD)
+            if setting.lr is None:
+                GroupRates(own).set(1.0 if sgd else 0.0025)
+            groups = _groups(own, ("lr", "weight_decay") if sgd else ("lr", "weight_decay", "eps"))
+            made: Optimizer
+            if sgd:
+                made = package.SGDScheduleFree(groups, warmup_steps=warm_up)
+            else:
+                betas = (0.9, own.param_groups[0].get("betas", (0.9, 0.999))[1])
+                made = package.AdamWScheduleFree(groups, betas=betas, warmup_steps=warm_up)
+            return made
+
+        return Plan(lr=setting.lr, optimizer=replace, callbacks=(TrainMode(),))
+
+
+class TrainMode(Callback):
+    """Puts a Schedule-Free optimizer into the mode in which it can step."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Before the first step."""
+        optimizer = trainer.optimizers[0]
+        assert isinstance(optimizer, Averaging)
+        optimizer.train()
+
+
+def _package(name: str, method: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingPackageError(
+            f"method {method!r} needs the package {name}, which is not installed; "
+            'run `pip install "lightning-dqnlr[bench]"`, or leave the method out.'
+        ) from error
+
+
+def _groups(own: Optimizer, kept: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The parameter groups with the settings that the other optimizer has as well."""
+    return [
+        {"params": group["params"], **{k: _plain(group[k]) for k in kept if k in group}}
+        for group in own.param_groups
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, torch.Tensor) else value
+
+
+def _decoupled(own: Optimizer) -> bool:
+    flags = [bool(group.get("decoupled_weight_decay", False)) for group in own.param_groups]
+    return isinstance(own, AdamW) or all(flags)

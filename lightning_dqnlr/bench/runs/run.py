@@ -1,0 +1,288 @@
+"""One run of the benchmark: a method trains a task in a real Trainer and leaves a `Record`.
+
+All methods of one (task, seed) see the same initial weights, the same batches and the same stream
+of random numbers, so that they can be compared in pairs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils import _pytree as pytree
+
+from lightning_dqnlr.bench.runs.evaluation import Evaluation
+from lightning_dqnlr.bench.runs.fingerprint import code_hash, policy_hash
+from lightning_dqnlr.bench.methods.packages import effective_lr
+from lightning_dqnlr.bench.methods.plan import Method, Plan, Setting, as_it_is
+from lightning_dqnlr.bench.runs.record import Key, Record
+from lightning_dqnlr.host.callback import DQNLRCallback
+from lightning_dqnlr.envs.process import interruptible
+from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
+from lightning_dqnlr.envs.process import RandomStream
+from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
+from lightning_dqnlr.errors import MissingPackageError, PolicyFileError
+from lightning_dqnlr.host.optimizer import GroupRates
+from lightning_dqnlr.tasks.task import Task
+
+
+def run(
+    method: Method,
+    task: Task,
+    lr: float | None = None,
+    seed: int = 0,
+    split: str = "",
+    evaluations: int = 24,
+    *,
+    device: str = "cpu",
+) -> Record:
+    """Trains a task once.
+
+    Args:
+        method: sets the learning rate.
+        task: what to train.
+        lr: the user's, or the peak of a schedule; None for the module's own.
+        seed: of weights, data order and dropout.
+        split: a word for the record.
+        evaluations: about how many points the curve has besides the one before training.
+        device: kind of device to train on.
+
+    Returns:
+        The record, of a run that diverged or raised as well.
+
+    Raises:
+        MissingPackageError: if the method's own package is not installed.
+        PolicyFileError: if the method's policy cannot be read.
+        KeyboardInterrupt: when interrupted; nothing else that happens in the run is raised.
+    """
+    attempt = _Attempt(method, Setting(task, seed, lr, device), evaluations)
+    with quiet():
+        attempt.make()
+    return attempt.record(split)
+
+
+def run_key(method: Method, task: Task, lr: float | None = None, seed: int = 0) -> Key:
+    """The key that the record of a run will have."""
+    return (task.name, method.name, lr, seed, code_hash(method, task), policy_hash(method))
+
+
+class _Attempt:
+    """A run that may fail at any point, and what is known of it by then."""
+
+    def __init__(self, method: Method, setting: Setting, evaluations: int) -> None:
+        self._key = run_key(method, setting.task, setting.lr, setting.seed)
+        self._method, self._setting = method, setting
+        self._observer = Observer(setting.task, evaluations)
+        self._plan = Plan()
+        self._planning = 0.0
+        self._parameters = 0
+        self._failure: str | None = None
+
+    def make(self) -> None:
+        """Trains; remembers a failure."""
+        try:
+            with interruptible():
+                self._train()
+        except (MissingPackageError, PolicyFileError):
+            raise
+        except SystemExit as stop:
+            self._failure = f"SystemExit: {stop}"
+        except Exception as error:  # whatever a module or an optimizer may raise
+            self._failure = f"{type(error).__name__}: {error}"
+
+    def _train(self) -> None:
+        setting, task = self._setting, self._setting.task
+        began = time.perf_counter()
+        self._plan = plan = self._method.plan(setting)
+        self._planning = time.perf_counter() - began
+        module = task.build(setting.seed)
+        self._parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
+        self._observer.plan = plan
+        _follow_plan(module, plan, self._observer)
+        with RandomStream(setting.seed, setting.device).active():
+            trainer = task_trainer(task, [self._observer, *plan.callbacks], setting.device)
+            trainer.fit(module, task_loader(task, setting.seed))
+
+    def record(self, split: str) -> Record:
+        """What is known."""
+        seen, task, (_, name, lr, seed, code, policy) = (
+            self._observer,
+            self._setting.task,
+            self._key,
+        )
+        curve, ended = seen.curve(), seen.ended and self._failure is None
+        train, validation = curve["train"], curve["validation"]
+        return Record(
+            task=task.name,
+            split=split,
+            optimizer=task.optimizer,
+            method=name,
+            lr=lr,
+            seed=seed,
+            horizon=task.horizon,
+            batch_size=task.batch_size,
+            parameters=self._parameters,
+            initial_train=_number(train[0]) if train else float("nan"),
+            initial_validation=_number(validation[0]) if validation else float("nan"),
+            final_train=train[-1] if ended else None,
+            final_validation=validation[-1] if ended else None,
+            curve=curve,
+            seconds=self._planning + seen.seconds if self._chooses else seen.seconds,
+            extra_bytes=seen.extra_bytes,
+            tries=self._plan.tries,
+            failure=self._failure,
+            code=code,
+            policy=policy,
+        )
+
+    @property
+    def _chooses(self) -> bool:
+        """Whether planning was training; else it was reading files."""
+        return self._plan.tries > 1
+
+
+class Observer(Callback):
+    """Evaluates at fixed steps, notes learning rates, and takes the time of the rest.
+
+    First among the callbacks, it looks before a step is begun, when all others are done with the
+    last one.
+    """
+
+    def __init__(self, task: Task, evaluations: int) -> None:
+        count = max(1, min(evaluations, task.horizon))
+        self._points = {round(i * task.horizon / count) for i in range(count + 1)}
+        self._evaluate = Evaluation(task)
+        self._rows: list[tuple[int, float, float]] = []
+        self._rates: dict[int, float] = {}
+        self._steps = 0
+        self._since: float | None = None
+        self.plan = Plan()
+        self.plain_bytes = 0  # state of the task's own optimizer, where the plan replaces it
+        self.seconds, self.extra_bytes, self.ended = 0.0, 0, False
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates the initial weights and starts the clock."""
+        trainer.optimizers[0].register_step_post_hook(self._note_rate)
+        self._look(trainer, pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Evaluates where the curve has a point."""
+        step = trainer.global_step
+        if step in self._points and step > self._rows[-1][0]:
+            self._look(trainer, pl_module)
+            if not self.plan.recovers and not _finite(pl_module.parameters()):
+                trainer.should_stop = True  # such weights stay so
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluates the final weights."""
+        self._stop_clock()
+        optimizer = trainer.optimizers[0]
+        kept = sum(_kept_bytes(callback) for callback in self.plan.callbacks)
+        if self.plan.optimizer is not as_it_is:
+            kept += state_bytes(optimizer) - self.plain_bytes
+        self.extra_bytes = kept
+        self._look(trainer, pl_module)
+        self._stop_clock(count=False)
+        self.ended = True
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Stops the clock."""
+        self._stop_clock()
+
+    def curve(self) -> dict[str, list[Any]]:
+        """As `Record` has it; None for what is not finite."""
+        first = self._rates.get(1)
+        return {
+            "step": [step for step, _, _ in self._rows],
+            "train": [_finite_or_none(train) for _, train, _ in self._rows],
+            "validation": [_finite_or_none(held_out) for _, _, held_out in self._rows],
+            "lr": [_finite_or_none(self._rates.get(step, first)) for step, _, _ in self._rows],
+        }
+
+    def _note_rate(self, optimizer: Optimizer, *_: Any) -> None:
+        self._steps += 1
+        if self._steps == 1 or self._steps in self._points:
+            self._rates[self._steps] = effective_lr(optimizer)
+
+    def _look(self, trainer: Trainer, module: LightningModule) -> None:
+        self._stop_clock()
+        losses = self._evaluate(module, trainer.optimizers[0])
+        self._rows.append((trainer.global_step, *losses))
+        self._since = time.perf_counter()
+
+    def _stop_clock(self, count: bool = True) -> None:
+        if self._since is not None and count:
+            if torch.cuda.is_initialized():
+                torch.cuda.synchronize()
+            self.seconds += time.perf_counter() - self._since
+        self._since = None
+
+
+def _follow_plan(module: LightningModule, plan: Plan, observer: Observer) -> None:
+    """Makes the module configure the plan's optimizer instead of its own."""
+    own = module.configure_optimizers
+
+    def configure() -> Any:
+        module.configure_optimizers = own  # type: ignore[method-assign]
+        optimizer = configured_optimizer(module)
+        module.configure_optimizers = configure  # type: ignore[method-assign]
+        if plan.lr is not None:
+            GroupRates(optimizer).set(plan.lr)
+        if plan.optimizer is not as_it_is:
+            observer.plain_bytes = _bytes_after_a_step(optimizer)
+            optimizer = plan.optimizer(optimizer)
+        if plan.scheduler is None:
+            return optimizer
+        scheduler = {"scheduler": plan.scheduler(optimizer), "interval": "step"}
+        return {"optimizer": optimizer, "lr_scheduler": scheduler}
+
+    module.configure_optimizers = configure  # type: ignore[method-assign]
+
+
+def _bytes_after_a_step(optimizer: Optimizer) -> int:
+    """What an optimizer keeps, measured on a copy of it and its weights."""
+    copy = deepcopy(optimizer)
+    for group in copy.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    copy.step()
+    return state_bytes(copy)
+
+
+def state_bytes(optimizer: Optimizer) -> int:
+    """Memory of an optimizer's state."""
+    return _tensor_bytes(dict(optimizer.state))
+
+
+def _kept_bytes(callback: Callback) -> int:
+    """Memory of a method's callback: what it would save, and its policy."""
+    policy = callback.policy if isinstance(callback, DQNLRCallback) else None
+    network = 0 if policy is None else _tensor_bytes(dict(policy.network.state_dict()))
+    return network + _tensor_bytes(callback.state_dict())
+
+
+def _tensor_bytes(tree: Any) -> int:
+    leaves = pytree.tree_leaves(tree)
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+
+
+def _finite(tensors: Iterable[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
+
+
+def _finite_or_none(value: float | None) -> float | None:
+    return None if value is None or not abs(value) < float("inf") else value
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

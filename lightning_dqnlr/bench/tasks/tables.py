@@ -1,0 +1,62 @@
+"""A regression on generated numbers, by an architecture that no family draws."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_dqnlr.bench.tasks.task import USUAL_LR, SquaredError, fixed_draws, own_task
+from lightning_dqnlr.tasks.data.flat import Examples
+from lightning_dqnlr.tasks.data.synthetic import split_off_validation
+from lightning_dqnlr.tasks.task import Task
+
+COLUMNS = 10
+
+
+class GatedNetwork(nn.Module):
+    """Residual gated linear units (Dauphin et al. 2017, arXiv:1612.08083) with LayerNorm."""
+
+    def __init__(self, width: int = 32, depth: int = 3) -> None:
+        super().__init__()
+        self.into, self.out = nn.Linear(COLUMNS, width), nn.Linear(width, 1)
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
+        self.gates = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows (N, COLUMNS) to targets (N, 1)."""
+        hidden = self.into(rows)
+        for norm, gate in zip(self.norms, self.gates, strict=True):
+            hidden = hidden + F.glu(gate(norm(hidden)), 1)
+        return torch.as_tensor(self.out(hidden))
+
+
+def friedman(examples: int) -> Examples:
+    """The first problem of Friedman 1991 (MARS, section 4.3), with noise of deviation 1.
+
+    y = 10 sin(pi x1 x2) + 20 (x3 - 0.5)^2 + 10 x4 + 5 x5 on columns uniform in [0, 1], five of
+    which say nothing; rows in -1..1 and targets in standard units. A fifth is held out.
+    """
+    draws = fixed_draws("gated regression")
+    rows = torch.rand(examples, COLUMNS, generator=draws.generator)
+    first, second, third, fourth, fifth, *_ = rows.unbind(1)
+    waves = 10.0 * torch.sin(math.pi * first * second) + 20.0 * (third - 0.5).square()
+    targets = waves + 10.0 * fourth + 5.0 * fifth + draws.normal(examples)
+    targets = (targets - targets.mean()) / targets.std()
+    return split_off_validation(2.0 * rows - 1.0, targets.unsqueeze(1))
+
+
+def gated_regression() -> Task:
+    """Residual gated units on Friedman's function, plain SGD."""
+    return own_task(
+        "gated regression",
+        GatedNetwork,
+        SquaredError(),
+        partial(torch.optim.SGD, lr=USUAL_LR["sgd"]),
+        friedman(1280),
+        horizon=800,
+        batch_size=32,
+    )

@@ -1,0 +1,191 @@
+"""What the benchmark's tasks share: a name, a split, and modules as a user would write them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal, get_args
+
+import torch
+from lightning import LightningModule
+from torch import Tensor, nn
+
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.tasks.data.flat import Examples
+from lightning_dqnlr.tasks.sampling import Draws, derive_seed
+from lightning_dqnlr.tasks.task import Task
+from lightning_dqnlr.tasks.user import ModuleBuilder
+
+BenchSplit = Literal[
+    "new seeds", "new families", "new optimizer", "longer runs", "unknown horizon", "your own"
+]
+UNKNOWN_HORIZON: BenchSplit = "unknown horizon"
+# Splits that ask a question of their own, with what it is about; no table over all tasks has them.
+APART: Mapping[str, str] = {
+    "longer runs": "beyond what the bundled policy was trained on",
+    UNKNOWN_HORIZON: "where policies are not told the length and schedules are",
+}
+# The centres of the grids: what a user would try first.
+USUAL_LR = {
+    "sgd": 0.1,
+    "momentum": 0.01,
+    "adam": 1e-3,
+    "adamw": 1e-3,
+    "rmsprop": 1e-3,
+    "nadam": 2e-3,  # torch's default
+    "adagrad": 1e-2,  # torch's default
+    "lion": 1e-4,  # the authors': a tenth of Adam's
+}
+
+MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+@dataclass(frozen=True)
+class BenchTask:
+    """A task of the benchmark; its data are made only when it is opened.
+
+    Attributes:
+        name: in records and reports.
+        split: which question it belongs to.
+        build: makes the task, the same one each time.
+        lr: the LR a user would begin with.
+        seconds: that one run takes on one core, roughly; for the estimate of the time left.
+        centre: of the grid of peaks, if not `lr`: where the best peak of the grid around `lr` is at
+            its edge, the rivals would be judged by too narrow a search.
+        identity: tells apart tasks whose `build` has the same sources (a user's own).
+
+    Raises:
+        ConfigurationError: unknown split, or an LR or centre that is not positive.
+    """
+
+    name: str
+    split: BenchSplit
+    build: Callable[[], Task]
+    lr: float
+    seconds: float = 2.0
+    identity: str = ""
+    centre: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.split not in get_args(BenchSplit):
+            raise ConfigurationError(f"split must be one of {get_args(BenchSplit)}.")
+        if not 0.0 < self.lr < float("inf"):
+            raise ConfigurationError(f"lr must be positive and finite, got {self.lr}.")
+        if self.centre is not None and not 0.0 < self.centre < float("inf"):
+            raise ConfigurationError(f"centre must be positive and finite, got {self.centre}.")
+
+    def open(self) -> Task:
+        """The task with its data, under the name that the records have.
+
+        Raises:
+            ConfigurationError: its data are not installed.
+        """
+        return replace(self.build(), name=self.name)
+
+
+class BenchModule(LightningModule):
+    """A network, its loss and its optimizer.
+
+    Args:
+        net: the network.
+        loss: maps the network and a batch to the mean loss, shape (). A module, like the network,
+            so that its code is part of the records' code hash.
+        optimizer: maps the parameters to their optimizer.
+    """
+
+    def __init__(self, net: nn.Module, loss: nn.Module, optimizer: MakeOptimizer) -> None:
+        super().__init__()
+        self.net, self.loss, self.make_optimizer = net, loss, optimizer
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the network makes of its inputs."""
+        return torch.as_tensor(self.net(*inputs))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = torch.as_tensor(self.loss(self.net, batch))
+        self.log("train_loss", loss.detach(), batch_size=len(batch[0]))
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = torch.as_tensor(self.loss(self.net, batch))
+        self.log("val_loss", loss, batch_size=len(batch[0]))
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return self.make_optimizer(self.parameters())
+
+
+def make_module(
+    net: Callable[[], nn.Module], loss: nn.Module, optimizer: MakeOptimizer
+) -> LightningModule:
+    """A module with fresh weights from torch's global random state."""
+    return BenchModule(net(), loss, optimizer)
+
+
+def own_task(
+    name: str,
+    net: Callable[[], nn.Module],
+    loss: nn.Module,
+    optimizer: MakeOptimizer,
+    data: Examples,
+    *,
+    horizon: int,
+    batch_size: int,
+    known_horizon: bool = True,
+    gradient_clip: float | None = None,
+) -> Task:
+    """A task of a network that no family of `lightning_dqnlr.tasks` draws.
+
+    Args:
+        name: tasks of different names start from different weights.
+        net: makes a network with fresh weights.
+        loss: maps a network and a batch to the mean loss.
+        optimizer: maps parameters to their optimizer, at the LR a user would begin with.
+        data: to train on and to validate with.
+        horizon: length of a run in steps.
+        batch_size: examples per step.
+        known_horizon: whether the controller is told the length.
+        gradient_clip: largest global gradient norm, or None.
+    """
+    return Task(
+        name=name,
+        family=name,
+        seed=0,
+        build=ModuleBuilder(partial(make_module, net, loss, optimizer), name),
+        train_data=data.train,
+        validation_data=data.validation,
+        batch_size=batch_size,
+        optimizer=_label(optimizer),
+        horizon=horizon,
+        known_horizon=known_horizon,
+        gradient_clip=gradient_clip,
+    )
+
+
+def _label(optimizer: MakeOptimizer) -> str:
+    made = optimizer([nn.Parameter(torch.zeros(1))])
+    return "momentum" if made.defaults.get("momentum") else type(made).__name__.lower()
+
+
+def fixed_draws(name: str) -> Draws:
+    """The random numbers of a benchmark task's data; those of no family, whatever its seed."""
+    return Draws(derive_seed(f"bench/{name}", "test", 0))
+
+
+class CrossEntropy(nn.Module):
+    """Mean cross-entropy of logits (N, ..., C) for labels (N, ...)."""
+
+    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of a batch (inputs, labels), shape ()."""
+        inputs, labels = batch
+        return nn.functional.cross_entropy(net(inputs).flatten(0, -2), labels.flatten())
+
+
+class SquaredError(nn.Module):
+    """Mean squared error."""
+
+    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """The loss of a batch (inputs, targets), shape ()."""
+        inputs, targets = batch
+        return nn.functional.mse_loss(net(inputs), targets)

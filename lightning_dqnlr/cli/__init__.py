@@ -1,0 +1,1 @@
+"""The console scripts; the only part that knows Hydra."""

@@ -1,0 +1,216 @@
+"""`dqnlr-bench`: configuration to a suite, its missing runs, and the report."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from lightning_dqnlr.cli.errors import FULL_ERROR, command, errors_in_one_line
+from lightning_dqnlr.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lightning_dqnlr.bench.runs.archive import Store
+    from lightning_dqnlr.bench.runs.record import Record
+    from lightning_dqnlr.bench.runs.suite import PlannedRun, Progress, Suite
+    from lightning_dqnlr.bench.tasks.task import BenchTask
+
+_GO_ON = "what was finished is stored, and the same command goes on with what is missing"
+
+
+def bench() -> None:
+    """The console script `dqnlr-bench`."""
+    os.environ[FULL_ERROR] = "1"  # makes Hydra let errors through instead of printing its own way
+    with errors_in_one_line(_GO_ON):
+        _app()
+
+
+@hydra.main(version_base="1.3", config_path="pkg://lightning_dqnlr.conf", config_name="bench")
+def _app(config: DictConfig) -> None:
+    with errors_in_one_line(_GO_ON):  # here too: Hydra announces errors that leave a job
+        run(config, str(HydraConfig.get().runtime.choices["suite"]))
+
+
+def run(config: DictConfig, name: str) -> Path | None:
+    """Makes the suite's missing runs, then writes and shows its report.
+
+    Args:
+        config: the composed `conf/bench.yaml`.
+        name: of the suite, and of the report's folder.
+
+    Returns:
+        The report's page; None for a dry run and for packing.
+
+    Raises:
+        ConfigurationError: a value cannot work, or a process was killed.
+    """
+    from lightning_dqnlr.bench.methods import with_policies
+    from lightning_dqnlr.bench.runs.archive import Archive, Store
+    from lightning_dqnlr.bench.runs.suite import SHARE, estimate, missing, plan, rounds
+
+    workers = _workers(config.workers)
+    suite, folder = instantiate(config.suite), Path(config.folder)
+    archive = None if config.archive is None else Archive(config.archive)
+    runs = list(plan(suite, _tasks(config), with_policies(config.policies), archive))
+    store = Store(folder / "runs", archive)
+    if config.pack:
+        _pack(runs, store)
+        return None
+    retry, margin = bool(config.retry_failed), suite.race_margin
+    first = rounds(runs, store, margin)
+    todo, later = missing(first.wanted, store, retry_failed=retry), missing(first.undecided, store)
+    minutes = (estimate(todo, workers) + SHARE * estimate(later, workers)) / 60
+    print(
+        f"suite={name}: {len(first.wanted)} runs, {len(first.wanted) - len(todo)} of them stored "
+        f"in {folder}; the others take about {minutes:.0f} minutes on {workers} processes"
+        + (f", with a third of {len(later)} further seeds of the best peaks." if later else "."),
+        flush=True,
+    )
+    if config.dry_run:
+        return None
+    if config.report_only:
+        return _report(_some_stored(runs, store, config.archive), runs, folder / name, suite)
+    _make(todo, store, workers)
+    known = {run.key for run in first.wanted}
+    second = [run for run in rounds(runs, store, margin).wanted if run.key not in known]
+    _make(missing(second, store, retry_failed=retry), store, workers)
+    return _report(_stored(runs, store), runs, folder / name, suite)
+
+
+def _make(runs: Sequence[PlannedRun], store: Store, workers: int) -> None:
+    from lightning_dqnlr.bench.runs.suite import complete
+
+    with Bar(runs) as bar:
+        refused = complete(runs, store, workers, bar)
+    for method, reason in refused.items():
+        print(f"Left out {method}: {reason}")
+
+
+def _stored(runs: Sequence[PlannedRun], store: Store) -> list[Record]:
+    return [record for run in runs if (record := store.get(run.key)) is not None]
+
+
+def _some_stored(runs: Sequence[PlannedRun], store: Store, archive: str | None) -> list[Record]:
+    records = _stored(runs, store)
+    if not records:
+        raise ConfigurationError(
+            f"report_only=true, and archive={archive} and the folder hold no record of these runs. "
+            "The archive's path counts from where the command is started: start it in the "
+            "repository, give archive=FOLDER, or make the runs with report_only=false."
+        )
+    return records
+
+
+def _pack(runs: Sequence[PlannedRun], store: Store) -> None:
+    if store.archive is None:
+        raise ConfigurationError(
+            "pack=true needs a folder to pack into: archive=benchmarks/records."
+        )
+    records = _stored(runs, store)
+    portable = {run.key: run.portable for run in runs}
+    count = store.archive.pack(records, [run.key for run in runs], portable)
+    print(
+        f"{len(records)} of {len(runs)} runs packed; {store.archive.folder} holds {count} of them."
+    )
+
+
+class Bar:
+    """Runs, time left and the last run on one line of the terminal; failures above it.
+
+    Args:
+        runs: that are about to be made.
+    """
+
+    def __init__(self, runs: Sequence[PlannedRun]) -> None:
+        # A line a second would flood a log file, in which carriage returns do not rewrite.
+        self._bar = tqdm(
+            total=len(runs),
+            mininterval=0.2 if sys.stderr.isatty() else 30.0,
+            bar_format="{percentage:3.0f}%|{bar:20}| run {n_fmt}/{total_fmt} {postfix}",
+            disable=not runs,
+        )
+
+    def __enter__(self) -> Bar:
+        """The bar."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Leaves it as it is and goes to the next line."""
+        self._bar.close()
+
+    def __call__(self, progress: Progress) -> None:
+        """Moves on by one run."""
+        latest = progress.latest
+        minutes, seconds = divmod(round(progress.seconds_left), 60)
+        if progress.failure is not None:
+            text = f"Failed: {latest.method.name} on {latest.task.name}, lr {latest.lr}, seed "
+            self._bar.write(f"{text}{latest.seed}: {progress.failure}", file=sys.stderr)
+        left = f"time left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+        self._bar.set_postfix_str(f"{left}, {latest.task.name}, {latest.method.name}", False)
+        self._bar.update()
+
+
+def headline(markdown: str) -> str:
+    """The first table of a Markdown text, with its heading and what stands between."""
+    lines = markdown.splitlines()
+    rows = [i for i, line in enumerate(lines) if line.startswith("|")]
+    if not rows:
+        return markdown
+    last = next(i for i in rows if i + 1 not in rows)
+    return "\n".join(lines[: last + 1])
+
+
+def _report(
+    records: Sequence[Record], runs: Sequence[PlannedRun], folder: Path, suite: Suite
+) -> Path:
+    from lightning_dqnlr.bench.report.write import write_report
+
+    page = write_report(
+        records,
+        folder,
+        command=command(),
+        race_margin=suite.race_margin,
+        planned=dict.fromkeys(run.task.name for run in runs),
+    )
+    print(headline((folder / "report.md").read_text(encoding="utf-8")))
+    print(f"\nThe whole report: {page.resolve()}", flush=True)
+    return page
+
+
+def _tasks(config: DictConfig) -> Sequence[BenchTask]:
+    from lightning_dqnlr.bench.runs.suite import your_own
+    from lightning_dqnlr.bench.tasks import TASKS
+    from lightning_dqnlr.tasks.task import Task
+
+    if "task" not in config:
+        return TASKS
+    node: Any = config.task
+    module = node.get("module")
+    if OmegaConf.is_dict(module) and "_partial_" not in module:
+        with open_dict(module):
+            module["_partial_"] = True  # a class, so that every seed has weights of its own
+    task = instantiate(node, _convert_="all")
+    if not isinstance(task, Task):
+        raise ConfigurationError(
+            f"task._target_ gives {type(task).__name__}; it must name a function that returns a "
+            "Task, such as lightning_dqnlr.tasks.Task.from_lightning."
+        )
+    return [your_own(task, config.lr)]
+
+
+def _workers(wanted: object) -> int:
+    from lightning_dqnlr.bench.runs.suite import available_cores
+
+    if wanted is None:
+        return available_cores()
+    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+        raise ConfigurationError(f"workers={wanted!r} must be an integer of at least 1, or null.")
+    return wanted

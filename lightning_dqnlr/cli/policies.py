@@ -1,0 +1,127 @@
+"""`dqnlr-combine` and `dqnlr-promote`: what is done with finished policies."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import hydra
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_dqnlr.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lightning_dqnlr.tasks.task import TaskFamily
+from lightning_dqnlr.cli.errors import errors_in_one_line, find_device
+
+
+def combine() -> None:
+    """The console script `dqnlr-combine`: averages policies of several runs into one."""
+    from lightning_dqnlr.policy.policy import LRPolicy, with_settings
+    from lightning_dqnlr.policy.policy import combine as combine_policies
+    from lightning_dqnlr.provenance import provenance
+
+    parser = argparse.ArgumentParser(prog="dqnlr-combine", description=combine_policies.__doc__)
+    parser.add_argument("policies", nargs="+", type=Path, help="folders that dqnlr-train wrote")
+    parser.add_argument("--into", required=True, type=Path, help="folder of the new policy")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the controller, otherwise than in training, as in --set decay_share=0.3",
+    )
+    arguments = parser.parse_args()
+    with errors_in_one_line():
+        loaded = [LRPolicy.load(folder) for folder in arguments.policies]
+        # Before they are compared: members that trained under different controllers may share one.
+        policy = combine_policies([with_settings(member, arguments.set) for member in loaded])
+        set_afterwards = {"set_after_training": arguments.set} if arguments.set else {}
+        policy.record = {**policy.record, **set_afterwards, **provenance()}
+        print(f"{len(policy.record['members'])} policies averaged in {policy.save(arguments.into)}")
+
+
+def promote() -> None:
+    """The console script `dqnlr-promote`: compares policies on fresh tasks, copies the best."""
+    from lightning_dqnlr.meta import promote as promotion
+
+    parser = argparse.ArgumentParser(prog="dqnlr-promote", description=promotion.__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="of sweeps, runs or policies")
+    parser.add_argument("--into", required=True, type=Path, help="folder of the winner's copy")
+    parser.add_argument("--tasks", type=int, default=24, help="validation tasks (default 24)")
+    parser.add_argument("--seeds", type=int, default=8, help="runs of each (default 8)")
+    parser.add_argument("--family", help="as in dqnlr-train tasks=...; default: that of the runs")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    with errors_in_one_line():
+        _promote(arguments)
+
+
+def _promote(arguments: argparse.Namespace) -> None:
+    from lightning_dqnlr.meta.failures import Failures, usable_tasks
+    from lightning_dqnlr.meta.logs import shown
+    from lightning_dqnlr.meta.promote import (
+        FIRST_TASK,
+        compare,
+        find_candidates,
+        promote,
+        rivals_folder,
+        table,
+        verdict,
+    )
+    from lightning_dqnlr.meta.workers import check_count
+    from lightning_dqnlr.scoring.evaluate import Rivals
+
+    check_count("--tasks", arguments.tasks, 1)
+    check_count("--seeds", arguments.seeds, 1)
+    device = find_device(arguments.device)
+    found = find_candidates(arguments.folders, lambda text: print(f"Skipped: {text}"))
+    candidates = [c for c in found if c.folder != arguments.into.resolve()]
+    family, open_engine = _recorded(arguments.family, [c.folder for c in candidates])
+    engine = open_engine(device)
+    for candidate in candidates:
+        candidate.policy.network.to(device)
+    rivals = Rivals(rivals_folder(arguments.folders), engine)
+    print(
+        f"{len(candidates)} policies, {arguments.tasks} tasks, {arguments.seeds} seeds", flush=True
+    )
+    numbers = range(FIRST_TASK, FIRST_TASK + arguments.tasks)
+    tuned = shown(numbers, "Cosines of validation tasks tuned")
+    tasks = usable_tasks(family, tuned, rivals, Failures())
+    standings = compare(
+        shown(candidates, "Policies compared"), tasks, rivals, range(arguments.seeds), engine
+    )
+    print("Regret to the tuned cosine on validation tasks; lower is better:")
+    print(f"{table(standings)}\n{verdict(standings)}")
+    copied = promote(standings, arguments.into, arguments.seeds)
+    print(f"{standings[0].candidate.name} is now in {copied}")
+
+
+def _recorded(name: str | None, policies: Sequence[Path]) -> tuple[TaskFamily, Any]:
+    """The tasks and the engine that the runs were configured with, or tasks of a name.
+
+    Raises:
+        ConfigurationError: if the runs do not agree, or say nothing about it.
+    """
+    if name is not None:
+        with hydra.initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
+            configs = [hydra.compose("train", [f"tasks={name}"])]
+    else:
+        paths = [policy.parent / ".hydra" / "config.yaml" for policy in policies]
+        configs = [cast(DictConfig, OmegaConf.load(path)) for path in paths if path.is_file()]
+    settings = [
+        tuple(OmegaConf.to_container(node, resolve=True) for node in (c.tasks, c.env.engine))
+        for c in configs
+    ]
+    if not settings or any(each != settings[0] for each in settings):
+        raise ConfigurationError(
+            f"The tasks and engines of {len(settings)} runs are recorded and they must agree; "
+            "say on which tasks to compare: --family quick, say."
+        )
+    tasks, engine = (instantiate(node, _convert_="all") for node in settings[0])
+    return tasks, engine

@@ -1,0 +1,154 @@
+"""`dqnlr-train` and its like: configuration to plain objects. Only `cli*.py` know Hydra."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from lightning_dqnlr.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from lightning_dqnlr.meta.logs import Progress, Reporter
+    from lightning_dqnlr.meta.train import MetaTrainer
+from lightning_dqnlr.cli.errors import (
+    FULL_ERROR,
+    _quiet_when_full,
+    command,
+    errors_in_one_line,
+    find_device,
+)
+
+
+def train() -> None:
+    """The console script `dqnlr-train`."""
+    os.environ[FULL_ERROR] = "1"  # makes Hydra let errors through instead of printing its own way
+    with errors_in_one_line():
+        _app()
+
+
+@hydra.main(version_base="1.3", config_path="pkg://lightning_dqnlr.conf", config_name="train")
+def _app(config: DictConfig) -> float:
+    settings = HydraConfig.get()
+    overrides, folder = list(settings.overrides.task), Path(settings.runtime.output_dir)
+    if settings.mode == RunMode.MULTIRUN:
+        # One failed job is an error that the launcher and the sweeper know how to handle.
+        _check_resume(config, overrides)
+        return run(config, folder, overrides, Path(settings.sweep.dir) / "rivals")
+    with errors_in_one_line():  # here too: Hydra announces errors that leave a job
+        _check_resume(config, overrides)
+        return run(config, folder, overrides)
+
+
+def run(
+    config: DictConfig, folder: Path, overrides: Sequence[str] = (), rivals: Path | None = None
+) -> float:
+    """Trains as configured; returns the best validation score, a finite number (lower is better).
+
+    Args:
+        config: the composed `conf/train.yaml`.
+        folder: of the run.
+        overrides: what the command line changed, for the policy's record.
+        rivals: folder of the tuned cosines, unless `train.rivals` names one.
+
+    Raises:
+        ConfigurationError: a value cannot work, or the folder does not fit `resume`.
+    """
+    from lightning_dqnlr.envs.process import keep_freed_memory
+    from lightning_dqnlr.meta.logs import ProgressBar, open_logs, summary
+
+    torch.set_num_threads(_positive(config, "threads"))
+    keep_freed_memory()
+    trainer = build_trainer(config, folder, rivals)
+    elsewhere = [override for override in overrides if not override.startswith("folder=")]
+    trainer.record |= {"command": command(), "overrides": elsewhere}
+    _begin(trainer, config)
+    print(f"Meta-training into {folder.resolve()}", flush=True)
+    logs = open_logs(folder, trainer.episode, tensorboard=bool(config.tensorboard))
+    bar = ProgressBar(trainer.config.episodes, trainer.episode, trainer.config.max_minutes)
+    reporters: list[Reporter] = [*logs, bar]
+
+    def report(progress: Progress) -> None:
+        for reporter in reporters:
+            reporter(progress)
+
+    with ExitStack() as at_the_end:
+        at_the_end.callback(setattr, threading, "excepthook", threading.excepthook)
+        threading.excepthook = _quiet_when_full
+        for reporter in reporters:
+            at_the_end.callback(reporter.close)
+        score = trainer.fit(report, bar.watch)
+    print(summary(folder), flush=True)
+    return score
+
+
+def build_trainer(config: DictConfig, folder: Path, rivals: Path | None = None) -> MetaTrainer:
+    """The trainer that a composed `conf/train.yaml` describes.
+
+    Args:
+        config: the composed configuration.
+        folder: of the run.
+        rivals: folder of the tuned cosines, unless `train.rivals` names one.
+
+    Raises:
+        ConfigurationError: the device is unknown or absent.
+        InstantiationException: a group's value is refused; its cause says why.
+    """
+    from lightning_dqnlr.meta.train import MetaTrainer
+    from lightning_dqnlr.rl.dqn import Agent
+
+    def plain(node: Any) -> Any:
+        return instantiate(node, _convert_="all")
+
+    device = find_device(config.device)
+    if config.train.rivals is None and rivals is not None:
+        config = cast(DictConfig, OmegaConf.merge(config, {"train": {"rivals": str(rivals)}}))
+    return MetaTrainer(
+        tasks=plain(config.tasks),
+        reward=plain(config.reward),
+        spec=plain(config.env.spec),
+        agent=Agent(plain(config.agent.learner), plain(config.agent.replay)),
+        collect=plain(config.env.collect),
+        config=instantiate(config.train, _convert_="all", device=device),
+        engine=plain(config.env.engine)(device),
+        folder=folder,
+        workers=plain(config.collector),
+    )
+
+
+def _check_resume(config: DictConfig, overrides: Sequence[str]) -> None:
+    """A run may have been killed before its first checkpoint, so the folder alone tells nothing."""
+    if config.resume and not any(override.startswith("folder=") for override in overrides):
+        raise ConfigurationError("resume=true needs folder=..., that of the run to go on with.")
+
+
+def _begin(trainer: MetaTrainer, config: DictConfig) -> None:
+    from lightning_dqnlr.meta.checkpoint import CHECKPOINT
+
+    begun = (trainer.folder / CHECKPOINT).exists()
+    if config.resume and not begun:
+        print("No checkpoint yet: this run begins with its first episode.", flush=True)
+    elif config.resume:
+        trainer.load_checkpoint()
+    elif begun:
+        raise ConfigurationError(
+            f"folder={str(trainer.folder)!r} holds a run already; add resume=true to go on with "
+            "it, or choose another folder."
+        )
+
+
+def _positive(config: DictConfig, name: str) -> int:
+    value = config[name]
+    if not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{name}={value!r} must be an integer of at least 1.")
+    return value

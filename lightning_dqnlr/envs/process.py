@@ -1,0 +1,120 @@
+"""A private state of torch's global generators, from which dropout draws."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+
+class RandomStream:
+    """The random numbers of one training run, whatever else draws from the global generators.
+
+    Args:
+        seed: of the stream.
+        device: where the run trains.
+    """
+
+    def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._cuda = [self._device] if self._device.type == "cuda" else []
+        with torch.random.fork_rng(self._cuda):
+            torch.manual_seed(seed)
+            self._state = self._get()
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Draws come from the stream inside the block; afterwards the global state is as before."""
+        with torch.random.fork_rng(self._cuda):
+            torch.set_rng_state(self._state[0])
+            for device, state in zip(self._cuda, self._state[1:], strict=True):
+                torch.cuda.set_rng_state(state, device)
+            try:
+                yield
+            finally:
+                self._state = self._get()
+
+    def _get(self) -> list[Tensor]:
+        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(d) for d in self._cuda)]
+
+
+# From glibc's <malloc.h>.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_LARGEST_BLOCK = 32 * 2**20  # the most that M_MMAP_THRESHOLD may be
+_KEPT = 2**30
+
+
+def keep_freed_memory() -> bool:
+    """Lets this process keep up to 1 GiB that it has freed, for what it allocates next.
+
+    By default, glibc gives blocks as large as the activations of many replicas back to the system
+    and gets them anew, page by page, filled with zeros: a third of the time of convolutions.
+
+    Returns:
+        Whether the C library can do so; if not, nothing changes.
+    """
+    mallopt = _from_libc("mallopt")
+    if mallopt is None:
+        return False
+    direct = mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK) == 1
+    return bool(mallopt(_M_TRIM_THRESHOLD, _KEPT) == 1 and direct)
+
+
+def give_back_freed_memory() -> bool:
+    """Returns to the system what this process has freed, holes between live blocks included.
+
+    Between two episodes, whose tensors differ in size: a heap that keeps the holes of all of them
+    grows from task to task.
+
+    Returns:
+        Whether the C library can do so; if not, nothing changes.
+    """
+    trim = _from_libc("malloc_trim")
+    if trim is None:
+        return False
+    trim(0)
+    return True
+
+
+def _from_libc(name: str) -> Callable[..., int] | None:
+    try:
+        return getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):  # not glibc
+        return None
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """For what trains with Trainers: an interrupt comes out of it as one, and as nothing else.
+
+    A Trainer turns Ctrl-C into `sys.exit(1)`, or into whatever it then stumbles over when it clears
+    up what is not there yet (before the first batch a RuntimeError), and SIGTERM into another exit.
+    Whoever goes on after a run that failed would go on after these, too.
+
+    Raises:
+        KeyboardInterrupt: for any of them; the signal handlers are those of before.
+    """
+    handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        if not _comes_from_interrupt(error):
+            raise
+        for number, handler in handlers.items():  # a Trainer that stumbled has left its own
+            if handler is not None:  # one set outside of Python, which cannot be set from here
+                signal.signal(number, handler)
+        raise KeyboardInterrupt from error
+
+
+def _comes_from_interrupt(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt | SIGTERMException):
+        error = error.__context__
+    return error is not None

@@ -1,0 +1,310 @@
+"""`DQNLRCallback`: the learned learning-rate control in a Lightning Trainer.
+
+Glue only: it tells the driver of gradients, optimizer steps and losses at the right moments of
+Lightning's loop. The gradients are read in `on_before_optimizer_step`, unscaled and not yet
+clipped; Lightning runs the whole forward and backward pass inside `optimizer.step`, so torch's own
+pre-hook would be too early. Real steps are counted by torch's post-hook, because `global_step`
+counts those that mixed precision skips as well. A learning rate set at a batch's end acts on the
+next step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from lightning_dqnlr.control.controller import LRController
+from lightning_dqnlr.control.spec import check_arguments
+from lightning_dqnlr.errors import (
+    CallOrderError,
+    ConfigurationError,
+)
+from lightning_dqnlr.host.decisions import Record
+from lightning_dqnlr.host.driver import OptimizerDriver
+from lightning_dqnlr.host.optimizer import silent_optimizer, watch_steps
+from lightning_dqnlr.host.trace import plot_trace, save_trace
+from lightning_dqnlr.host.trainer_checks import (
+    averages,
+    check_training,
+    gradient_scale,
+    horizon_of,
+)
+from lightning_dqnlr.policy.policy import LRPolicy
+
+_SKIPS = 64  # steps in a row that a gradient scaler may make an optimizer skip at the start
+_SILENT = 1  # torch gives its hooks to some wrappers in `zero_grad` only, within their first step
+
+
+class DQNLRCallback(Callback):
+    """Sets the learning rate of a Trainer's optimizer: `Trainer(callbacks=[DQNLRCallback()])`.
+
+    Whatever learning rate `configure_optimizers` names, training starts at a safe one and a
+    Q-network raises or lowers it from there. With several parameter groups the ratios between
+    their learning rates are kept. Resuming from a checkpoint continues exactly.
+
+    Args:
+        policy: "default" for the bundled policy, the folder of a saved one, or an `LRPolicy`.
+        start: "auto" for a safe start independent of the optimizer's learning rate, "optimizer" to
+            start at that; None for what the policy was trained with ("auto" for the bundled one).
+        horizon: optimizer steps of the whole run; None to take them from the Trainer (max_steps,
+            or max_epochs times the loader's length). Without either the run has no known end and
+            the learning rate no built-in decay.
+        min_lr: lower bound of the learning rate (of the parameter group with the largest one).
+        max_lr: upper bound.
+        monitor: name of a metric that `training_step` logs at every step, to be followed instead
+            of the loss it returns. It must be a training loss, to be minimised.
+        circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
+            weights, buffers and optimizer state, of which two copies are then kept; None for what
+            the policy was trained with.
+        epsilon: probability of a random action, for exploration.
+        seed: of these random actions.
+        log: whether to log the learning rate used as "dqnlr/lr", and its decimal logarithm to the
+            progress bar, every `log_every_n_steps` steps.
+
+    Raises:
+        ConfigurationError: for an argument out of range.
+        PolicyFileError: if the policy cannot be read.
+        UnsupportedTrainingError: when training starts, if there is not exactly one optimizer, or
+            anything else sets the learning rate, or under FSDP and DeepSpeed; after the second
+            step, if the optimizer tells of no step.
+    """
+
+    def __init__(
+        self,
+        policy: str | Path | LRPolicy = "default",
+        *,
+        start: Literal["auto", "optimizer"] | None = None,
+        horizon: int | None = None,
+        min_lr: float | None = None,
+        max_lr: float | None = None,
+        monitor: str | None = None,
+        circuit_breaker: bool | None = None,
+        epsilon: float = 0.0,
+        seed: int = 0,
+        log: bool = True,
+    ) -> None:
+        super().__init__()
+        check_arguments(start=start, horizon=horizon, min_lr=min_lr, max_lr=max_lr, epsilon=epsilon)
+        self.policy = policy if isinstance(policy, LRPolicy) else LRPolicy.load(policy)
+        self.start, self.horizon, self.monitor = start, horizon, monitor
+        self.min_lr, self.max_lr = min_lr, max_lr
+        self.circuit_breaker, self.epsilon, self.seed = circuit_breaker, epsilon, seed
+        self._logs = log  # Lightning puts its own `log` on callbacks
+        self._driver: OptimizerDriver | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._trace: list[Record] = []
+        self._resume: dict[str, Any] = {}  # of the checkpoint that was restored last
+        self._stale = False  # whether driver and checkpoint are another call's of the Trainer
+        self._log_every = 0
+        self._first_step = 0  # the Trainer's global_step when control began
+        self._loss: Tensor | None = None  # sum over the batches of one optimizer step
+        self._batches = 0
+        self._attempted = False
+        self._skips: int | None = 0  # in a row at the start; None once a step has been told of
+
+    @property
+    def controller(self) -> LRController:
+        """The controller of the run.
+
+        Raises:
+            CallOrderError: before training begins.
+        """
+        if self._driver is None:
+            raise CallOrderError("controller: there is none before the Trainer begins to train.")
+        return self._driver.controller
+
+    @property
+    def trace(self) -> list[Record]:
+        """One plain record per decision.
+
+        Keys: `step`, `loss` (mean of the interval that ended), `lr` (used in it), `next_lr`,
+        `multiplier`, `action` (its index), `q_values`, `tripped` (the interval was undone),
+        `reason` (in words). Learning rates are those of the group with the largest one.
+        """
+        return self._trace
+
+    def plot(self, path: str | Path) -> Path:
+        """Draws training loss and learning rate over the steps; returns the path.
+
+        Args:
+            path: the picture; its suffix chooses the format (png, svg, pdf).
+
+        Raises:
+            CallOrderError: before the first decision.
+            ConfigurationError: without matplotlib, or if the file cannot be written.
+        """
+        return plot_trace(self.trace, path)
+
+    def save_trace(self, path: str | Path) -> Path:
+        """Writes the trace as CSV, one line per decision; returns the path.
+
+        Raises:
+            CallOrderError: before the first decision.
+            ConfigurationError: if the file cannot be written.
+        """
+        return save_trace(self.trace, path)
+
+    # Before a checkpoint is restored, and before a finder saves one of its own.
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and self._stale:
+            self._driver, self._resume = None, {}
+
+    # Lightning restores the optimizer after `on_fit_start`, so everything begins here.
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        check_training(trainer, pl_module)
+        self._remove_hooks()
+        resume = self._resume
+        self._first_step = resume.get("first_step", trainer.global_step)
+        horizon = self.horizon or horizon_of(trainer, self._first_step)
+        driver = OptimizerDriver(
+            trainer.optimizers[0],
+            self.policy,
+            start=self.start,
+            horizon=horizon,
+            min_lr=self.min_lr,
+            max_lr=self.max_lr,
+            circuit_breaker=self.circuit_breaker,
+            epsilon=self.epsilon,
+            seed=self.seed,
+            module=pl_module,
+            averages=averages(trainer),
+            across_ranks=trainer.world_size > 1,
+        )
+        if resume:
+            driver.load_state_dict(resume["driver"])
+            driver.change_horizon(horizon)
+        self._resume, self._skips = {}, 0
+        self._driver, self._trace = driver, driver.trace
+        self._log_every = self._steps_per_log(trainer)
+        self._forget_batches()
+        self._hooks = watch_steps(driver.optimizer, lambda *_: driver.after_step())
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        if self._driver is not None:
+            self._attempted = True
+            observing = self._driver.observing
+            self._driver.before_step(gradient_scale(trainer, optimizer) if observing else None)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if self._driver is None:
+            return
+        if self.monitor is None:
+            self._add_loss(outputs, trainer.accumulate_grad_batches)
+        if self._driver.stepped:
+            self._skips = None
+            self._finish_step(trainer, pl_module)
+        elif self._attempted:  # mixed precision skipped the step
+            self._count_skip(trainer)
+            self._driver.forget_step()
+            self._forget_batches()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._remove_hooks()
+
+    # What `test`, or a `fit` that had nothing left to do, has restored is not for the next `fit`.
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stale = True
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._remove_hooks()
+        self._stale = True
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._resume or self._driver is None:
+            return self._resume
+        return {"first_step": self._first_step, "driver": self._driver.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resume, self._stale = state_dict, False
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out what belongs to the run: the driver, and Lightning's bound `log` functions."""
+        run = {"log", "log_dict", "_driver", "_hooks", "_loss"}
+        kept = {k: v for k, v in self.__dict__.items() if k not in run}
+        return {**kept, "_driver": None, "_hooks": [], "_loss": None}
+
+    def _add_loss(self, outputs: Any, accumulated: int) -> None:
+        """Adds up the losses of an accumulation window; Lightning has divided each of them."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if loss is None:
+            return
+        loss = loss.detach().reshape(())
+        loss = loss if accumulated == 1 else loss.float() * accumulated
+        self._loss = loss if self._loss is None else self._loss + loss
+        self._batches += 1
+
+    def _finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert self._driver is not None
+        loss, batches = self._loss, self._batches
+        self._forget_batches()
+        if self.monitor is not None:
+            loss, batches = self._monitored(trainer), 1
+        if loss is None:  # training_step returned None: nothing was learnt
+            self._driver.forget_step()
+            return
+        used = self._driver.lr
+        self._driver.finish_step(loss if batches == 1 else loss / batches)
+        if self._log_every and trainer.global_step % self._log_every == 0:
+            self._log(trainer, pl_module, used)
+
+    def _steps_per_log(self, trainer: Trainer) -> int:
+        """0 where nobody looks."""
+        heard = bool(trainer.loggers) or trainer.progress_bar_callback is not None
+        return max(0, trainer.log_every_n_steps) if self._logs and heard else 0  # type: ignore[attr-defined]
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule, used: float) -> None:
+        """Logs where somebody looks; each call costs as much as a small model's step."""
+        if trainer.loggers:
+            pl_module.log("dqnlr/lr", used, on_step=True, on_epoch=False)
+        if trainer.progress_bar_callback is not None:
+            power = math.log10(max(used, 1e-30))
+            pl_module.log(
+                "dqnlr/log10_lr", power, on_step=True, on_epoch=False, prog_bar=True, logger=False
+            )
+
+    def _monitored(self, trainer: Trainer) -> Tensor:
+        metrics = trainer.callback_metrics
+        if self.monitor not in metrics:
+            raise ConfigurationError(
+                f"monitor={self.monitor!r} is not logged by training_step; the metrics there are: "
+                f"{sorted(metrics) or 'none'}. Log it at every step with "
+                f"self.log({self.monitor!r}, loss), or leave monitor out to follow the loss itself."
+            )
+        return metrics[self.monitor].detach().reshape(())
+
+    def _forget_batches(self) -> None:
+        self._loss, self._batches, self._attempted = None, 0, False
+
+    def _count_skip(self, trainer: Trainer) -> None:
+        """Raises UnsupportedTrainingError for an optimizer that steps without telling."""
+        if self._skips is None:
+            return
+        self._skips += 1
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        if self._skips > (_SKIPS if scaled else _SILENT):
+            assert self._driver is not None
+            raise silent_optimizer(self._driver.optimizer)
+
+    def _remove_hooks(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []

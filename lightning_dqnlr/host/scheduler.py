@@ -1,0 +1,176 @@
+"""`DQNLRScheduler`: the learned learning-rate control for a plain torch loop (torch only)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
+from lightning_dqnlr.host.decisions import Record
+from lightning_dqnlr.host.driver import OptimizerDriver, Start, several_ranks
+from lightning_dqnlr.host.optimizer import watch_steps
+from lightning_dqnlr.policy.policy import LRPolicy
+
+
+class DQNLRScheduler:
+    """Sets an optimizer's learning rates; call `step(loss)` after every `optimizer.step()`.
+
+        scheduler = DQNLRScheduler(optimizer, horizon=10_000)
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = training_loss(batch)
+            loss.backward()
+            optimizer.step()
+            scheduler.step(loss)
+
+    It hooks into `optimizer.step()` to see the gradients just before it, and sets the first, safe
+    learning rate there. Gradients that the loop clips are therefore seen clipped. In a
+    data-parallel run every process does the same; the statistics are averaged over them.
+
+    Args:
+        optimizer: any `torch.optim` optimizer but LBFGS, or Fabric's wrapper of one.
+        policy: "default" for the bundled one, the folder of a saved one, or an `LRPolicy`.
+        horizon: optimizer steps of the whole run; None if unknown (the learning rate then has no
+            built-in decay).
+        start: "auto" for a safe start independent of the optimizer's learning rate, "optimizer" to
+            start at that; None for what the policy was trained with ("auto" for the bundled one).
+        min_lr: lower bound of the learning rate (of the parameter group with the largest one).
+        max_lr: upper bound.
+        circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
+            weights and optimizer state, of which two copies are then kept; None for what the policy
+            was trained with.
+        epsilon: probability of a random action, for exploration.
+        seed: of these random actions.
+        module: the model. Its buffers (BatchNorm's statistics) are then restored along with the
+            weights, and frozen parameters that follow them (a target network).
+
+    Attributes:
+        trace: one plain record per decision.
+
+    Raises:
+        ConfigurationError: for an argument out of range.
+        PolicyFileError: if the policy cannot be read.
+        UnsupportedTrainingError: for LBFGS, and for optimizers without torch's hooks.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        policy: str | Path | LRPolicy = "default",
+        *,
+        horizon: int | None = None,
+        start: Start | None = None,
+        min_lr: float | None = None,
+        max_lr: float | None = None,
+        circuit_breaker: bool | None = None,
+        epsilon: float = 0.0,
+        seed: int = 0,
+        module: nn.Module | None = None,
+    ) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ConfigurationError(
+                f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
+            )
+        self._driver = OptimizerDriver(
+            _unwrapped(optimizer),
+            policy if isinstance(policy, LRPolicy) else LRPolicy.load(policy),
+            start=start,
+            horizon=horizon,
+            min_lr=min_lr,
+            max_lr=max_lr,
+            circuit_breaker=circuit_breaker,
+            epsilon=epsilon,
+            seed=seed,
+            module=module,
+            across_ranks=several_ranks(),
+        )
+        self._horizon = horizon
+        self._hooks = watch_steps(self._driver.optimizer, self._after_step, self._before_step)
+
+    @property
+    def trace(self) -> list[Record]:
+        """One plain record per decision."""
+        return self._driver.trace
+
+    def step(self, loss: Tensor | float) -> None:
+        """Takes the training loss of the optimizer step just made; sets the next learning rate.
+
+        A step that a gradient scaler skipped does not count.
+
+        Args:
+            loss: a scalar.
+
+        Raises:
+            ConfigurationError: if `loss` is not a scalar.
+            CallOrderError: if the optimizer has not stepped since the last call.
+            NonFiniteLossError: if the very first loss is NaN or infinite.
+        """
+        scalar = torch.as_tensor(loss)
+        if scalar.numel() != 1:
+            raise ConfigurationError(
+                f"loss must be a scalar, got shape {tuple(scalar.shape)}; pass its mean."
+            )
+        if self._driver.stepped:
+            self._driver.finish_step(scalar.detach().reshape(()))
+        elif not self._scaler_skipped():
+            raise CallOrderError(
+                "step(loss) was called without an optimizer step since the last call; call it "
+                "once after each optimizer.step(), before the gradients are zeroed."
+            )
+
+    def get_last_lr(self) -> list[float]:
+        """The learning rate of each parameter group, which the coming step uses."""
+        return [float(group["lr"]) for group in self._driver.optimizer.param_groups]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and builtins; with the model's and the optimizer's, a run goes on exactly."""
+        return self._driver.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned; load model and optimizer first.
+
+        A horizon that was given replaces the saved one, with a warning if it is another.
+
+        Raises:
+            ConfigurationError: if the state is of another model or optimizer.
+        """
+        self._driver.load_state_dict(state)
+        if self._horizon is not None:
+            self._driver.change_horizon(self._horizon)
+
+    def close(self) -> None:
+        """Takes the hooks off the optimizer; its learning rates stay as they are."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def _before_step(
+        self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        # The hooks get the optimizer itself as the first of the arguments, too.
+        if any(callable(a) for a in args[1:]) or kwargs.get("closure") is not None:
+            raise UnsupportedTrainingError(
+                "optimizer.step(closure) makes the gradients inside, where they cannot be seen; "
+                "call backward() first and then optimizer.step()."
+            )
+        # A gradient scaler leaves the unscaling to a fused optimizer, and the scale here.
+        self._driver.before_step(getattr(optimizer, "grad_scale", None))
+
+    def _after_step(self, *_: object) -> None:
+        self._driver.after_step()
+
+    def _scaler_skipped(self) -> bool:
+        groups = self._driver.optimizer.param_groups
+        gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+        return any(not bool(g.isfinite().all()) for g in gradients)
+
+
+def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The torch optimizer inside the wrapper of Lightning or Fabric, or the optimizer itself."""
+    inner = getattr(optimizer, "optimizer", None)
+    wrapped = type(optimizer).__module__.startswith("lightning")
+    return inner if wrapped and isinstance(inner, torch.optim.Optimizer) else optimizer

@@ -1,0 +1,110 @@
+"""The record of a run's decisions as a table and as a picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_dqnlr.errors import CallOrderError, ConfigurationError
+from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.host.decisions import Record
+
+_LR, _LOSS, _TRIP = "#1b6ca8", "#c8553d", "#7d2e8d"
+
+
+def save_trace(trace: Sequence[Record], path: str | Path) -> Path:
+    """Writes one line per decision as CSV, atomically; Q-values as a JSON list in their column.
+
+    Raises:
+        CallOrderError: if there is no decision yet.
+        ConfigurationError: if the file cannot be written.
+    """
+    _check(trace)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(trace[0]), lineterminator="\n")
+    writer.writeheader()
+    for record in trace:
+        writer.writerow({**record, "q_values": json.dumps(record["q_values"])})
+    return write_atomically(path, text.getvalue().encode())
+
+
+def plot_trace(trace: Sequence[Record], path: str | Path) -> Path:
+    """Draws learning rate and training loss over the steps, with the restores marked.
+
+    Args:
+        trace: the decisions.
+        path: the file; its suffix chooses the format (png, svg, pdf), png if it has none.
+
+    Raises:
+        CallOrderError: if there is no decision yet.
+        ConfigurationError: if matplotlib is not installed, the suffix is unknown to it, or the
+            file cannot be written.
+    """
+    _check(trace)
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
+    except ImportError as error:
+        raise ConfigurationError(
+            "plot needs matplotlib, which is not installed; "
+            'run `pip install "lightning-dqnlr[plot]"`.'
+        ) from error
+    figure = Figure(figsize=(8.0, 5.2), layout="constrained")
+    losses = _draw(figure, trace)
+    if losses.get_yscale() == "log":  # 0.2 and 0.5 rather than powers of ten
+        low, high = losses.get_ylim()
+        losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
+        losses.yaxis.set_major_formatter("{x:g}")
+        losses.yaxis.set_minor_formatter(NullFormatter())
+    suffix, image = Path(path).suffix.lstrip(".") or "png", io.BytesIO()
+    try:
+        figure.savefig(image, format=suffix, dpi=150)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"path={str(path)!r}: {error}; end it in .png, .svg or .pdf."
+        ) from error
+    return write_atomically(path, image.getvalue())
+
+
+def _draw(figure: Any, trace: Sequence[Record]) -> Any:
+    upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
+    steps = [record["step"] for record in trace]
+    losses, rates = [r["loss"] for r in trace], [r["lr"] for r in trace]
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    upper.plot(steps, losses, color=_LOSS, linewidth=1.6, marker="o", markersize=2.5)
+    if finite and min(finite) > 0:
+        upper.set_yscale("log")
+    lower.stairs(rates, [0, *steps], color=_LR, linewidth=1.6, baseline=None)
+    lower.set_yscale("log")
+    upper.set_ylabel("training loss")
+    lower.set_ylabel("learning rate")
+    lower.set_xlabel("optimizer step")
+    lower.set_xlim(0, steps[-1])
+    for axes in (upper, lower):
+        axes.set_axisbelow(True)
+        axes.grid(True, which="major", color="0.9", linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    _mark_trips(upper, lower, [record["step"] for record in trace if record["tripped"]])
+    return upper
+
+
+def _mark_trips(upper: Any, lower: Any, steps: Sequence[int]) -> None:
+    for index, step in enumerate(steps):
+        label = "circuit breaker: weights restored" if index == 0 else None
+        upper.axvline(step, color=_TRIP, linestyle="--", linewidth=1.0, label=label)
+        lower.axvline(step, color=_TRIP, linestyle="--", linewidth=1.0)
+    if steps:
+        upper.legend(frameon=False, loc="upper right", fontsize="small")
+
+
+def _check(trace: Sequence[Record]) -> None:
+    if not trace:
+        raise CallOrderError(
+            "there is no trace yet: no decision has been taken. Train for at least one optimizer "
+            "step with this object first."
+        )

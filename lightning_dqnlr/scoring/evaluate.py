@@ -1,0 +1,190 @@
+"""Regret of a policy on tasks it is not trained on, against the tuned cosine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, Start, StartKind, Terms
+from lightning_dqnlr.envs.vector import ON_CPU
+from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.rl.rewards import log_progress
+from lightning_dqnlr.scoring.cosine import TunedCosine, regret, tune_cosine
+from lightning_dqnlr.scoring.statistics import interquartile_mean
+from lightning_dqnlr.scoring.task_content import task_content
+from lightning_dqnlr.tasks.task import Task
+
+Act = Callable[[Tensor], Tensor]
+
+
+class Rivals:
+    """Tuned cosines of tasks, kept on disk because each is a whole grid search.
+
+    Args:
+        folder: where results are kept, or None to keep them in memory only.
+        engine: trains them.
+    """
+
+    def __init__(self, folder: str | Path | None, engine: Engine = ON_CPU) -> None:
+        self._folder = None if folder is None else Path(folder)
+        self._engine = engine
+        self._known: dict[str, TunedCosine] = {}
+
+    def __getitem__(self, task: Task) -> TunedCosine:
+        key = fingerprint(task)
+        if key not in self._known:
+            self._known[key] = self._read(key) or self._tune(task, key)
+        return self._known[key]
+
+    def _read(self, key: str) -> TunedCosine | None:
+        path = None if self._folder is None else self._folder / f"{key}.json"
+        if path is None or not path.is_file():
+            return None
+        values = json.loads(path.read_text())
+        return TunedCosine(**{**values, "train_losses": tuple(values["train_losses"])})
+
+    def _tune(self, task: Task, key: str) -> TunedCosine:
+        tuned = tune_cosine(task, engine=self._engine)
+        if self._folder is not None:
+            content = json.dumps(tuned._asdict()).encode()
+            write_atomically(self._folder / f"{key}.json", content)
+        return tuned
+
+
+def fingerprint(task: Task) -> str:
+    """A name for exactly this problem: changes with its data, model, optimizer or length."""
+    settings = (task.name, task.batch_size, task.horizon, task.gradient_clip, task.shuffle)
+    digest = hashlib.sha256(repr(settings).encode() + task_content(task))
+    return f"{task.name.replace('/', '-')}-{digest.hexdigest()[:12]}"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Regrets of one evaluation, one row per task and one column per seed.
+
+    Attributes:
+        names: of the tasks.
+        train: (tasks, seeds) regret on the final training loss.
+        validation: the same on the validation loss.
+        trips: of the circuit breaker, mean per run.
+    """
+
+    names: tuple[str, ...]
+    train: Tensor
+    validation: Tensor
+    trips: float
+
+    @property
+    def score(self) -> float:
+        """What selects a policy: the mean over tasks of regret clipped to [-0.5, 2].
+
+        Finite whatever happened: a regret that is not a number counts as 2.
+        """
+        return self.train.nan_to_num(2.0).clamp(-0.5, 2.0).mean().item()
+
+    def by_task(self) -> dict[str, dict[str, float]]:
+        """Mean regrets over the seeds of each task, on training and validation loss."""
+        rows = zip(self.names, self.train.mean(-1), self.validation.mean(-1), strict=True)
+        return {name: {"train": t.item(), "validation": v.item()} for name, t, v in rows}
+
+    def summary(self) -> dict[str, float]:
+        """Plain numbers for logs and model cards."""
+        flat = self.train.flatten()
+        return {
+            "regret_mean": flat.mean().item(),
+            "regret_median": flat.median().item(),
+            "regret_iqm": interquartile_mean(flat),
+            "regret_p90": flat.quantile(0.9).item(),
+            "regret_max": flat.max().item(),
+            "regret_within_2_percent": (flat < 0.02).float().mean().item(),
+            "validation_regret_median": self.validation.flatten().median().item(),
+            "validation_regret_iqm": interquartile_mean(self.validation.flatten()),
+            "trips": self.trips,
+            "score": self.score,
+        }
+
+
+class Result(NamedTuple):
+    """One controlled run of a task, R seeds side by side."""
+
+    train_loss: Tensor
+    validation_loss: Tensor
+    log_scale: Tensor  # (decisions, R) natural log of the learning rate's scale
+    trips: float
+
+
+def run_policy(
+    task: Task,
+    act: Act,
+    spec: ControllerSpec,
+    seeds: Sequence[int],
+    engine: Engine = ON_CPU,
+    *,
+    start: StartKind = "safe",
+    circuit_breaker: bool = True,
+) -> Result:
+    """Trains R replicas of a task under greedy control.
+
+    Args:
+        task: what to train.
+        act: the policy.
+        spec: of the controller the policy was trained with.
+        seeds: one per replica.
+        engine: trains them.
+        start: "safe" for the controller's own start; "user" spreads the replicas' learning rates
+            evenly over the logarithm of 1e-6..10, as users might have set them.
+        circuit_breaker: whether blown-up intervals are undone.
+    """
+    terms = Terms(log_progress, _start(start, len(seeds)), circuit_breaker)
+    env = engine.open(task, spec, seeds, terms)
+    observation = env.reset()
+    scales = []
+    while not env.finished:
+        observation = env.step(act(observation)).observation
+        scales.append(env.controller.history.log_scale)
+    trips = env.controller.history.trips.mean().item()
+    return Result(*env.losses(), torch.stack(scales), trips)
+
+
+def _start(kind: StartKind, replicas: int) -> Start:
+    if kind == "safe":
+        return Start()
+    return Start(lr=torch.logspace(*USER_LR_EXPONENTS, replicas))
+
+
+def evaluate(
+    act: Act,
+    spec: ControllerSpec,
+    tasks: Sequence[Task],
+    rivals: Rivals,
+    seeds: Sequence[int],
+    engine: Engine = ON_CPU,
+    *,
+    start: StartKind = "safe",
+    circuit_breaker: bool = True,
+) -> Scores:
+    """Regrets of `act` (observations -> actions) on each task and seed.
+
+    The same whenever it is called, and without effect on the global random state: a run that was
+    resumed evaluates to the same numbers. The arguments are those of `run_policy`.
+    """
+    train, validation, trips = [], [], 0.0
+    for task in tasks:
+        result = run_policy(
+            task, act, spec, seeds, engine, start=start, circuit_breaker=circuit_breaker
+        )
+        rival = rivals[task]
+        train.append(regret(result.train_loss, rival.train_loss, rival.initial_loss))
+        held_out = (result.validation_loss, rival.validation_loss, rival.initial_loss)
+        validation.append(regret(*held_out))
+        trips += result.trips / len(tasks)
+    names = tuple(task.name for task in tasks)
+    return Scores(names, torch.stack(train).cpu(), torch.stack(validation).cpu(), trips)

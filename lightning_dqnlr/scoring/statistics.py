@@ -1,0 +1,188 @@
+"""Statistics of scores (tasks, seeds), after Agarwal et al. 2021 (arXiv:2108.13264).
+
+Scores are a (tasks, seeds) tensor, or one (seeds,) tensor per task where tasks have different
+numbers of seeds. Lower is better throughout: the scores are regrets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Scores = Tensor | Sequence[Tensor]  # (T, S), or T times (S_t,)
+Statistic = Callable[[Tensor], Tensor]  # (..., N) -> (...)
+Interval = tuple[float, float]
+
+WITHIN = math.log(1.02)  # a loss at most 2% above the rival's
+SAMPLES = 2000
+
+
+class Summary(NamedTuple):
+    """A method's regrets over all tasks and seeds."""
+
+    iqm: float
+    interval: Interval  # 95%, stratified bootstrap of the IQM
+    median: float
+    p90: float
+    worst: float
+    within: float  # share of runs at most 2% above the rival
+
+
+def interquartile_mean(values: Tensor) -> float:
+    """Mean of the middle half of the values, (N,); a quarter is cut at each end, rounded down."""
+    return middle_mean(values.flatten()).item()
+
+
+def middle_mean(values: Tensor) -> Tensor:
+    """The interquartile mean over the last dimension, (..., N) -> (...)."""
+    ordered = values.sort(-1).values
+    cut = values.shape[-1] // 4
+    return ordered[..., cut : values.shape[-1] - cut].mean(-1)
+
+
+def stratified_bootstrap(
+    scores: Scores,
+    statistic: Statistic = middle_mean,
+    *,
+    samples: int = SAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Percentile interval of a statistic; runs are resampled within each task.
+
+    Args:
+        scores: (tasks, seeds), or (seeds,) per task.
+        statistic: of all runs together, (..., runs) -> (...).
+        samples: bootstrap replicates.
+        confidence: mass between the two ends.
+        seed: of the resampling.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.cat([_resample(row, samples, generator) for row in scores], dim=-1)
+    return _percentile_interval(statistic(drawn), confidence)
+
+
+def summarize(scores: Scores, *, samples: int = SAMPLES) -> Summary:
+    """All runs together: IQM with its interval, median, 90th percentile, worst, share within 2%."""
+    flat = torch.cat([row.flatten() for row in scores]).double()
+    return Summary(
+        interquartile_mean(flat),
+        stratified_bootstrap(scores, samples=samples),
+        flat.quantile(0.5).item(),
+        flat.quantile(0.9).item(),
+        flat.max().item(),
+        (flat <= WITHIN).double().mean().item(),
+    )
+
+
+def probability_of_improvement(scores: Scores, rival: Scores) -> float:
+    """Mean over tasks of P(X < Y) + P(X = Y) / 2, over all pairs of runs (their equation 2).
+
+    Args:
+        scores: X, (T, S) or (S_t,) per task.
+        rival: Y, the same tasks in the same order; other numbers of seeds are fine.
+    """
+    rows = [_better(x, y) for x, y in zip(scores, rival, strict=True)]
+    return torch.stack(rows).mean().item()
+
+
+def improvement_interval(
+    scores: Scores,
+    rival: Scores,
+    *,
+    samples: int = SAMPLES,
+    confidence: float = 0.95,
+    seed: int = 0,
+    over_tasks: bool = False,
+) -> Interval:
+    """Percentile interval of the probability of improvement.
+
+    Args:
+        scores: as above.
+        rival: as above.
+        samples: bootstrap replicates.
+        confidence: mass between the two ends.
+        seed: of the resampling.
+        over_tasks: resample the tasks, too: what other tasks like these would give. Otherwise the
+            runs of both sides are resampled within each task: what other seeds would give.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = [
+        _better(_resample(x, samples, generator), _resample(y, samples, generator))
+        for x, y in zip(scores, rival, strict=True)
+    ]
+    by_task = torch.stack(rows)
+    if over_tasks:
+        drawn = torch.randint(len(by_task), by_task.shape, generator=generator)
+        by_task = by_task.gather(0, drawn)
+    return _percentile_interval(by_task.mean(0), confidence)
+
+
+def _resample(row: Tensor, samples: int, generator: torch.Generator) -> Tensor:
+    """(S,) -> (samples, S), drawn with replacement."""
+    return row[torch.randint(len(row), (samples, len(row)), generator=generator)]
+
+
+def _better(x: Tensor, y: Tensor) -> Tensor:
+    """P(X < Y) + P(X = Y) / 2 over the pairs of the last dimensions."""
+    x, y = x.unsqueeze(-1), y.unsqueeze(-2)
+    return ((x < y).double() + 0.5 * (x == y).double()).mean((-2, -1))
+
+
+def _percentile_interval(values: Tensor, confidence: float) -> Interval:
+    tail = (1 - confidence) / 2
+    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    low, high = values.double().quantile(ends).tolist()
+    return low, high
+
+
+LIMIT = 4.0  # the area is taken over tau in [1 / LIMIT, LIMIT]
+
+
+def steps_to(steps: Sequence[float], losses: Sequence[float], target: float) -> float:
+    """The first step at which a curve is at or below a target, linear between its points.
+
+    Args:
+        steps: of the points, ascending.
+        losses: at these steps; a NaN or an infinite loss reaches nothing.
+        target: the loss to reach.
+
+    Returns:
+        The step, at least 1 (a target met before training costs one step); infinite if never.
+    """
+    previous: tuple[float, float] | None = None
+    for step, loss in zip(steps, losses, strict=True):
+        if loss <= target:
+            return max(1.0, _crossing(previous, (step, loss), target))
+        previous = (step, loss) if math.isfinite(loss) else None
+    return math.inf
+
+
+def _crossing(
+    before: tuple[float, float] | None, after: tuple[float, float], target: float
+) -> float:
+    if before is None:
+        return after[0]
+    share = (before[1] - target) / (before[1] - after[1])
+    return before[0] + share * (after[0] - before[0])
+
+
+def fractions(ratios: Sequence[float], factors: Sequence[float]) -> list[float]:
+    """rho(tau): the share of the ratios that are at most tau, for each tau in `factors`."""
+    return [sum(ratio <= factor for ratio in ratios) / len(ratios) for factor in factors]
+
+
+def area(ratios: Sequence[float], limit: float = LIMIT) -> float:
+    """The mean of rho(tau) over log tau in [-log limit, log limit], exactly.
+
+    A step function integrates in closed form: each ratio adds the part of the range above it. So
+    0 is never (or slower than `limit` times), 1/2 is as fast as the reference, 1 is `limit` times
+    faster, everywhere.
+    """
+    width = 2 * math.log(limit)
+    clipped = [min(max(ratio, 1 / limit), limit) for ratio in ratios]
+    return sum((math.log(limit) - math.log(ratio)) / width for ratio in clipped) / len(ratios)

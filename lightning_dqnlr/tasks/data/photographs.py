@@ -1,0 +1,139 @@
+"""Data from scikit-learn's two sample photographs: patches, treated patches, coordinates.
+
+Each split of the tasks has columns of its own, and within a task training and validation have rows
+of their own, so that no pixel of one is seen by the other.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.tasks.data.flat import Examples, multiple_of_eight
+from lightning_dqnlr.tasks.sampling import Draws, Split
+
+PHOTOGRAPHS = 2
+# Both are 427 x 640 pixels.
+COLUMNS: dict[Split, tuple[int, int]] = {
+    "train": (0, 384),
+    "validation": (384, 512),
+    "test": (512, 640),
+}
+TRAIN_ROWS, VALIDATION_ROWS = (0, 320), (320, 427)
+TREATMENTS, NOISE = 4, 0.3
+
+
+@lru_cache(maxsize=1)
+def _photographs() -> tuple[Tensor, ...]:
+    """The photographs, each (3, 427, 640), every colour standardised over its photograph."""
+    try:
+        from sklearn.datasets import load_sample_images
+
+        # scikit-learn reads them by Pillow, and says so by an ImportError, too.
+        images = load_sample_images().images
+    except ImportError as error:
+        raise ConfigurationError(
+            "the photograph tasks need scikit-learn and Pillow, which are not both installed; "
+            'run: pip install "lightning-dqnlr[train]"'
+        ) from error
+    pixels = [torch.tensor(image, dtype=torch.float32).permute(2, 0, 1) for image in images]
+    return tuple((p - p.mean((1, 2), True)) / p.std((1, 2), keepdim=True) for p in pixels)
+
+
+def patches(split: Split, size: int, examples: int, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Cuts patches at random places of both photographs.
+
+    Args:
+        split: whose columns to cut from.
+        size: height and width in pixels.
+        examples: number of training patches; a quarter as many are added for validation.
+        draws: decides where.
+
+    Returns:
+        Training patches (N, 3, size, size) and validation patches (N // 4, 3, size, size); over a
+        whole photograph each colour has mean 0 and variance 1.
+
+    Raises:
+        ConfigurationError: scikit-learn or Pillow is not installed.
+    """
+    (train, _), (validation, _) = _parts(split, size, examples, draws)
+    return train, validation
+
+
+def treated_patches(split: Split, size: int, examples: int, draws: Draws) -> Examples:
+    """Patches of which a quarter each are plain, blurred along x, blurred along y, and noisy.
+
+    Returns:
+        Patches as of `patches`, and labels int64 (N,): the treatment in the order above, plus 4
+        for the second photograph.
+
+    Raises:
+        ConfigurationError: scikit-learn or Pillow is not installed.
+    """
+    train, validation = (_treated(part, draws) for part in _parts(split, size, examples, draws))
+    return Examples(train, validation)
+
+
+def noisy_patches(split: Split, size: int, examples: int, noise: float, draws: Draws) -> Examples:
+    """Patches with white noise of the given standard deviation; the targets are the clean ones."""
+    train, validation = (
+        (p + noise * draws.normal(*p.shape), p) for p in patches(split, size, examples, draws)
+    )
+    return Examples(train, validation)
+
+
+def coordinates(split: Split, side: int, draws: Draws) -> Examples:
+    """A square of a photograph as a function from position to colour.
+
+    Args:
+        split: whose columns the square lies in.
+        side: of the square, in pixels.
+        draws: decides the photograph, the square, and which fifth of the pixels is held out.
+
+    Returns:
+        Positions (N, 2), each coordinate in [-1, 1], and colours (N, 3).
+    """
+    photograph = _photographs()[draws.integer(0, PHOTOGRAPHS - 1)]
+    left, right = COLUMNS[split]
+    top, first = draws.integer(0, 427 - side), draws.integer(left, right - side)
+    square = photograph[:, top : top + side, first : first + side]
+    line = torch.linspace(-1.0, 1.0, side)
+    positions = torch.cartesian_prod(line, line)
+    order = torch.randperm(side * side, generator=draws.generator)
+    positions, colours = positions[order], square.flatten(1).T[order]
+    cut = multiple_of_eight(side * side * 4 // 5)
+    return Examples((positions[:cut], colours[:cut]), (positions[cut:], colours[cut:]))
+
+
+def _parts(
+    split: Split, size: int, examples: int, draws: Draws
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Patches and their photographs, for training and for validation."""
+    columns = COLUMNS[split]
+    train = _cut(examples, size, TRAIN_ROWS, columns, draws)
+    return train, _cut(examples // 4, size, VALIDATION_ROWS, columns, draws)
+
+
+def _cut(
+    count: int, size: int, rows: tuple[int, int], columns: tuple[int, int], draws: Draws
+) -> tuple[Tensor, Tensor]:
+    """Patches (count, 3, size, size) within rows and columns, and whose they are (count,)."""
+    photographs = _photographs()
+    which = torch.randint(PHOTOGRAPHS, (count,), generator=draws.generator)
+    tops = torch.randint(rows[0], rows[1] - size + 1, (count,), generator=draws.generator)
+    lefts = torch.randint(columns[0], columns[1] - size + 1, (count,), generator=draws.generator)
+    corners = zip(which.tolist(), tops.tolist(), lefts.tolist(), strict=True)
+    cut = [photographs[k][:, top : top + size, left : left + size] for k, top, left in corners]
+    return torch.stack(cut), which
+
+
+def _treated(part: tuple[Tensor, Tensor], draws: Draws) -> tuple[Tensor, Tensor]:
+    images, photographs = part
+    treatment = torch.randint(TREATMENTS, (len(images),), generator=draws.generator)
+    along_x = F.avg_pool2d(images, (1, 3), 1, (0, 1), count_include_pad=False)
+    along_y = F.avg_pool2d(images, (3, 1), 1, (1, 0), count_include_pad=False)
+    noisy = images + NOISE * draws.normal(*images.shape)
+    every = torch.stack([images, along_x, along_y, noisy])
+    return every[treatment, torch.arange(len(images))], TREATMENTS * photographs + treatment

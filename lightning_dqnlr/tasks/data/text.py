@@ -1,0 +1,144 @@
+"""Real text that is on every machine: the Python standard library's own sources.
+
+The text differs between Python versions, so these tasks are the same on machines with the same
+version only. Which files are used depends on their names and contents, never on the order in which
+a file system lists them.
+"""
+
+import hashlib
+import sysconfig
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.tasks.data.flat import Examples
+from lightning_dqnlr.tasks.sampling import Draws, Split
+
+CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
+VOCABULARY = 1 + len(CHARACTERS)  # 0 stands for every other character
+SMALLEST_FILE = 20_000  # bytes
+# Fifths of the files, by a hash of the name: a file that another version of Python adds or drops
+# leaves the others where they are.
+FIFTHS: dict[Split, tuple[int, ...]] = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}
+
+_CODE_OF_BYTE = bytes(CHARACTERS.find(chr(byte)) + 1 for byte in range(256))
+
+
+def source_files(split: Split, folder: Path | None = None) -> tuple[Path, ...]:
+    """Returns the source files of a split, sorted by name.
+
+    Args:
+        split: the splits share no file.
+        folder: where to look for `*.py`; by default the running Python's standard library.
+
+    Raises:
+        ConfigurationError: there are none (a Python that was installed as bytecode only).
+    """
+    folder = folder or Path(sysconfig.get_paths()["stdlib"])
+    large = [
+        path
+        for path in sorted(folder.glob("*.py"))
+        # Configuration that was written when this Python was built differs by machine.
+        if not path.name.startswith("_sysconfig") and path.stat().st_size >= SMALLEST_FILE
+    ]
+    chosen = tuple(path for path in large if _fifth(path.name) in FIFTHS[split])
+    if not chosen:
+        raise ConfigurationError(
+            f"the text tasks read the Python standard library's sources, but {folder} holds no "
+            f"*.py file of at least {SMALLEST_FILE} bytes for the split {split!r}; install "
+            "Python with its sources, or leave the text families out of the task distribution."
+        )
+    return chosen
+
+
+@cache
+def encode(path: Path) -> Tensor:
+    """Returns the file's text as codes int64 (characters,), each in 0..VOCABULARY - 1."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    codes = text.encode("latin-1", errors="replace").translate(_CODE_OF_BYTE)
+    return torch.tensor(list(codes), dtype=torch.int64)
+
+
+def draw_files(split: Split, count: int, draws: Draws) -> list[Path]:
+    """Draws up to `count` different files of a split."""
+    files = source_files(split)
+    order = torch.randperm(len(files), generator=draws.generator)[:count].tolist()
+    return [files[index] for index in order]
+
+
+def next_characters(split: Split, length: int, examples: int, draws: Draws) -> Examples:
+    """Windows of one to three files, and the same windows one character on.
+
+    Args:
+        split: whose files to read.
+        length: T, characters per window.
+        examples: number of training windows, from the first four fifths of each file; a quarter as
+            many are added for validation, from the rest.
+        draws: decides which files and windows.
+
+    Returns:
+        Inputs int64 (N, T) and targets int64 (N, T): target t is the character after input t.
+
+    Raises:
+        ConfigurationError: no sources are installed.
+    """
+    texts = [encode(path) for path in draw_files(split, draws.integer(1, 3), draws)]
+    counts = (examples, examples // 4)
+    train, validation = (
+        _shifted(windows(torch.cat(part), length + 1, count, draws))
+        for part, count in zip(_cut(texts), counts, strict=True)
+    )
+    return Examples(train, validation)
+
+
+def file_of_window(
+    split: Split, classes: int, length: int, buckets: int, examples: int, draws: Draws
+) -> Examples:
+    """Windows of some files, as hashed pairs of characters; the label names the file.
+
+    Args:
+        split: whose files to read.
+        classes: number of files, if the split has so many.
+        length: T, pairs per window.
+        buckets: number of different tokens.
+        examples: number of training windows; a quarter as many are added for validation.
+        draws: decides which files and windows.
+
+    Returns:
+        Inputs int64 (N, T), each in 0..buckets - 1, and labels int64 (N,).
+
+    Raises:
+        ConfigurationError: no sources are installed.
+    """
+    texts = [encode(path) for path in draw_files(split, classes, draws)]
+    parts = []
+    for part, count in zip(_cut(texts), (examples, examples // 4), strict=True):
+        labels = torch.randint(len(texts), (count,), generator=draws.generator)
+        rows = torch.stack([windows(text, length + 1, count, draws) for text in part])
+        codes = rows[labels, torch.arange(count)]
+        parts.append(((codes[:, :-1] * VOCABULARY + codes[:, 1:]) % buckets, labels))
+    return Examples(*parts)
+
+
+def windows(codes: Tensor, length: int, count: int, draws: Draws) -> Tensor:
+    """Cuts windows (count, length) at random places of a text (characters,)."""
+    starts = torch.randint(len(codes) - length + 1, (count,), generator=draws.generator)
+    return codes[starts.unsqueeze(1) + torch.arange(length)]
+
+
+def _cut(texts: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """The first four fifths of every text, and the rest."""
+    cuts = [len(text) * 4 // 5 for text in texts]
+    pairs = list(zip(texts, cuts, strict=True))
+    return [text[:cut] for text, cut in pairs], [text[cut:] for text, cut in pairs]
+
+
+def _shifted(rows: Tensor) -> tuple[Tensor, Tensor]:
+    return rows[:, :-1], rows[:, 1:]
+
+
+def _fifth(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % 5

@@ -1,0 +1,119 @@
+"""Fine-tuning: networks that know some of the digits learn to tell the others apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_dqnlr.tasks.data.flat import DIGITS_CLASSES, Examples, digits, multiple_of_eight
+from lightning_dqnlr.tasks.families.random_tasks import ACTIVATIONS, Problem, RandomTasks
+from lightning_dqnlr.tasks.modules import SupervisedBuilder, SupervisedModule
+from lightning_dqnlr.tasks.networks.mlp_cnn import CNNNorm, CNNSpec, NetworkSpec, scale_weights
+from lightning_dqnlr.tasks.optimizers import OptimizerSpec
+from lightning_dqnlr.tasks.sampling import Draws, Split
+from lightning_dqnlr.tasks.user import seeded_weights
+
+PRETRAIN_BATCH, PRETRAIN_LR = 32, 3e-3
+PRETRAIN_SEED = -1  # no replica's
+
+
+@dataclass(frozen=True, eq=False)
+class PretrainedBuilder:
+    """Builds modules that start from the same pretrained weights, each with a new last layer.
+
+    The pretraining runs at the first build, within about a second, by Adam on the CPU; it leaves
+    the global random state alone and is remembered as long as this object lives.
+
+    Attributes:
+        task: the task's name.
+        network: whose last layer is the head that is replaced.
+        pretrain: inputs (N, ...) and labels (N,) to pretrain on.
+        pretrain_steps: how many steps of Adam.
+        head_scale: factor on the initial weights of the new head.
+        optimizer: of the fine-tuning.
+    """
+
+    task: str
+    network: NetworkSpec
+    pretrain: tuple[Tensor, ...]
+    pretrain_steps: int
+    head_scale: float
+    optimizer: OptimizerSpec
+
+    def __call__(self, seed: int) -> SupervisedModule:
+        """Returns the pretrained module with the head of this seed."""
+        fresh = SupervisedBuilder(self.task, self.network, "cross_entropy", self.optimizer)
+        module = fresh(seed)
+        *_, head = module.net.children()
+        scale_weights(head, self.head_scale)
+        new_head = {name: value.clone() for name, value in head.state_dict().items()}
+        module.net.load_state_dict(self._pretrained)
+        head.load_state_dict(new_head)
+        return module
+
+    @cached_property
+    def _pretrained(self) -> dict[str, Tensor]:
+        inputs, labels = self.pretrain
+        with seeded_weights(self.task, PRETRAIN_SEED), torch.enable_grad():
+            net = self.network.build().train()
+            optimizer = torch.optim.Adam(net.parameters(), lr=PRETRAIN_LR)
+            for _ in range(self.pretrain_steps):
+                chosen = torch.randint(len(inputs), (PRETRAIN_BATCH,))
+                optimizer.zero_grad()
+                F.cross_entropy(net(inputs[chosen]), labels[chosen]).backward()
+                optimizer.step()
+        return net.state_dict()
+
+
+@dataclass(frozen=True)
+class FineTunedDigits(RandomTasks):
+    """MLPs and CNNs that were pretrained on half of the digits' classes, trained on the others.
+
+    The initial scale is that of the new head; the other weights are as pretraining left them.
+    """
+
+    batch_sizes: Sequence[int] = (8, 16, 32)
+
+    name: ClassVar[str] = "fine_tuned_digits"
+
+    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
+        convolutional, steps = draws.chance(0.5), draws.log_integer(30, 120)
+        shape = (1, 8, 8) if convolutional else (64,)
+        (images, labels), (held_out, held_out_labels) = digits(self.draw_input_scale(draws))
+        images, held_out = images.reshape(-1, *shape), held_out.reshape(-1, *shape)
+        order = torch.randperm(DIGITS_CLASSES, generator=draws.generator)
+        known, new = order[: DIGITS_CLASSES // 2], order[DIGITS_CLASSES // 2 :]
+        network = self._draw_network(convolutional, len(new), draws)
+        build = PretrainedBuilder(
+            task,
+            network,
+            _only(images, labels, known),
+            steps,
+            self.draw_initial_scale(draws),
+            optimizer,
+        )
+        train = _only(images, labels, new)
+        # Fine-tuning often has few examples.
+        count = multiple_of_eight(min(draws.log_integer(64, 1024), len(train[0])))
+        return Problem(
+            build,
+            Examples((train[0][:count], train[1][:count]), _only(held_out, held_out_labels, new)),
+        )
+
+    def _draw_network(self, convolutional: bool, outputs: int, draws: Draws) -> NetworkSpec:
+        mlp = replace(self.draw_mlp(64, outputs, draws), initial_scale=1.0)
+        norm: CNNNorm = draws.choice(("none", "batch", "layer"))
+        channels = draws.choice((4, 6, 8)), draws.choice((8, 12, 16))
+        cnn = CNNSpec(channels, outputs, activation=draws.choice(ACTIVATIONS), norm=norm)
+        return cnn if convolutional else mlp
+
+
+def _only(inputs: Tensor, labels: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+    """The examples of the given classes, which are numbered anew in their order."""
+    matches = labels.unsqueeze(1) == classes
+    kept = matches.any(1)
+    return inputs[kept], matches[kept].int().argmax(1)

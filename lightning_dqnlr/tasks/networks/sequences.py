@@ -1,0 +1,276 @@
+"""Networks for sequences and tokens, each described by a spec whose `build` draws weights.
+
+All of them are written in operations that `vmap` can batch in training and in evaluation alike:
+`torch.nn.GRU` and `LSTM` cannot be batched under `torch.no_grad` (their fused kernel has no
+batching rule), so the recurrence is a loop here; the fused attention kernels would be run once per
+replica, so attention is a product and a softmax.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dqnlr.tasks.networks.mlp_cnn import MLPSpec, scale_weights
+
+Cell = Literal["gru", "lstm"]
+
+
+class GatedLayer(nn.Module):
+    """One layer of gated recurrent units or of long short-term memory, from (N, T, I) to (N, T, H).
+
+    Gates, their order and their initial weights are those of `torch.nn.GRU` and `torch.nn.LSTM`.
+
+    Args:
+        inputs: I.
+        hidden: H.
+        cell: "gru" (Cho et al. 2014, arXiv:1406.1078) or "lstm" (Hochreiter & Schmidhuber 1997).
+    """
+
+    def __init__(self, inputs: int, hidden: int, cell: Cell) -> None:
+        super().__init__()
+        self.hidden, self.cell = hidden, cell
+        gates = 3 if cell == "gru" else 4
+        self.from_input = nn.Linear(inputs, gates * hidden)
+        self.from_hidden = nn.Linear(hidden, gates * hidden)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Returns the hidden states of all steps."""
+        step = self._gru if self.cell == "gru" else self._lstm
+        state = memory = inputs.new_zeros(len(inputs), self.hidden)
+        states = []
+        for projected in self.from_input(inputs).unbind(1):
+            state, memory = step(projected, state, memory)
+            states.append(state)
+        return torch.stack(states, 1)
+
+    def _gru(self, projected: Tensor, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        reset_x, update_x, new_x = projected.chunk(3, 1)
+        reset_h, update_h, new_h = self.from_hidden(state).chunk(3, 1)
+        update = torch.sigmoid(update_x + update_h)
+        new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
+        return new + update * (state - new), memory
+
+    def _lstm(self, projected: Tensor, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+        write, forget, new, read = (projected + self.from_hidden(state)).chunk(4, 1)
+        kept = torch.sigmoid(forget) * memory
+        memory = kept + torch.sigmoid(write) * torch.tanh(new)
+        return torch.sigmoid(read) * torch.tanh(memory), memory
+
+
+class LastStep(nn.Module):
+    """Keeps the last of the steps: (N, T, H) to (N, H)."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Returns the last state."""
+        return states[:, -1]
+
+
+@dataclass(frozen=True)
+class RecurrentSpec:
+    """A recurrent network on sequences (N, T, inputs), or on tokens (N, T).
+
+    Attributes:
+        outputs: of every step, or of the last one alone.
+        hidden: units per layer.
+        tokens: whether the inputs are tokens, in 0..inputs - 1, to be embedded.
+        every_step: whether to read out every step: (N, T, outputs), or (N, outputs).
+        initial_scale: factor on the initial weights of every layer, not its biases.
+    """
+
+    inputs: int
+    outputs: int
+    hidden: int
+    layers: int = 1
+    cell: Cell = "gru"
+    tokens: bool = False
+    every_step: bool = False
+    dropout: float = 0.0
+    initial_scale: float = 1.0
+
+    def build(self) -> nn.Sequential:
+        """Returns the network with initial weights from torch's global random state."""
+        net: list[nn.Module] = []
+        if self.tokens:
+            net.append(nn.Embedding(self.inputs, self.hidden))
+        for index in range(self.layers):
+            plain = index == 0 and not self.tokens
+            net.append(GatedLayer(self.inputs if plain else self.hidden, self.hidden, self.cell))
+            if self.dropout > 0.0:
+                net.append(nn.Dropout(self.dropout))
+        if not self.every_step:
+            net.append(LastStep())
+        net.append(nn.Linear(self.hidden, self.outputs))
+        return scale_weights(nn.Sequential(*net), self.initial_scale)
+
+
+class CausalAttention(nn.Module):
+    """Multi-head self-attention that sees the past only (Vaswani et al. 2017, section 3.2).
+
+    Args:
+        width: D, a multiple of `heads`.
+        heads: number of heads.
+    """
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.queries_keys_values = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Maps (N, T, D) to (N, T, D)."""
+        length, size = inputs.shape[1], inputs.shape[2] // self.heads
+        pieces = self.queries_keys_values(inputs).unflatten(2, (3, self.heads, size))
+        query, key, value = pieces.transpose(1, 3).unbind(2)  # (N, heads, T, size) each
+        future = torch.ones(length, length, dtype=torch.bool, device=inputs.device).triu(1)
+        scores = (query @ key.transpose(2, 3) * size**-0.5).masked_fill(future, -torch.inf)
+        return torch.as_tensor(self.out((scores.softmax(3) @ value).transpose(1, 2).flatten(2)))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a two-layer MLP, each with a residual connection and LayerNorm.
+
+    Args:
+        width: D.
+        heads: of the attention.
+        dropout: on both branches.
+        norm_first: normalise the branches' inputs ("pre-norm"), or the sums ("post-norm", harder
+            to start; Xiong et al. 2020, arXiv:2002.04745).
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float, norm_first: bool) -> None:
+        super().__init__()
+        self.norm_first = norm_first
+        self.attention = CausalAttention(width, heads)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
+        )
+        self.norms = nn.ModuleList([nn.LayerNorm(width), nn.LayerNorm(width)])
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Maps (N, T, D) to (N, T, D)."""
+        for norm, branch in zip(self.norms, (self.attention, self.mlp), strict=True):
+            if self.norm_first:
+                inputs = inputs + self.dropout(branch(norm(inputs)))
+            else:
+                inputs = norm(inputs + self.dropout(branch(inputs)))
+        return inputs
+
+
+class TokensInPlace(nn.Module):
+    """Sum of the embeddings of a token and of its position: (N, T) to (N, T, D)."""
+
+    def __init__(self, vocabulary: int, length: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+        self.positions = nn.Embedding(length, width)
+        for embedding in (self.tokens, self.positions):
+            nn.init.normal_(embedding.weight, std=0.1)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns the embeddings."""
+        places = torch.arange(tokens.shape[1], device=tokens.device)
+        return torch.as_tensor(self.tokens(tokens) + self.positions(places))
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """A decoder-only transformer on tokens (N, T): logits (N, T, vocabulary) of the next ones.
+
+    Attributes:
+        length: the longest sequence.
+        width: D, a multiple of `heads`.
+        depth: number of blocks.
+        initial_scale: factor on the initial weights of every layer, not its biases.
+    """
+
+    vocabulary: int
+    length: int
+    width: int
+    depth: int = 1
+    heads: int = 1
+    dropout: float = 0.0
+    norm_first: bool = True
+    initial_scale: float = 1.0
+
+    def build(self) -> nn.Sequential:
+        """Returns the network with initial weights from torch's global random state."""
+        blocks = (
+            TransformerBlock(self.width, self.heads, self.dropout, self.norm_first)
+            for _ in range(self.depth)
+        )
+        final = [nn.LayerNorm(self.width)] if self.norm_first else []
+        net = nn.Sequential(
+            TokensInPlace(self.vocabulary, self.length, self.width),
+            *blocks,
+            *final,
+            nn.Linear(self.width, self.vocabulary),
+        )
+        return scale_weights(net, self.initial_scale)
+
+
+class MeanEmbedding(nn.Module):
+    """Mean of the embeddings of a bag of tokens: (N, T) to (N, D)."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(vocabulary, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Returns the mean."""
+        return torch.as_tensor(self.tokens(tokens)).mean(1)
+
+
+@dataclass(frozen=True)
+class BagSpec:
+    """Classifies a bag of tokens (N, T) by an MLP on the mean of their embeddings."""
+
+    vocabulary: int
+    mlp: MLPSpec
+
+    def build(self) -> nn.Sequential:
+        """Returns the network with initial weights from torch's global random state."""
+        embedding = MeanEmbedding(self.vocabulary, self.mlp.inputs)
+        return nn.Sequential(scale_weights(embedding, self.mlp.initial_scale), self.mlp.build())
+
+
+class Factorization(nn.Module):
+    """Entries of a low-rank matrix: u_i . v_j + a_i + b_j (Koren et al. 2009, equation 4).
+
+    Args:
+        rows: number of users.
+        columns: number of items.
+        rank: of the product.
+    """
+
+    def __init__(self, rows: int, columns: int, rank: int) -> None:
+        super().__init__()
+        self.rows, self.columns = nn.Embedding(rows, rank), nn.Embedding(columns, rank)
+        self.row_bias, self.column_bias = nn.Embedding(rows, 1), nn.Embedding(columns, 1)
+        for embedding in (self.rows, self.columns, self.row_bias, self.column_bias):
+            nn.init.normal_(embedding.weight, std=rank**-0.5)
+
+    def forward(self, pairs: Tensor) -> Tensor:
+        """Maps pairs (N, 2) to entries (N, 1)."""
+        row, column = pairs.unbind(1)
+        product = (self.rows(row) * self.columns(column)).sum(1, keepdim=True)
+        return torch.as_tensor(product + self.row_bias(row) + self.column_bias(column))
+
+
+@dataclass(frozen=True)
+class FactorizationSpec:
+    """A `Factorization` whose initial weights are scaled by `initial_scale`."""
+
+    rows: int
+    columns: int
+    rank: int
+    initial_scale: float = 1.0
+
+    def build(self) -> Factorization:
+        """Returns the model with initial weights from torch's global random state."""
+        return scale_weights(Factorization(self.rows, self.columns, self.rank), self.initial_scale)

@@ -1,0 +1,178 @@
+"""`dqnlr-train -m` and `dqnlr-promote` from outside, on the same small sweep."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from lightning_dqnlr.cli import policies as cli
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.meta.promote import Candidate, Standing, table, verdict
+from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.scoring.evaluate import Scores
+from lightning_dqnlr.scoring.statistics import interquartile_mean
+from tests.cli.test_cli import TINY, run_command
+from tests.cli.test_cli_combine import save_member
+
+SHORT = (*TINY, "train.episodes=3", "train.evaluate_every=2", "tensorboard=false")
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    """Two jobs of one command, one after the other (Hydra's basic launcher)."""
+    cwd = tmp_path_factory.mktemp("elsewhere")
+    return cwd, run_command("-m", *SHORT, "agent=classic,double", "folder=sweep", cwd=cwd)
+
+
+def promote(monkeypatch, *arguments):
+    """`dqnlr-promote` in this process."""
+    monkeypatch.setattr(sys, "argv", ["dqnlr-promote", *map(str, arguments)])
+    cli.promote()
+
+
+def test_every_job_of_a_sweep_has_its_own_folder_and_all_share_the_rivals(swept):
+    cwd, done = swept
+    assert done.returncode == 0, done.stderr
+    names = {path.name for path in (cwd / "sweep").iterdir()}
+    assert names == {"0", "1", "multirun.yaml", "rivals"}
+    agents = [LRPolicy.load(cwd / "sweep" / job / "best").record["agent"] for job in "01"]
+    assert ["double=True" in agent for agent in agents] == [False, True]
+    assert len(list((cwd / "sweep/rivals").iterdir())) == 1
+    assert not (cwd / "sweep/0/rivals").exists()
+
+
+def test_a_sweeper_receives_the_validation_score_as_its_objective(tmp_path):
+    sweeper = ("hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "hydra.sweeper.n_jobs=1")
+    varied = "agent.learner.learning_rate=tag(log,interval(1e-4,1e-2))"
+    done = run_command("-m", *SHORT, *sweeper, varied, "folder=sweep", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = yaml.safe_load((tmp_path / "sweep/optimization_results.yaml").read_text())
+    assert math.isfinite(found["best_value"])
+    records = [LRPolicy.load(tmp_path / "sweep" / job / "best").record for job in "01"]
+    assert found["best_value"] == min(record["validation"]["score"] for record in records)
+    rates = [
+        f"learning_rate={found['best_params']['agent.learner.learning_rate']}" in r["agent"]
+        for r in records
+    ]
+    assert rates.count(True) == 1
+
+
+def test_a_job_that_fails_is_named_and_does_not_keep_the_others_from_running(tmp_path):
+    done = run_command("-m", *SHORT, "agent.learner.loss=l1,mse", "folder=sweep", cwd=tmp_path)
+    assert done.returncode == 2
+    assert (
+        "dqnlr-train: error: agent.learner: DQNConfig.loss must be" in done.stderr.splitlines()[-1]
+    )
+    assert (tmp_path / "sweep/1/best/policy.json").is_file()
+
+
+def test_a_policy_s_own_folder_is_not_written_to_by_a_comparison(swept, monkeypatch):
+    first, second = (swept[0] / "sweep" / job / "best" for job in "01")
+    before = sorted(path.name for path in first.iterdir())
+    arguments = ("--into", swept[0] / "chosen", "--tasks", 1, "--seeds", 1)
+    promote(monkeypatch, first, second, *arguments)
+    assert sorted(path.name for path in first.iterdir()) == before
+
+
+def test_the_best_policy_of_a_sweep_is_promoted_with_one_command(swept, monkeypatch, capsys):
+    folder = swept[0] / "sweep"
+    into = swept[0] / "won"
+    promote(monkeypatch, folder, "--into", into, "--tasks", 2, "--seeds", 3)
+    shown = capsys.readouterr().out
+    winner, record = LRPolicy.load(into), json.loads((into / "policy.json").read_text())["record"]
+    promoted = record["promoted"]
+    scores = [each["score"] for each in promoted["candidates"]]
+    assert scores == sorted(scores)
+    assert len(scores) >= 2
+    original = LRPolicy.load(folder / promoted["from"])
+    for name, weight in original.network.state_dict().items():
+        assert torch.equal(weight, winner.network.state_dict()[name]), name
+    assert record["command"] == original.record["command"]
+    assert promoted["candidates"][0]["name"] == promoted["from"]
+    assert promoted["split"] == "validation"
+    numbers = [name.split("/")[1:] for name in promoted["tasks"]]
+    assert numbers == [["validation", "1000"], ["validation", "1001"]]  # none selected on these
+    for part in (
+        "0/best",
+        "1/best",
+        "agent=classic",
+        "agent=double",
+        "95% interval",
+        "score (95%)",
+    ):
+        assert part in shown
+
+
+def test_a_promoted_policy_beside_its_sweep_is_not_compared_with_itself(swept, monkeypatch, capsys):
+    folder = swept[0] / "sweep"
+    for _ in range(2):
+        promote(monkeypatch, folder, "--into", folder / "won", "--tasks", 1, "--seeds", 1)
+    assert not any(line.startswith("won ") for line in capsys.readouterr().out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tasks", 0], "--tasks=0 must be an integer of at least 1"),
+        (["--device", "tpu"], "device='tpu' must be cpu, cuda or auto"),
+        ([], "No policy in"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        promote(monkeypatch, tmp_path, "--into", tmp_path / "won", *arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert line.startswith("dqnlr-promote: error: ")
+    assert message in line
+    assert not (tmp_path / "won").exists()
+
+
+def test_policies_of_unknown_tasks_need_the_family_to_be_named(tmp_path, monkeypatch, capsys):
+    save_member(tmp_path / "a", 0)
+    with pytest.raises(SystemExit):
+        promote(monkeypatch, tmp_path, "--into", tmp_path / "won")
+    assert "--family" in capsys.readouterr().err
+
+
+def standing(name, *regrets):
+    """Of one row of regrets per task."""
+    rows = torch.tensor(regrets)
+    names = tuple(f"task/{i}" for i in range(len(rows)))
+    policy = LRPolicy.load("default")
+    policy.record = {"overrides": [f"seed={name}", "round=8"]}
+    return Standing(Candidate(name, Path(name), policy), Scores(names, rows, rows, 0.0), 0)
+
+
+def test_a_lead_on_one_task_of_many_is_within_noise():
+    first = standing("a", *[[0.1, 0.1]] * 7, [0.0, 0.0])
+    second = standing("b", *[[0.1, 0.1]] * 7, [0.4, 0.4])
+    assert "within noise" in verdict([first, second])
+
+
+def test_a_lead_on_every_task_is_more_than_noise_however_different_the_tasks_are():
+    first = standing("a", *[[0.2 * i, 0.2 * i] for i in range(8)])
+    second = standing("b", *[[0.2 * i + 0.05, 0.2 * i + 0.05] for i in range(8)])
+    assert "0.050 to 0.050 in score (95%): more than noise" in verdict([first, second])
+
+
+def test_the_table_shows_what_the_runs_did_differently():
+    lines = table([standing("a", [0.0, 1.0], [0.0, 3.0]), standing("b", [2.0] * 2, [2.0] * 2)])
+    first = lines.splitlines()[1]
+    assert first.endswith("seed=a")
+    assert first.split()[1:5] == ["0.750", "1.000", "0.000", "0.500"]  # 3 is clipped to 2 in score
+    assert interquartile_mean(torch.tensor([0.0, 1.0, 0.0, 3.0])) == 0.5
+
+
+def test_runs_on_different_tasks_are_not_compared_in_silence(tmp_path):
+    for name in "ab":
+        (tmp_path / name / ".hydra").mkdir(parents=True)
+        (tmp_path / name / ".hydra/config.yaml").write_text(
+            f"tasks: {{_target_: {name}}}\nenv: {{engine: {{}}}}\n"
+        )
+    with pytest.raises(ConfigurationError, match="must agree"):
+        cli._recorded(None, [tmp_path / "a/best", tmp_path / "b/best"])
