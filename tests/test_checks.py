@@ -1,0 +1,55 @@
+"""What the argument checks let through and what they refuse, with the words a user reads."""
+
+import doctest
+import math
+
+import numpy as np
+import pytest
+
+from lightning_dqnlr import checks
+from lightning_dqnlr.checks import check_choice, check_integer, check_number
+from lightning_dqnlr.errors import ConfigurationError
+
+
+@pytest.mark.parametrize(
+    ("interval", "inside", "outside"),
+    [
+        ("(0, 1]", [1e-300, 1, 0.5, np.float32(0.5)], [0, -0.0, 1.0000001]),
+        ("[0, 1)", [0, 0.999], [1, -1e-300]),
+        ("(0, inf)", [1e300], [math.inf, 0]),
+        ("[0, inf]", [math.inf, 0], [-math.inf]),
+        ("(-inf, inf)", [-1e300], [math.inf, -math.inf]),
+    ],
+)
+def test_the_ends_of_an_interval_belong_to_it_as_the_brackets_say(interval, inside, outside):
+    for value in inside:
+        check_number("x", value, interval)
+    for value in [*outside, math.nan, True, "0.5", None]:
+        with pytest.raises(ConfigurationError, match="x="):
+            check_number("x", value, interval)
+
+
+def test_an_integer_is_neither_a_float_nor_a_boolean_nor_text():
+    for value in (1, 3, np.int64(2)):
+        check_integer("n", value, 1, 3)
+    for value in (0, 4, 2.0, True, "2", None, math.nan):
+        with pytest.raises(ConfigurationError, match="n=.* must be an integer from 1 to 3"):
+            check_integer("n", value, 1, 3)
+
+
+def test_none_passes_only_where_it_may():
+    check_number("x", None, "(0, 1)", optional=True)
+    check_integer("n", None, 1, optional=True)
+    check_choice("kind", None, ("a", "b"), optional=True)
+    with pytest.raises(ConfigurationError, match=r"n=0 must be .* at least 1, or None\."):
+        check_integer("n", 0, 1, optional=True)
+
+
+def test_a_choice_is_refused_with_all_that_there_are():
+    check_choice("kind", "a", ("a", "b"))
+    with pytest.raises(ConfigurationError, match="kind='c' must be one of 'a', 'b'"):
+        check_choice("kind", "c", ("a", "b"))
+
+
+def test_the_documented_examples_are_true():
+    assert doctest.testmod(checks).failed == 0
