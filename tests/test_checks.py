@@ -33,7 +33,7 @@ def test_an_integer_is_neither_a_float_nor_a_boolean_nor_text():
     for value in (1, 3, np.int64(2)):
         check_integer("n", value, 1, 3)
     for value in (0, 4, 2.0, True, "2", None, math.nan):
-        with pytest.raises(ConfigurationError, match="n=.* must be an integer from 1 to 3"):
+        with pytest.raises(ConfigurationError, match=r"n=.* must be an integer from 1 to 3"):
             check_integer("n", value, 1, 3)
 
 
