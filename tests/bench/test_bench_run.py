@@ -8,7 +8,6 @@ import torch
 from lightning import LightningModule
 from torch.optim import SGD, Adam
 
-from lightning_dqnlr.scoring import task_content as fingerprint
 from lightning_dqnlr.bench.methods import METHODS
 from lightning_dqnlr.bench.methods.feedback import Hypergradient
 from lightning_dqnlr.bench.methods.packages import Prodigy, ScheduleFree, _decoupled
@@ -24,6 +23,7 @@ from lightning_dqnlr.envs.environment import Losses
 from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.envs.trainer_data import task_loader
 from lightning_dqnlr.errors import RecordError
+from lightning_dqnlr.scoring import task_content as fingerprint
 from lightning_dqnlr.scoring.cosine import cosine
 from lightning_dqnlr.scoring.task_content import _meaning, task_content
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
