@@ -1,24 +1,18 @@
 """`Archive`: records of finished runs in few small files, to be shipped with the repository."""
 
 from __future__ import annotations
-import hashlib
-import json
-from collections.abc import Iterator
-from pathlib import Path
-from lightning_dqnlr.bench.runs.record import Key, Record, slug
-from lightning_dqnlr.errors import RecordError
-from lightning_dqnlr.files import write_atomically
 
+import hashlib
 import json
 import lzma
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_dqnlr.bench.runs.record import Key, Record, slug
 from lightning_dqnlr.errors import ConfigurationError, RecordError
-from lightning_dqnlr.files import write_together
+from lightning_dqnlr.files import write_atomically, write_together
 
 CODES = "codes.json"
 DIGITS = 6  # of losses, curves and seconds; a key's learning rate keeps all of its own

@@ -11,28 +11,25 @@ import ast
 import hashlib
 import inspect
 import json
-import math
-import textwrap
-from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-
 import lightning_dqnlr
 from lightning_dqnlr.bench.methods.plan import Learned, Method
-from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
-from lightning_dqnlr.tasks.task import Task
 from lightning_dqnlr.scoring.task_content import _meaning, _module_source, task_content
+from lightning_dqnlr.tasks.task import Task
 
 _ROOT = Path(lightning_dqnlr.__file__).parent
 # Besides the method's own module. A policy's results depend on the controller, too.
-_ALWAYS = ("bench/runs/run.py", "bench/runs/evaluation.py", "envs/trainer_data.py", "host/optimizer.py")
+_ALWAYS = (
+    "bench/runs/run.py",
+    "bench/runs/evaluation.py",
+    "envs/trainer_data.py",
+    "host/optimizer.py",
+)
 _CONTROLLER = (
     "control", "bench/methods/controls.py", "host/callback.py", "host/driver.py", "envs/trainer_run.py",
     "policy/network.py", "policy/policy.py", "host/snapshot.py", "host/trainer_checks.py",

@@ -17,17 +17,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from lightning_dqnlr.bench.runs.evaluation import Evaluation
-from lightning_dqnlr.bench.runs.fingerprint import code_hash, policy_hash
 from lightning_dqnlr.bench.methods.packages import effective_lr
 from lightning_dqnlr.bench.methods.plan import Method, Plan, Setting, as_it_is
+from lightning_dqnlr.bench.runs.evaluation import Evaluation
+from lightning_dqnlr.bench.runs.fingerprint import code_hash, policy_hash
 from lightning_dqnlr.bench.runs.record import Key, Record
-from lightning_dqnlr.host.callback import DQNLRCallback
-from lightning_dqnlr.envs.process import interruptible
+from lightning_dqnlr.envs.process import RandomStream, interruptible
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
-from lightning_dqnlr.envs.process import RandomStream
 from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import MissingPackageError, PolicyFileError
+from lightning_dqnlr.host.callback import DQNLRCallback
 from lightning_dqnlr.host.optimizer import GroupRates
 from lightning_dqnlr.tasks.task import Task
 

@@ -1,10 +1,6 @@
 """Which runs a suite consists of, which of them are missing, and running those."""
 
 from __future__ import annotations
-from collections.abc import Sequence
-from typing import NamedTuple
-from lightning_dqnlr.bench.runs.losses import survivors
-from lightning_dqnlr.bench.runs.archive import Store
 
 import os
 import time
@@ -12,16 +8,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeVar
 
-from lightning_dqnlr.bench.runs.archive import Archive
-from lightning_dqnlr.bench.runs.fingerprint import code_hash, policy_hash
-from lightning_dqnlr.scoring.task_content import task_content
 from lightning_dqnlr.bench.methods.plan import Method
+from lightning_dqnlr.bench.runs.archive import Archive, Store
+from lightning_dqnlr.bench.runs.fingerprint import code_hash, policy_hash
+from lightning_dqnlr.bench.runs.losses import survivors
 from lightning_dqnlr.bench.runs.processes import Call, Refusal, run_calls
 from lightning_dqnlr.bench.runs.record import Key, Record
-from lightning_dqnlr.bench.runs.archive import Store
 from lightning_dqnlr.bench.tasks.task import APART, BenchTask
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.scoring.task_content import task_content
 from lightning_dqnlr.tasks.task import Task
 
 _Named = TypeVar("_Named", BenchTask, Method)
@@ -300,6 +296,7 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
 
 SHARE = 1 / 3  # of an undecided grid that stays, at most, as a rule; for estimates
 

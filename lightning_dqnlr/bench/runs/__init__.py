@@ -1,0 +1,1 @@
+"""The benchmark's runs: which there are, how one is made, and where records lie."""
