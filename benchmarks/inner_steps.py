@@ -126,7 +126,7 @@ def vector_rate(
 ) -> float:
     """Inner steps per second over all replicas, telemetry and control included."""
     engine = VectorEngine(device)
-    env = engine.open(task, ControllerSpec(), range(replicas), Terms(LogProgress()))
+    env = engine.open(task, ControllerSpec(), range(replicas), Terms())
     keep = torch.full((replicas,), env.controller.spec.actions.keep, device=device)
     env.reset()
     begin()

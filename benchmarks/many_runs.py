@@ -24,7 +24,6 @@ from tqdm import tqdm
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.rewards import log_progress
 from lightning_dqnlr.scoring.cosine import PEAKS, run_cosine
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
@@ -58,7 +57,7 @@ def ends(
     task: Task, policy: LRPolicy, seeds: Sequence[int], engine: VectorEngine
 ) -> tuple[Tensor, Tensor]:
     """Training losses (seeds,) before and after a run under greedy control."""
-    env = engine.open(task, policy.spec, seeds, Terms(log_progress))
+    env = engine.open(task, policy.spec, seeds, Terms())
     before, observation = env.losses().train, env.reset()
     while not env.finished:
         observation = env.step(policy.act(observation)).observation

@@ -23,7 +23,6 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.process import give_back_freed_memory, keep_freed_memory
 from lightning_dqnlr.envs.vector import VectorEngine
-from lightning_dqnlr.rl.rewards import LogProgress
 
 
 def growth(device: str, minutes: float) -> list[float]:
@@ -33,7 +32,7 @@ def growth(device: str, minutes: float) -> list[float]:
     began, seed = time.monotonic(), 0
     while (share := (time.monotonic() - began) / (60 * minutes)) < 1 or not marks[9]:
         task = families[seed % len(families)].sample(seed)
-        env = engine.open(task, ControllerSpec(), range(64), Terms(LogProgress()))
+        env = engine.open(task, ControllerSpec(), range(64), Terms())
         env.reset()
         while not env.finished:
             env.step(torch.full((64,), 3, device=device))

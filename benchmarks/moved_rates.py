@@ -23,7 +23,6 @@ from lightning_dqnlr.control.features import compressed_loss
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.rewards import log_progress
 from lightning_dqnlr.scoring.statistics import interquartile_mean
 from lightning_dqnlr.tasks.task import Task
 
@@ -78,7 +77,7 @@ def differences(task: Task, policy: LRPolicy, seeds: int, engine: VectorEngine) 
     """Final log loss of each move less the policy's own, (moves, seeds), clipped to +-`LARGEST`."""
     replicas = [(move, seed) for move in (None, *MOVES) for seed in range(seeds)]
     mover = Mover(policy, [move for move, _ in replicas])
-    env = engine.open(task, policy.spec, [seed for _, seed in replicas], Terms(log_progress))
+    env = engine.open(task, policy.spec, [seed for _, seed in replicas], Terms())
     observation = env.reset()
     while not env.finished:
         action = mover.act(observation, env.controller.step / task.horizon)

@@ -24,7 +24,6 @@ from tqdm import tqdm
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.rewards import log_progress
 from lightning_dqnlr.scoring.cosine import TunedCosine, regret
 from lightning_dqnlr.scoring.evaluate import Rivals
 from lightning_dqnlr.tasks.task import Task
@@ -52,7 +51,7 @@ def follow(
     task: Task, policy: LRPolicy, seeds: Sequence[int], rival: TunedCosine, engine: VectorEngine
 ) -> list[Run]:
     """Trains the task once per seed and keeps what was seen and done at each decision."""
-    env = engine.open(task, policy.spec, seeds, Terms(log_progress))
+    env = engine.open(task, policy.spec, seeds, Terms())
     observation, rows = env.reset(), []
     while not env.finished:
         seen, action, lr = observation, policy.act(observation), env.controller.lr.clone()

@@ -110,6 +110,7 @@ def build_trainer(config: DictConfig, folder: Path, rivals: Path | None = None) 
     def plain(node: Any) -> Any:
         return instantiate(node, _convert_="all")
 
+    _check_moved(config)
     device = find_device(config.device)
     if config.train.rivals is None and rivals is not None:
         config = cast(DictConfig, OmegaConf.merge(config, {"train": {"rivals": str(rivals)}}))
@@ -124,6 +125,16 @@ def build_trainer(config: DictConfig, folder: Path, rivals: Path | None = None) 
         folder=folder,
         workers=plain(config.collector),
     )
+
+
+def _check_moved(config: DictConfig) -> None:
+    """Settings of a user's own `env` that belong to the reward; there they would do nothing."""
+    for name in ("credit", "temperature", "final_evaluation", "trip_penalty"):
+        if name in config.env.collect:
+            raise ConfigurationError(
+                f"env.collect.{name} is a matter of the reward now; choose reward=final_score or "
+                "reward=log_progress and set what it offers (reward.temperature=0.2, say)."
+            )
 
 
 def _check_resume(config: DictConfig, overrides: Sequence[str]) -> None:

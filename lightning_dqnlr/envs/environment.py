@@ -12,28 +12,24 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.history import History
 from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.rl.rewards import Interval
 from lightning_dqnlr.tasks.task import Task
 
 
-class Reward(Protocol):
-    """The reward of an interval, elementwise: (previous loss, loss, initial loss) -> reward."""
-
-    def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
-        """The reward, of the shape of `loss`."""
-
-
 class StepResult(NamedTuple):
-    """One transition of every replica; leading shape (R,)."""
+    """One transition of every replica.
+
+    Attributes:
+        observation: (R, F).
+        interval: what it is paid for, (R,) in every field.
+    """
 
     observation: Tensor
-    reward: Tensor
-    alive: Tensor  # bool: the replica has not failed
-    tripped: Tensor  # bool: the circuit breaker undid the interval
+    interval: Interval
 
 
 class Losses(NamedTuple):
@@ -58,34 +54,15 @@ class Start:
 
 @dataclass(frozen=True)
 class Terms:
-    """What an environment pays and allows.
+    """What an environment allows.
 
     Args:
-        reward: of an interval.
         start: where the learning rates begin.
         circuit_breaker: whether blown-up intervals are undone.
-        trip_penalty: subtracted from the reward of an undone interval.
     """
 
-    reward: Reward
     start: Start = Start()
     circuit_breaker: bool = True
-    trip_penalty: float = 0.2
-
-    def transition(
-        self,
-        previous_loss: Tensor,
-        history: History,
-        observation: Tensor,
-        tripped: Tensor,
-        alive: Tensor,
-    ) -> StepResult:
-        """The result of an interval, the same whoever ran it; a failure is worth -1."""
-        value = self.reward(previous_loss, history.loss, history.initial_loss)
-        value = value - self.trip_penalty * tripped
-        alive = alive & history.loss.isfinite()
-        reward = torch.where(alive, value, torch.full_like(value, -1.0))
-        return StepResult(observation, reward, alive, tripped)
 
 
 class Control(Protocol):
@@ -159,7 +136,7 @@ class Engine(Protocol):
             task: what to train.
             spec: the controller's specification, shared with the policy.
             seeds: one per replica; fixes initial weights, data order and dropout.
-            terms: rewards, start and circuit breaker.
+            terms: start and circuit breaker.
         """
 
     def follow(

@@ -22,11 +22,17 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import Engine, LREnvironment, Reward, StepResult, Terms
+from lightning_dqnlr.envs.environment import Engine, LREnvironment, StepResult, Terms
 from lightning_dqnlr.envs.process import RandomStream
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError
-from lightning_dqnlr.rl.rewards import LogProgress
+from lightning_dqnlr.rl.rewards import (
+    TRIP_PENALTY,
+    Interval,
+    IntervalReward,
+    LogProgress,
+    interval_rewards,
+)
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from lightning_dqnlr.tasks.sampling import Split
 from lightning_dqnlr.tasks.task import Task, TaskFamily
@@ -69,7 +75,8 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
         reward: of an interval.
         circuit_breaker: whether blown-up intervals are undone. If not, a loss that is not finite
             ends the episode with reward -1.
-        trip_penalty: subtracted from the reward of an undone interval.
+        trip_penalty: subtracted from the reward of an undone interval; None for the reward's own,
+            and 0.02 where it has none.
         engine: trains: `VectorEngine()`, or `TrainerEngine()` for a real Trainer, which carries
             any LightningModule.
     """
@@ -82,14 +89,15 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
         *,
         split: Split = "train",
         controller_spec: ControllerSpec = _CONTROLLER,
-        reward: Reward = _REWARD,
+        reward: IntervalReward = _REWARD,
         circuit_breaker: bool = True,
-        trip_penalty: float = 0.2,
+        trip_penalty: float | None = None,
         engine: Engine = ON_CPU,
     ) -> None:
         self.observation_space, self.action_space = _spaces(controller_spec)
-        terms = Terms(reward, circuit_breaker=circuit_breaker, trip_penalty=trip_penalty)
+        terms = Terms(circuit_breaker=circuit_breaker)
         self._episodes = Episodes(tasks, split, controller_spec, terms, engine)
+        self._pay = _Pay(reward, trip_penalty)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -118,10 +126,12 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
         """
         _check_action(self.action_space, action)
         result = self._episodes.advance(torch.tensor([int(action)]))
-        info, over = _info(self._episodes, result.tripped), self._episodes.over
+        info = _info(self._episodes, result.interval.tripped)
+        over = self._episodes.over
         if over:
             info |= _summary(self._episodes)
-        return _array(result.observation)[0], float(result.reward[0]), over, False, _first(info)
+        reward = float(self._pay(result.interval)[0])
+        return _array(result.observation)[0], reward, over, False, _first(info)
 
     def close(self) -> None:
         """Ends a run under way."""
@@ -167,9 +177,9 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
         *,
         split: Split = "train",
         controller_spec: ControllerSpec = _CONTROLLER,
-        reward: Reward = _REWARD,
+        reward: IntervalReward = _REWARD,
         circuit_breaker: bool = True,
-        trip_penalty: float = 0.2,
+        trip_penalty: float | None = None,
         engine: Engine = ON_CPU,
     ) -> None:
         if num_envs < 1:
@@ -178,8 +188,9 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
         self.single_observation_space, self.single_action_space = _spaces(controller_spec)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        terms = Terms(reward, circuit_breaker=circuit_breaker, trip_penalty=trip_penalty)
+        terms = Terms(circuit_breaker=circuit_breaker)
         self._episodes = Episodes(tasks, split, controller_spec, terms, engine)
+        self._pay = _Pay(reward, trip_penalty)
         self._done = np.zeros(num_envs, dtype=np.bool_)
 
     def reset(
@@ -220,9 +231,9 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
             return observation, np.zeros(self.num_envs, np.float32), never, never.copy(), info
         _check_action(self.action_space, actions)
         result = self._episodes.advance(torch.as_tensor(actions))
-        reward = np.where(self._done, 0.0, _array(result.reward))
-        info = _masked(_info(self._episodes, result.tripped), ~self._done)
-        ended = ~self._done & (~_array(result.alive) | self._episodes.over)
+        reward = np.where(self._done, 0.0, _array(self._pay(result.interval)))
+        info = _masked(_info(self._episodes, result.interval.tripped), ~self._done)
+        ended = ~self._done & (~_array(result.interval.alive) | self._episodes.over)
         if ended.any():
             info |= _masked(_summary(self._episodes), ended)
         self._done = self._done | ended
@@ -297,6 +308,18 @@ gymnasium.register(
 )
 
 
+class _Pay:
+    """An interval's reward, less the penalty of the one who asks or else the reward's own."""
+
+    def __init__(self, reward: IntervalReward, trip_penalty: float | None) -> None:
+        own = getattr(reward, "trip_penalty", TRIP_PENALTY)
+        self._trip_penalty = own if trip_penalty is None else trip_penalty
+        self._reward = reward
+
+    def __call__(self, interval: Interval) -> Tensor:
+        return interval_rewards(self._reward, interval, self._trip_penalty)
+
+
 class Summary(NamedTuple):
     """What whole runs were like; (R,) each."""
 
@@ -315,7 +338,7 @@ class Episodes:
         tasks: the family that `begin` draws from, or one task for all episodes.
         split: of the family.
         spec: of the controller.
-        terms: rewards and circuit breaker.
+        terms: start and circuit breaker.
         engine: trains.
     """
 

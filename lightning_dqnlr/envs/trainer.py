@@ -19,6 +19,7 @@ from lightning_dqnlr.envs.environment import Losses, StepResult, Terms
 from lightning_dqnlr.envs.process import RandomStream, interruptible
 from lightning_dqnlr.envs.trainer_data import module_losses, quiet, task_loader, task_trainer
 from lightning_dqnlr.envs.trainer_run import Conditions, Schedule, TrainerRun
+from lightning_dqnlr.rl.rewards import Interval
 from lightning_dqnlr.tasks.task import Task
 
 
@@ -29,7 +30,7 @@ class TrainerLREnv:
         task: what to train.
         spec: the controller's specification, shared with the policy.
         seeds: one per replica.
-        terms: rewards, start and circuit breaker.
+        terms: start and circuit breaker.
         device: where to train, and where observations and losses are returned.
     """
 
@@ -53,7 +54,6 @@ class TrainerLREnv:
         self._device = torch.device(device)
         self.controller = Together(spec, self._runs, self._device)
         self.alive = torch.ones(len(seeds), dtype=torch.bool, device=device)
-        self._terms = terms
 
     @property
     def finished(self) -> bool:
@@ -70,15 +70,11 @@ class TrainerLREnv:
         actions = action.tolist()
         rows = [run.advance(chosen) for run, chosen in zip(self._runs, actions, strict=True)]
         history = self.controller.history
-        result = self._terms.transition(
-            previous,
-            history,
-            torch.stack(rows).to(self._device),
-            history.restored > 0,
-            self.alive,
+        self.alive = self.alive & history.loss.isfinite()
+        interval = Interval(
+            previous, history.loss, history.initial_loss, history.restored > 0, self.alive
         )
-        self.alive = result.alive
-        return result
+        return StepResult(torch.stack(rows).to(self._device), interval)
 
     def losses(self) -> Losses:
         """Of the weights as they are, over the whole data sets; ends the Trainers."""

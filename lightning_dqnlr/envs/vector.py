@@ -14,6 +14,7 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import Telemetry
 from lightning_dqnlr.envs.environment import Losses, StepResult, Terms
 from lightning_dqnlr.envs.replicas import Replicas
+from lightning_dqnlr.rl.rewards import Interval
 from lightning_dqnlr.tasks.task import Task
 
 
@@ -24,7 +25,7 @@ class VectorLREnv:
         task: what to train.
         spec: the controller's specification, shared with the policy.
         seeds: one per replica.
-        terms: rewards, start and circuit breaker.
+        terms: start and circuit breaker.
         device: where to train.
 
     Raises:
@@ -78,15 +79,12 @@ class VectorLREnv:
         left = self.task.horizon - self.controller.step
         self._interval = min(self.controller.interval, left)
         decision = self._run_interval()
-        result = self._terms.transition(
-            previous,
-            self.controller.history,
-            decision.observation,
-            decision.tripped,
-            self.alive,
+        history = self.controller.history
+        self.alive = self.alive & history.loss.isfinite()
+        interval = Interval(
+            previous, history.loss, history.initial_loss, decision.tripped, self.alive
         )
-        self.alive = result.alive
-        return result
+        return StepResult(decision.observation, interval)
 
     def losses(self) -> Losses:
         """Of the weights as they are, over the whole data sets."""

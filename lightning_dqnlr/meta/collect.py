@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.control.features import compressed_loss
-from lightning_dqnlr.control.history import History
 from lightning_dqnlr.envs.environment import (
     USER_LR_EXPONENTS,
     Engine,
     LREnvironment,
-    Reward,
     Start,
     StartKind,
     StepResult,
@@ -26,10 +23,9 @@ from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.demonstrate import Demonstrators
 from lightning_dqnlr.policy.policy import LRPolicy, epsilon_greedy
 from lightning_dqnlr.rl.replay import Transitions, n_step_transitions
-from lightning_dqnlr.rl.rewards import group_final_score, group_relative
+from lightning_dqnlr.rl.rewards import End, Interval, Reward
 from lightning_dqnlr.tasks.task import Task
 
-Credit = Literal["interval", "group_relative", "final_score"]
 _SHARES = (
     "epsilon",
     "discount",
@@ -59,16 +55,9 @@ class CollectConfig:
         off_start_decades: how far away: log-uniform over +- so many decades.
         start: "safe", or "user" for learning rates log-uniform over 1e-6..10, whatever a user
             may have set.
-        credit: what the returns are made of. "interval" pays each interval's reward as it is;
-            "group_relative" subtracts the replicas' mean and divides by the spread of totals;
-            "final_score" pays once, at the end, by `group_final_score` of the loss of the whole
-            training set in eval mode.
-        temperature: of the final score.
         shared_seed: all replicas begin with the same weights and see the same batches, so that
             they differ in their learning rates alone.
-        final_evaluation: end the return on the loss of the whole training set in eval mode.
         circuit_breaker: whether blown-up intervals are undone.
-        trip_penalty: of an undone interval, in units of log loss.
         demonstrators: share of the replicas that follow `Demonstrators` instead of the policy at
             the first episode.
         demonstrator_episodes: episodes over which that share falls linearly to
@@ -95,12 +84,8 @@ class CollectConfig:
     off_start_share: float = 0.25
     off_start_decades: float = 2.0
     start: StartKind = "safe"
-    credit: Credit = "final_score"
-    temperature: float = 0.2
     shared_seed: bool = True
-    final_evaluation: bool = True
     circuit_breaker: bool = True
-    trip_penalty: float = 0.02
     demonstrators: float = 0.5
     demonstrator_episodes: int | None = None
     demonstrators_left: float = 0.0
@@ -114,7 +99,7 @@ class CollectConfig:
         self._check("n_step", isinstance(self.n_step, int) and self.n_step >= 1, "at least 1")
         for name in _SHARES:
             self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
-        for name in ("epsilon_alpha", "off_start_decades", "trip_penalty"):
+        for name in ("epsilon_alpha", "off_start_decades"):
             self._check(name, 0 <= getattr(self, name) < math.inf, "finite and not negative")
         object.__setattr__(self, "demonstrated_ratios", tuple(self.demonstrated_ratios))
         episodes = self.demonstrator_episodes
@@ -126,8 +111,6 @@ class CollectConfig:
         object.__setattr__(self, "demonstrated_drifts", tuple(self.demonstrated_drifts))
         low, high = self.demonstrated_drifts
         self._check("demonstrated_drifts", -2 <= low <= high <= 2, "ascending, in [-2, 2]")
-        self._check("temperature", 0 < self.temperature < math.inf, "positive and finite")
-        self._check("credit", self.credit in get_args(Credit), f"one of {get_args(Credit)}")
         self._check("start", self.start in get_args(StartKind), f"one of {get_args(StartKind)}")
 
     def at(self, episode: int) -> CollectConfig:
@@ -168,21 +151,20 @@ def collect_episode(
     seeds = torch.randint(2**31, (config.replicas,), generator=generator).tolist()
     if config.shared_seed:
         seeds = seeds[:1] * config.replicas
-    start = _start(config, generator)
-    terms = Terms(reward, start, config.circuit_breaker, config.trip_penalty)
+    terms = Terms(_start(config, generator), config.circuit_breaker)
     env = engine.open(task, policy.spec, seeds, terms)
     try:
-        record = _rollout(env, policy, config, generator)
-        final, control = env.losses().train, env.controller
+        rollout = _rollout(env, policy, config, generator)
+        history = env.controller.history
+        end = End(env.losses().train, history.trips)
     finally:
         env.close()
-    record.credit(config, reward, final, control.history)
     return Episode(
-        record.transitions(config),
-        control.step * config.replicas,
-        final,
-        control.history.initial_loss.mean().item(),
-        control.history.trips.mean().item(),
+        rollout.transitions(config, reward, end),
+        env.controller.step * config.replicas,
+        end.loss,
+        history.initial_loss.mean().item(),
+        history.trips.mean().item(),
         1.0 - env.alive.float().mean().item(),
     )
 
@@ -193,7 +175,7 @@ def _rollout(
     first = env.reset()
     epsilon = _epsilons(config).to(first.device)
     demonstrators = _demonstrators(config, generator, first.device)
-    record = _Rollout(demonstrators.shows, [first], [], [], [], [])
+    record = _Rollout(demonstrators.shows, [first], [], [], [])
     while not env.finished:
         q_values = policy.q_values(record.observations[-1])
         own = epsilon_greedy(q_values, epsilon, generator)
@@ -215,46 +197,22 @@ class _Rollout:
     observations: list[Tensor]
     actions: list[Tensor]
     explored: list[Tensor]  # bool, where the action was not the greedy one
-    rewards: list[Tensor]
-    alive: list[Tensor]
+    intervals: list[Interval]
 
     def add(self, action: Tensor, greedy: Tensor, result: StepResult) -> None:
         self.actions.append(action)
         self.explored.append(action != greedy)
         self.observations.append(result.observation)
-        self.rewards.append(result.reward)
-        self.alive.append(result.alive)
+        self.intervals.append(result.interval)
 
-    def credit(
-        self, config: CollectConfig, reward: Reward, final: Tensor, history: History
-    ) -> None:
-        """Adds what only the end of the run tells: the loss of the whole training set."""
-        if config.credit == "final_score":
-            penalty = config.trip_penalty * history.trips
-            level = compressed_loss(final, history.initial_loss) + penalty
-            score = group_final_score(level, config.temperature)
-            # A run that died is paid for where it did: what comes after counts for nothing.
-            last = self.before.sum(0) - 1
-            self.rewards = [torch.where(last == i, score, 0.0) for i in range(len(self.rewards))]
-        elif config.final_evaluation:
-            gain = reward(history.loss, final, history.initial_loss).nan_to_num(-1.0, -1.0, -1.0)
-            self.rewards[-1] = self.rewards[-1] + gain
-
-    @property
-    def before(self) -> Tensor:
-        """(decisions, R) bool, which replicas were alive when the action was taken."""
-        alive = torch.stack(self.alive)
-        return torch.cat([torch.ones_like(alive[:1]), alive[:-1]])
-
-    def transitions(self, config: CollectConfig) -> Transitions:
-        alive, before = torch.stack(self.alive), self.before
-        rewards = torch.where(before, torch.stack(self.rewards), 0.0)
-        if config.credit == "group_relative":
-            rewards = group_relative(rewards, before)
+    def transitions(self, config: CollectConfig, reward: Reward, end: End) -> Transitions:
+        intervals = Interval(*(torch.stack(column) for column in zip(*self.intervals, strict=True)))
+        alive = intervals.alive
+        before = torch.cat([torch.ones_like(alive[:1]), alive[:-1]])  # when the action was taken
+        rewards = torch.where(before, reward.pay(intervals, end), 0.0)
         continues = alive.clone()
         continues[-1] = False  # the run is over: nothing to bootstrap from
         observations, actions = torch.stack(self.observations), torch.stack(self.actions)
-
         explored = torch.stack(self.explored) if config.cut_at_exploration else None
 
         def returns(replicas: Tensor, n_step: int, explored: Tensor | None = None) -> Transitions:

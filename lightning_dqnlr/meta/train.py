@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import Engine, Reward
+from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import remove_leftovers
@@ -34,6 +34,7 @@ from lightning_dqnlr.policy.network import Network
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.provenance import provenance
 from lightning_dqnlr.rl.dqn import Agent
+from lightning_dqnlr.rl.rewards import Reward
 from lightning_dqnlr.scoring.evaluate import Rivals, Scores, evaluate
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
@@ -121,7 +122,7 @@ class MetaTrainer:
 
     Args:
         tasks: where training ("train") and selection ("validation") tasks come from.
-        reward: of an interval.
+        reward: of an episode's decisions.
         spec: features, actions, decision times.
         agent: what learns, and from which transitions.
         collect: the rollouts.
@@ -130,6 +131,9 @@ class MetaTrainer:
         workers: where episodes are collected; the result does not depend on it.
         record: plain JSON data put into the record of every policy saved (the command, say).
         engine: runs the inner loops.
+
+    Raises:
+        ConfigurationError: for a reward that would be 0 whatever the policy does.
     """
 
     tasks: TaskFamily
@@ -149,6 +153,12 @@ class MetaTrainer:
     failures: Failures = field(default_factory=Failures)
 
     def __post_init__(self) -> None:
+        if self.collect.replicas < self.reward.least_replicas:
+            raise ConfigurationError(
+                f"env.collect.replicas={self.collect.replicas} leaves reward {self.reward} nothing "
+                f"to compare; use at least {self.reward.least_replicas} replicas, or "
+                "reward=log_progress, which pays each run by itself."
+            )
         self._last_validation: dict[str, Any] = {}
         torch.manual_seed(self.config.seed)
         self.generator = torch.Generator().manual_seed(self.config.seed)

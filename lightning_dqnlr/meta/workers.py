@@ -22,12 +22,13 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from lightning_dqnlr.envs.environment import Engine, Reward
+from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.envs.process import give_back_freed_memory, keep_freed_memory
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig, Episode, collect_episode
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.replay import Transitions
+from lightning_dqnlr.rl.rewards import Reward
 from lightning_dqnlr.tasks.task import TaskFamily
 
 _log = logging.getLogger(__name__)

@@ -5,11 +5,12 @@ from lightning_dqnlr.rl.prioritised import PrioritisedReplayConfig
 from lightning_dqnlr.rl.q_table import TabularConfig
 from lightning_dqnlr.rl.quantile import QuantileConfig
 from lightning_dqnlr.rl.replay import UniformReplayConfig
-from lightning_dqnlr.rl.rewards import LogProgress, LossChange
+from lightning_dqnlr.rl.rewards import FinalScore, LogProgress, LossChange
 
 __all__ = [
     "Agent",
     "DQNConfig",
+    "FinalScore",
     "LogProgress",
     "LossChange",
     "PrioritisedReplayConfig",

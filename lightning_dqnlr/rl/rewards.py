@@ -1,20 +1,71 @@
-"""Rewards for learning-rate control: what one interval of training was worth.
+"""Rewards for learning-rate control: what each decision of an episode is paid.
 
-All functions are pure. `loss_change` is the reward of the classic recipe; `log_progress` pays the
-same for each halving of the loss whatever the task's units; `group_relative` and
-`group_final_score` remove what every behaviour would have earned on the task at hand, so that only
-the choice of actions is paid.
+A `Reward` turns what R runs of one task went through into rewards (T, R). `LogProgress` and
+`LossChange` pay each interval by itself. `FinalScore` pays once, where a run ends, and compares the
+runs with each other. `loss_change` is the reward of the classic recipe; `log_progress` pays the
+same for each halving of the loss, whatever the task's units.
 """
 
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.checks import NOT_NEGATIVE, check_number
 from lightning_dqnlr.control.features import compressed_loss
 from lightning_dqnlr.errors import ConfigurationError
 
+TRIP_PENALTY = 0.02
 _FAILED = 20.0  # compressed loss of a run without a finite loss: 5 million times the initial
+
+IntervalReward = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""The reward of an interval, elementwise: (previous loss, loss, initial loss) -> reward."""
+
+
+class Interval(NamedTuple):
+    """What happened between two decisions of R runs; (R,) each, or (T, R) for T intervals.
+
+    Attributes:
+        previous_loss: of the interval before, in the task's own units.
+        loss: mean of the interval.
+        initial_loss: of the run's first interval.
+        tripped: bool, whether the circuit breaker undid the interval.
+        alive: bool, whether the run has not failed.
+    """
+
+    previous_loss: Tensor
+    loss: Tensor
+    initial_loss: Tensor
+    tripped: Tensor
+    alive: Tensor
+
+
+class End(NamedTuple):
+    """What the end of R runs tells; (R,) each.
+
+    Attributes:
+        loss: over the whole training set, in eval mode.
+        trips: of the circuit breaker, in the whole run.
+    """
+
+    loss: Tensor
+    trips: Tensor
+
+
+class Reward(Protocol):
+    """What the decisions of an episode are paid."""
+
+    @property
+    def least_replicas(self) -> int:
+        """How many runs there must be for the reward to tell good actions from bad ones."""
+
+    def pay(self, intervals: Interval, end: End) -> Tensor:
+        """The rewards, (T, R), of T intervals; what comes after a run's failure is not read."""
 
 
 def loss_change(
@@ -53,9 +104,66 @@ def log_progress(previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> T
     return compressed_loss(previous_loss, initial_loss) - compressed_loss(loss, initial_loss)
 
 
+def interval_rewards(
+    reward: IntervalReward, interval: Interval, trip_penalty: float = TRIP_PENALTY
+) -> Tensor:
+    """What each interval is paid by itself: `reward - trip_penalty * tripped`; -1 for a failure.
+
+    Args:
+        reward: of an interval that went well or badly.
+        interval: one or several, of shape S.
+        trip_penalty: of an undone interval, in the reward's units.
+
+    Returns:
+        The rewards, of shape S.
+    """
+    value = reward(interval.previous_loss, interval.loss, interval.initial_loss)
+    return torch.where(interval.alive, value - trip_penalty * interval.tripped, -1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _EachInterval(ABC):
+    """The settings that all rewards by intervals share.
+
+    Attributes:
+        trip_penalty: of an undone interval, in the reward's units.
+        final_evaluation: whether the last reward also pays the step from the last interval's loss
+            to that of the whole training set in eval mode, in which a user measures a run.
+    """
+
+    trip_penalty: float = TRIP_PENALTY
+    final_evaluation: bool = False
+
+    def __post_init__(self) -> None:
+        check_number("trip_penalty", self.trip_penalty, NOT_NEGATIVE)
+
+    @abstractmethod
+    def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
+        """The reward of an interval, of the shape of `loss`."""
+
+    @property
+    def least_replicas(self) -> int:
+        """One run is enough: each is paid by itself."""
+        return 1
+
+    def pay(self, intervals: Interval, end: End) -> Tensor:
+        """The rewards of T intervals, (T, R)."""
+        rewards = interval_rewards(self, intervals, self.trip_penalty)
+        if self.final_evaluation:
+            last = self(intervals.loss[-1], end.loss, intervals.initial_loss[-1])
+            rewards[-1] += last.nan_to_num(-1.0, -1.0, -1.0)
+        return rewards
+
+
 @dataclass(frozen=True)
-class LogProgress:
-    """`log_progress` as the reward of an environment."""
+class LogProgress(_EachInterval):
+    """`log_progress` of each interval.
+
+    Example:
+        >>> losses = torch.tensor([100.0]), torch.tensor([49.5])
+        >>> LogProgress()(*losses, torch.tensor([100.0])).exp()
+        tensor([2.])
+    """
 
     def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
         """The reward in nats, of the shape of `loss`."""
@@ -63,8 +171,8 @@ class LogProgress:
 
 
 @dataclass(frozen=True)
-class LossChange:
-    """`loss_change` as the reward of an environment; the initial loss plays no part in it.
+class LossChange(_EachInterval):
+    """`loss_change` of each interval; the initial loss plays no part in it.
 
     Attributes:
         alpha_1: weight of the sign.
@@ -74,7 +182,11 @@ class LossChange:
             and would turn every weight of the Q-network into NaN. `math.inf` never clips.
 
     Raises:
-        ConfigurationError: limit is not positive.
+        ConfigurationError: limit is not positive, or both weights are 0.
+
+    Example:
+        >>> LossChange(limit=5.0)(torch.tensor(4.0), torch.tensor(3.5), torch.tensor(9.0))
+        tensor(1.5000)
     """
 
     alpha_1: float = 1.0
@@ -82,8 +194,12 @@ class LossChange:
     limit: float = 10.0
 
     def __post_init__(self) -> None:
-        if not self.limit > 0:
-            raise ConfigurationError(f"limit must be positive; got {self.limit}.")
+        super().__post_init__()
+        check_number("limit", self.limit, "(0, inf]")
+        if self.alpha_1 == 0 and self.alpha_2 == 0:
+            raise ConfigurationError(
+                "alpha_1=0 and alpha_2=0 would pay nothing for anything; set one of them."
+            )
 
     def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
         """The reward, of the shape of `loss`."""
@@ -91,35 +207,41 @@ class LossChange:
         return reward.clamp(-self.limit, self.limit)
 
 
-def group_relative(
-    rewards: Tensor, valid: Tensor | None = None, *, min_spread: float = 0.05
-) -> Tensor:
-    """Rewards of one task's replicas relative to each other, in units of their spread.
+@dataclass(frozen=True)
+class FinalScore:
+    """`group_final_score` of the runs' ends, paid where each of them ends, and 0 before.
 
-    From each interval's reward subtract the mean of the replicas still running at that interval,
-    then divide everything by the standard deviation (over replicas, biased) of the replicas' raw
-    totals. One positive scale for all replicas leaves the ordering of behaviours alone and removes
-    the task's difficulty (the group baseline of GRPO, Shao et al. 2024, arXiv:2402.03300, eq. 4).
+    The level of a run is the compressed loss of the whole training set in eval mode, and
+    `trip_penalty` more for each undone interval: y_i + trip_penalty * trips_i.
 
-    Args:
-        rewards: (T, R), interval by replica, all of the same task. Finite wherever valid.
-        valid: (T, R) bool, False on padding after a replica's end. Padding is neither counted nor
-            read (it may hold NaN) and comes back as 0.
-        min_spread: floor of the divisor, in the rewards' units: replicas that did equally well
-            must not have their noise blown up to unit size.
-
-    Returns:
-        (T, R) rewards; each row's valid entries sum to 0.
+    Attributes:
+        temperature: the difference in level below which runs count as equally good.
+        trip_penalty: of an undone interval, in units of log loss.
 
     Raises:
-        ConfigurationError: rewards are not (T, R), valid has another shape, min_spread <= 0.
+        ConfigurationError: a value out of range.
     """
-    _check_group(rewards, valid, min_spread)
-    counted = torch.ones_like(rewards, dtype=torch.bool) if valid is None else valid.bool()
-    kept = torch.where(counted, rewards, 0.0)
-    running = counted.sum(dim=1, keepdim=True).clamp(min=1)
-    relative = torch.where(counted, kept - kept.sum(dim=1, keepdim=True) / running, 0.0)
-    return relative / _spread(kept.sum(dim=0), counted.any(dim=0)).clamp(min=min_spread)
+
+    temperature: float = 0.2
+    trip_penalty: float = TRIP_PENALTY
+
+    def __post_init__(self) -> None:
+        check_number("temperature", self.temperature, "(0, inf)")
+        check_number("trip_penalty", self.trip_penalty, NOT_NEGATIVE)
+
+    @property
+    def least_replicas(self) -> int:
+        """A run without another to compare with has score 0 whatever it did."""
+        return 2
+
+    def pay(self, intervals: Interval, end: End) -> Tensor:
+        """The rewards of T intervals, (T, R); one of each run is not 0."""
+        level = compressed_loss(end.loss, intervals.initial_loss[-1])
+        score = group_final_score(level + self.trip_penalty * end.trips, self.temperature)
+        # A run that failed is paid for where it did.
+        last = intervals.alive[:-1].sum(0)
+        step = torch.arange(len(intervals.alive), device=last.device).unsqueeze(-1)
+        return torch.where(last == step, score, 0.0)
 
 
 def group_final_score(levels: Tensor, temperature: float, *, min_spread: float = 0.1) -> Tensor:
@@ -149,24 +271,3 @@ def group_final_score(levels: Tensor, temperature: float, *, min_spread: float =
     levels = levels.nan_to_num(_FAILED, _FAILED, _FAILED).clamp_max(_FAILED)
     score = -(temperature + levels - levels.min()).log()
     return (score - score.mean()) / score.std(correction=0).clamp_min(min_spread)
-
-
-def _spread(totals: Tensor, took_part: Tensor) -> Tensor:
-    """Biased standard deviation of `totals` (R,) over the replicas that took part."""
-    count = took_part.sum().clamp(min=1)
-    mean = totals.sum() / count  # the totals of absent replicas are 0
-    return torch.where(took_part, (totals - mean).square(), 0.0).sum().div(count).sqrt()
-
-
-def _check_group(rewards: Tensor, valid: Tensor | None, min_spread: float) -> None:
-    if rewards.dim() != 2:
-        raise ConfigurationError(
-            f"rewards must be (T, R), intervals by replicas; got shape {tuple(rewards.shape)}."
-        )
-    if valid is not None and valid.shape != rewards.shape:
-        raise ConfigurationError(
-            f"valid must have the shape of rewards, {tuple(rewards.shape)}; "
-            f"got {tuple(valid.shape)}."
-        )
-    if not min_spread > 0:
-        raise ConfigurationError(f"min_spread must be positive; got {min_spread}.")

@@ -16,7 +16,6 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, Start, StartKind, Terms
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.files import write_atomically
-from lightning_dqnlr.rl.rewards import log_progress
 from lightning_dqnlr.scoring.cosine import TunedCosine, regret, tune_cosine
 from lightning_dqnlr.scoring.statistics import interquartile_mean
 from lightning_dqnlr.scoring.task_content import task_content
@@ -143,7 +142,7 @@ def run_policy(
             evenly over the logarithm of 1e-6..10, as users might have set them.
         circuit_breaker: whether blown-up intervals are undone.
     """
-    terms = Terms(log_progress, _start(start, len(seeds)), circuit_breaker)
+    terms = Terms(_start(start, len(seeds)), circuit_breaker)
     env = engine.open(task, spec, seeds, terms)
     observation = env.reset()
     scales = []
@@ -182,9 +181,9 @@ def evaluate(
             task, act, spec, seeds, engine, start=start, circuit_breaker=circuit_breaker
         )
         rival = rivals[task]
-        train.append(regret(result.train_loss, rival.train_loss, rival.initial_loss))
-        held_out = (result.validation_loss, rival.validation_loss, rival.initial_loss)
-        validation.append(regret(*held_out))
+        initial = rival.initial_loss
+        train.append(regret(result.train_loss, rival.train_loss, initial))
+        validation.append(regret(result.validation_loss, rival.validation_loss, initial))
         trips += result.trips / len(tasks)
     names = tuple(task.name for task in tasks)
     return Scores(names, torch.stack(train).cpu(), torch.stack(validation).cpu(), trips)

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -23,7 +24,7 @@ from lightning_dqnlr.meta.logs import CSV_FILE
 from lightning_dqnlr.meta.train import TrainConfig
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.dqn import Agent
-from lightning_dqnlr.rl.rewards import LogProgress, LossChange
+from lightning_dqnlr.rl.rewards import FinalScore, LogProgress, LossChange
 
 CONF = Path(__file__).parents[2] / "conf"
 CHOICES = [
@@ -31,6 +32,7 @@ CHOICES = [
     for path in sorted(CONF.glob("*/*.yaml"))
     if path.parent.name != "suite"  # dqnlr-bench's
 ]
+SETTING = re.compile(r"\w+=(?:\([^)]*\)|[^,]+)")
 COMMAND = Path(sys.executable).with_name("dqnlr-train")
 # As if the extras were not installed: neither importable nor listed as distributions.
 WITHOUT_EXTRAS = """
@@ -105,7 +107,7 @@ def finished(tmp_path_factory):
 def test_every_choice_of_every_group_builds_a_trainer(choice, tmp_path):
     trainer = cli.build_trainer(composed(choice), tmp_path)
     kinds = {"spec": ControllerSpec, "agent": Agent, "collect": CollectConfig}
-    kinds |= {"config": TrainConfig, "reward": LossChange | LogProgress}
+    kinds |= {"config": TrainConfig, "reward": FinalScore | LossChange | LogProgress}
     for name, kind in kinds.items():
         assert isinstance(getattr(trainer, name), kind), name
     assert trainer.tasks.sample(0, "validation").horizon >= 1
@@ -123,6 +125,7 @@ def test_the_default_configuration_repeats_the_defaults_of_the_code(tmp_path):
     assert trainer.spec == ControllerSpec()
     assert trainer.agent == Agent()
     assert trainer.collect == CollectConfig()
+    assert trainer.reward == FinalScore()
     assert trainer.spec.features.names == SCALE_FREE
     assert trainer.spec.actions.multipliers == DEFAULT_MULTIPLIERS
 
@@ -131,7 +134,13 @@ def test_the_recipe_of_the_bundled_policy_is_still_the_one_its_members_were_trai
     policy = LRPolicy.load("default")
     trainer = cli.build_trainer(composed("experiment=default"), tmp_path)
     assert trainer.spec == policy.spec
-    assert str(trainer.collect) == policy.record["collect"]
+    # Its record is older than the reward's own settings, which stood among those of collection.
+    recorded = policy.record["collect"].removeprefix("CollectConfig(").removesuffix(")")
+    now = [f"{k}={v!r}" for k, v in {**vars(trainer.collect), **vars(trainer.reward)}.items()]
+    assert set(SETTING.findall(recorded)) == {
+        *now, "credit='final_score'", "final_evaluation=True"
+    }  # fmt: skip
+    assert isinstance(trainer.reward, FinalScore)
     assert str(trainer.agent) == policy.record["agent"]
     members = policy.record["members"]
     assert max(member["episodes"] for member in members) == trainer.config.episodes
@@ -145,19 +154,29 @@ def test_the_recipe_of_the_bundled_policy_is_still_the_one_its_members_were_trai
         assert {text.split("=", 1)[0] for text in member["overrides"]} <= beside
 
 
+def test_the_reward_decides_what_is_learned(tmp_path):
+    """All but one trained the same policy once, and recorded another."""
+    found = []
+    for reward in ("final_score", "log_progress", "loss_change"):
+        cli.run(composed(*TINY, f"reward={reward}", "train.episodes=3"), tmp_path / reward)
+        policy = LRPolicy.load(tmp_path / reward / "last")
+        assert policy.record["reward"].startswith(reward.title().replace("_", ""))
+        found.append(torch.cat([w.flatten() for w in policy.network.state_dict().values()]))
+    assert not any(torch.equal(a, b) for a, b in pairwise([*found, found[0]]))
+
+
 def test_classic_is_the_specified_recipe(tmp_path):
     trainer = cli.build_trainer(composed("experiment=classic"), tmp_path)
     assert trainer.spec.actions.multipliers == CLASSIC_MULTIPLIERS
     assert trainer.spec.features.names == CLASSIC
     assert trainer.spec.decay == "none"
-    assert trainer.reward == LossChange(alpha_1=1.0, alpha_2=1.0)
+    assert trainer.reward == LossChange(alpha_1=1.0, alpha_2=1.0, final_evaluation=False)
     dqn = trainer.agent.learner
     assert (dqn.double, dqn.loss, dqn.target_update) == (False, "mse", "hard")
     assert dqn.dueling is False
     collect = trainer.collect
     assert (collect.n_step, collect.discount, collect.epsilon_alpha) == (1, 0.99, 0.0)
     assert (collect.start, collect.circuit_breaker) == ("user", False)
-    assert (collect.credit, collect.final_evaluation) == ("interval", False)
 
 
 def test_a_plain_installation_trains_to_the_end(finished):
@@ -213,7 +232,16 @@ ERRORS = {
     "no process": (["collector.workers=0"], "collector.workers=0 must be an integer of at least 1"),
     "a device that does not exist": (["device=tpu"], "device='tpu' must be cpu, cuda or auto"),
     "no threads": (["threads=0"], "threads=0 must be"),
-    "an impossible reward": (["reward=loss_change", "reward.limit=0"], "reward: limit must be"),
+    "an impossible reward": (["reward=loss_change", "reward.limit=0"], "reward: limit=0 must be"),
+    "a reward that compares one replica with none": (
+        ["env.collect.replicas=1"],
+        "env.collect.replicas=1 leaves reward FinalScore(temperature=0.2, trip_penalty=0.02) "
+        "nothing to compare; use at least 2 replicas, or reward=log_progress",
+    ),
+    "a reward's setting where it stood before": (
+        ["+env.collect.credit=interval"],
+        "env.collect.credit is a matter of the reward now; choose reward=final_score or",
+    ),
 }
 
 
@@ -245,7 +273,7 @@ def test_resuming_needs_the_folder_to_be_named(tmp_path, monkeypatch, capsys):
 def test_tracebacks_come_back_on_demand(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["dqnlr-train", f"folder={tmp_path}/run", "threads=0"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    monkeypatch.setattr(cli, "_TRACEBACKS_WANTED", True)
+    monkeypatch.setattr("lightning_dqnlr.cli.errors._TRACEBACKS_WANTED", True)
     with pytest.raises(ConfigurationError, match="threads=0"):
         cli.train()
 
@@ -277,4 +305,4 @@ def test_help_lists_the_choices_without_starting_anything(tmp_path):
 def test_the_configuration_can_be_shown(tmp_path):
     done = run_command("--cfg", "job", "experiment=classic", cwd=tmp_path)
     assert done.returncode == 0
-    assert "_target_: lightning_dqnlr.rl.rewards.LossChange" in done.stdout
+    assert "_target_: lightning_dqnlr.rl.LossChange" in done.stdout

@@ -10,7 +10,7 @@ from lightning_dqnlr.envs.environment import Start, Terms
 from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.errors import UnsupportedTrainingError
-from lightning_dqnlr.rl.rewards import log_progress
+from lightning_dqnlr.rl.rewards import interval_rewards, log_progress
 from lightning_dqnlr.tasks.task import Task
 
 from .user_modules import (
@@ -34,7 +34,7 @@ def task(module, horizon=STEPS, **arguments):
 
 def episode(engine, task, seeds=(7, 7), **arguments):
     """Climbs, each replica by its own amount, and then wanders a little."""
-    env = engine.open(task, ControllerSpec(), seeds, Terms(log_progress, **arguments))
+    env = engine.open(task, ControllerSpec(), seeds, Terms(**arguments))
     observations, losses, rates, rewards = [env.reset()], [], [], []
     losses.append(env.controller.history.loss)
     climb = [[QUADRUPLE, DOUBLE], [QUADRUPLE, RAISE], [QUADRUPLE, DOUBLE], [RAISE, DOUBLE]]
@@ -45,7 +45,7 @@ def episode(engine, task, seeds=(7, 7), **arguments):
         observations.append(result.observation)
         losses.append(env.controller.history.loss)
         rates.append(env.controller.lr)
-        rewards.append(result.reward)
+        rewards.append(interval_rewards(log_progress, result.interval))
     assert env.controller.step == task.horizon
     final = env.losses()
     env.close()
@@ -105,7 +105,7 @@ def test_the_breaker_goes_back_to_the_same_state_in_both():
 
     def climb_until_undone(engine):
         """Losses up to six decisions after the first trip; then rounding has its way."""
-        env = engine.open(ours, ControllerSpec(), (7,), Terms(log_progress))
+        env = engine.open(ours, ControllerSpec(), (7,), Terms())
         env.reset()
         losses, left = [], None
         while left != 0:
@@ -200,7 +200,7 @@ def test_what_a_module_raises_in_its_trainer_reaches_the_caller():
 
 
 def test_closing_ends_trainers_that_wait_for_an_action():
-    env = TrainerEngine().open(task(Classifier), ControllerSpec(), [1, 2], Terms(log_progress))
+    env = TrainerEngine().open(task(Classifier), ControllerSpec(), [1, 2], Terms())
     env.reset()
     threads = [run._thread for run in env._runs]
     assert all(thread.is_alive() for thread in threads)

@@ -6,7 +6,7 @@ from torch import nn
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Start, Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
-from lightning_dqnlr.rl.rewards import log_progress
+from lightning_dqnlr.rl.rewards import interval_rewards, log_progress
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 
@@ -17,7 +17,7 @@ KEEP, QUADRUPLE = 3, 6
 
 def make_env(task=None, seeds=(0, 1, 2, 3), **arguments):
     task = task or make_task(OptimizerSpec("momentum"), horizon=150)
-    return VectorLREnv(task, ControllerSpec(), seeds, Terms(log_progress, **arguments))
+    return VectorLREnv(task, ControllerSpec(), seeds, Terms(**arguments))
 
 
 def run(env, act):
@@ -25,7 +25,7 @@ def run(env, act):
     while not env.finished:
         result = env.step(act(observations[-1]))
         observations.append(result.observation)
-        rewards.append(result.reward)
+        rewards.append(interval_rewards(log_progress, result.interval))
     return torch.stack(observations), torch.stack(rewards)
 
 

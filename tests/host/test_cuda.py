@@ -12,7 +12,6 @@ from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.rewards import log_progress
 from lightning_dqnlr.tasks.families.basic import DigitsCNNs, TeacherMLPs
 from lightning_dqnlr.tasks.task import Task
 
@@ -108,7 +107,7 @@ def small_task(family) -> Task:
 
 
 def in_the_environment(task, policy, device):
-    env = VectorLREnv(task, policy.spec, (5, 6), Terms(log_progress), device=device)
+    env = VectorLREnv(task, policy.spec, (5, 6), Terms(), device=device)
     observation, lrs = env.reset(), [env.controller.lr]
     for _ in range(12):
         observation = env.step(policy.act(observation.cpu()).to(device)).observation

@@ -14,7 +14,7 @@ from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.gym import LRControlEnv, LRControlVectorEnv
 from lightning_dqnlr.envs.replicas import BatchOrder
 from lightning_dqnlr.envs.vector import VectorLREnv
-from lightning_dqnlr.rl.rewards import log_progress
+from lightning_dqnlr.rl.rewards import interval_rewards, log_progress
 from lightning_dqnlr.tasks.families.basic import TeacherMLPs
 
 from .control_runs import random_policy, trainer
@@ -68,7 +68,7 @@ def task_with(optimizer):
 
 
 def in_the_environment(task, policy):
-    env = VectorLREnv(task, policy.spec, SEEDS, Terms(log_progress))
+    env = VectorLREnv(task, policy.spec, SEEDS, Terms())
     observation, rates = env.reset(), [env.controller.lr]
     while env.controller.step < STEPS:
         observation = env.step(policy.act(observation)).observation
@@ -111,12 +111,12 @@ def test_environment_loop_and_trainer_give_the_same_learning_rates(tmp_path, opt
 
 def replayed(task, spec, seeds, actions):
     """Observations, rewards and rates of `actions`, (T, R), in the vectorised environment."""
-    env = VectorLREnv(task, spec, seeds, Terms(log_progress))
+    env = VectorLREnv(task, spec, seeds, Terms())
     observations, rewards, rates = [env.reset()], [], [env.controller.lr]
     for action in actions:
         result = env.step(action)
         observations.append(result.observation)
-        rewards.append(result.reward)
+        rewards.append(interval_rewards(log_progress, result.interval))
         rates.append(env.controller.lr)
     return [torch.stack(rows).numpy() for rows in (observations, rewards, rates)]
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lightning_dqnlr.control.features import CLASSIC, FeatureSpec
-from lightning_dqnlr.control.history import History
 from lightning_dqnlr.control.spec import CLASSIC_MULTIPLIERS, ActionSpec, ControllerSpec
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
@@ -12,7 +11,15 @@ from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig, _Rollout, collect_episode
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.rewards import LogProgress, LossChange, log_progress
+from lightning_dqnlr.rl.rewards import (
+    End,
+    FinalScore,
+    Interval,
+    LogProgress,
+    LossChange,
+    interval_rewards,
+    log_progress,
+)
 from tests.meta.tiny_tasks import TinyTasks
 
 CLASSIC_SPEC = ControllerSpec(
@@ -31,7 +38,7 @@ def constant_policy(action, spec=CLASSIC_SPEC):
 
 
 def collect(**settings):
-    plain = {"credit": "interval", "shared_seed": False, "demonstrators": 0.0}
+    plain = {"shared_seed": False, "demonstrators": 0.0}
     config = CollectConfig(**{**plain, "circuit_breaker": False, **settings})
     return collect_episode(
         TinyTasks().sample(0),
@@ -44,25 +51,26 @@ def collect(**settings):
 
 def three_runs(alive):
     """Three decisions of three replicas, of which `alive` says who lived on after each."""
-    zeros = torch.zeros(3)
-    rollout = _Rollout(torch.zeros(3, dtype=torch.bool), [torch.zeros(3, 2)], [], [], [], [])
+    rollout = _Rollout(torch.zeros(3, dtype=torch.bool), [torch.zeros(3, 2)], [], [], [])
     for row in alive:
         rollout.observations.append(torch.zeros(3, 2))
         rollout.actions.append(torch.zeros(3, dtype=torch.int64))
         rollout.explored.append(torch.zeros(3, dtype=torch.bool))
-        rollout.rewards.append(zeros)
-        rollout.alive.append(torch.tensor(row))
+        ones, never = torch.ones(3), torch.zeros(3, dtype=torch.bool)
+        rollout.intervals.append(Interval(ones, ones, ones, never, torch.tensor(row)))
     return rollout
 
 
+def stacked(rollout):
+    return Interval(*map(torch.stack, zip(*rollout.intervals, strict=True)))
+
+
 def test_a_run_that_died_learns_its_own_final_score_and_not_the_mean_of_the_others():
-    config = CollectConfig(credit="final_score", n_step=3, replicas=3, demonstrators=0.0)
+    config = CollectConfig(n_step=3, replicas=3, demonstrators=0.0)
     rollout = three_runs([[True, True, True], [True, False, True], [True, False, True]])
-    history = History.zeros((3,), "cpu")
-    history.initial_loss = torch.ones(3)
-    rollout.credit(config, LossChange(), torch.tensor([0.1, torch.inf, 0.5]), history)
-    found = rollout.transitions(config)
-    scores = torch.stack(rollout.rewards)
+    end = End(torch.tensor([0.1, torch.inf, 0.5]), torch.zeros(3))
+    found = rollout.transitions(config, FinalScore(), end)
+    scores = FinalScore().pay(stacked(rollout), end)
     assert scores[2, 0] > scores[2, 2] > scores[1, 1]  # the best, the second, and the dead
     assert scores[1, 1] < -1
     assert scores.count_nonzero() == 3
@@ -71,11 +79,10 @@ def test_a_run_that_died_learns_its_own_final_score_and_not_the_mean_of_the_othe
 
 @pytest.mark.parametrize("final", [torch.inf, -torch.inf, torch.nan])
 def test_a_final_loss_that_is_not_finite_costs_one_and_not_the_largest_number(final):
-    config = CollectConfig(credit="interval", final_evaluation=True, replicas=3, demonstrators=0.0)
-    rollout, history = three_runs([[True] * 3] * 3), History.zeros((3,), "cpu")
-    history.initial_loss = history.loss = torch.ones(3)
-    rollout.credit(config, lambda old, new, _: old - new, torch.tensor([1.0, final, 1.0]), history)
-    assert rollout.rewards[-1].tolist() == [0.0, -1.0, 0.0]
+    reward = LossChange(alpha_1=0.0, limit=math.inf, final_evaluation=True)
+    end = End(torch.tensor([1.0, final, 1.0]), torch.zeros(3))
+    rewards = reward.pay(stacked(three_runs([[True] * 3] * 3)), end)
+    assert rewards[-1].tolist() == [0.0, -1.0, 0.0]
 
 
 def test_replicas_explore_less_and_less():
@@ -153,13 +160,14 @@ def test_log_progress_as_an_environments_reward():
 
 
 def test_the_environment_pays_what_the_reward_says():
-    env = VectorLREnv(TinyTasks().sample(0), CLASSIC_SPEC, [0, 1], Terms(log_progress))
+    env = VectorLREnv(TinyTasks().sample(0), CLASSIC_SPEC, [0, 1], Terms())
     env.reset()
     before = env.controller.history.loss
     result = env.step(torch.tensor([1, 1]))
     history = env.controller.history
     torch.testing.assert_close(
-        result.reward, log_progress(before, history.loss, history.initial_loss)
+        interval_rewards(log_progress, result.interval),
+        log_progress(before, history.loss, history.initial_loss),
     )
 
 

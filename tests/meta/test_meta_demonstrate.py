@@ -5,14 +5,13 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.meta.demonstrate import Demonstrators
-from lightning_dqnlr.rl.rewards import log_progress
 from lightning_dqnlr.tasks.families.basic import TeacherMLPs
 
 TARGETS = torch.tensor([0.002, 0.01, 0.05])
 
 
 def demonstrated(task, epsilon=0.0, drift=0.0):
-    env = VectorLREnv(task, ControllerSpec(), [7, 7, 7], Terms(log_progress))
+    env = VectorLREnv(task, ControllerSpec(), [7, 7, 7], Terms())
     rule = Demonstrators(TARGETS, torch.ones(3, dtype=torch.bool), epsilon, torch.full((3,), drift))
     generator, actions, ratios = torch.Generator().manual_seed(0), [], []
     env.reset()
@@ -60,7 +59,7 @@ def test_a_drifting_demonstrator_follows_the_power_of_the_step_until_the_decay(d
     actions, _ = demonstrated(family.sample(0), drift=drift)
     change = spec.actions.log_multiplier(actions).cumsum(0)
     # The climb takes 12 decisions or a sixteenth of the run, whichever is later.
-    env = VectorLREnv(family.sample(0), spec, [7], Terms(log_progress))
+    env = VectorLREnv(family.sample(0), spec, [7], Terms())
     env.reset()
     steps = [env.controller.step]
     while not env.finished:

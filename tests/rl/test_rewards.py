@@ -7,8 +7,13 @@ from hypothesis import strategies as st
 
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.rl.rewards import (
+    End,
+    FinalScore,
+    Interval,
+    LogProgress,
+    LossChange,
     group_final_score,
-    group_relative,
+    interval_rewards,
     log_progress,
     loss_change,
 )
@@ -53,63 +58,55 @@ def test_log_progress_telescopes_to_the_whole_run(values):
     torch.testing.assert_close(total, log_progress(losses[0], losses[-1], initial))
 
 
-def test_group_relative_by_hand():
-    rewards = torch.tensor([[1.0, 3.0], [2.0, 4.0]])
-    # means 2 and 3; totals 3 and 7, whose biased spread is 2 (the unbiased one would be 2.83)
-    expected = torch.tensor([[-0.5, 0.5], [-0.5, 0.5]])
-    torch.testing.assert_close(group_relative(rewards), expected)
+def interval(previous, loss, tripped, alive):
+    losses = [torch.tensor(row) for row in (previous, loss)]
+    return Interval(*losses, torch.ones(len(loss)), torch.tensor(tripped), torch.tensor(alive))
 
 
-def test_group_relative_divides_by_the_spread_of_totals_not_of_rewards():
-    # Each interval spreads by 1, the totals (3, 5, 4) by sqrt(2/3).
-    rewards = torch.tensor([[1.0, 2.0, 3.0], [2.0, 3.0, 1.0]])
-    centred = torch.tensor([[-1.0, 0.0, 1.0], [0.0, 1.0, -1.0]])
-    torch.testing.assert_close(group_relative(rewards), centred / math.sqrt(2 / 3))
+def test_an_undone_interval_costs_the_penalty_and_a_failure_pays_minus_one():
+    three = interval([2.0, 2.0, 2.0], [1.5, 1.5, 9.0], [False, True, True], [True, True, False])
+    paid = interval_rewards(lambda old, new, _: old - new, three, 0.2)
+    torch.testing.assert_close(paid, torch.tensor([0.5, 0.3, -1.0]))
 
 
-def test_group_relative_ignores_padding_even_when_it_is_nan():
-    nan = float("nan")
-    rewards = torch.tensor([[1.0, 3.0, 2.0], [2.0, 4.0, nan], [nan, 1.0, nan]])
-    valid = torch.tensor([[1, 1, 1], [1, 1, 0], [0, 1, 0]], dtype=torch.bool)
-    # totals 3, 8, 2 (mean 13/3); interval means 2, 3, 1 over those still running
-    spread = math.sqrt(((3 - 13 / 3) ** 2 + (8 - 13 / 3) ** 2 + (2 - 13 / 3) ** 2) / 3)
-    expected = torch.tensor([[-1.0, 1.0, 0.0], [-1.0, 1.0, 0.0], [0.0, 0.0, 0.0]]) / spread
-    torch.testing.assert_close(group_relative(rewards, valid), expected)
+def two_intervals():
+    first = interval([1.0, 1.0], [0.5, 0.8], [False, False], [True, True])
+    second = interval([0.5, 0.8], [0.4, 0.2], [False, True], [True, True])
+    return Interval(*map(torch.stack, zip(first, second, strict=True)))
 
 
-def test_a_replica_that_never_ran_does_not_shape_the_spread():
-    rewards = torch.tensor([[1.0, 3.0, 99.0], [2.0, 4.0, 99.0]])
-    valid = torch.tensor([[True, True, False]]).expand(2, 3)
-    alone = group_relative(rewards[:, :2])
-    torch.testing.assert_close(group_relative(rewards, valid)[:, :2], alone)
+def test_the_last_reward_leads_to_the_loss_of_the_whole_training_set():
+    """Then the rewards of a run add up to what it reached, less the penalty of its trip."""
+    final = torch.tensor([0.3, 0.6])
+    reward = LogProgress(trip_penalty=0.1, final_evaluation=True)
+    total = reward.pay(two_intervals(), End(final, torch.tensor([0.0, 1.0]))).sum(0)
+    expected = log_progress(torch.ones(2), final, torch.ones(2)) - torch.tensor([0.0, 0.1])
+    torch.testing.assert_close(total, expected)
 
 
-def test_replicas_that_did_alike_are_not_blown_up_to_unit_spread():
-    rewards = torch.tensor([[1.0, 1.02]])
-    expected = torch.tensor([[-0.01, 0.01]])
-    torch.testing.assert_close(group_relative(rewards), expected / 0.05)
-    torch.testing.assert_close(group_relative(rewards, min_spread=0.1), expected / 0.1)
-
-
-@given(st.integers(1, 6), st.integers(2, 6), st.floats(-3, 3), st.integers(0, 99))
-def test_group_relative_removes_what_all_replicas_share(steps, replicas, shift, seed):
-    generator = torch.Generator().manual_seed(seed)
-    rewards = torch.randn(steps, replicas, generator=generator, dtype=torch.float64)
-    shared = torch.linspace(0, shift, steps, dtype=torch.float64).unsqueeze(1)
-    torch.testing.assert_close(group_relative(rewards + shared), group_relative(rewards))
+def test_a_trip_counts_as_so_much_more_log_loss_at_the_end():
+    """Levels log(1 + 100 L): the trip moves the better run behind the other."""
+    end = End(torch.tensor([0.5, 0.49]), torch.tensor([0.0, 1.0]))
+    scores = FinalScore(temperature=0.1, trip_penalty=0.5).pay(two_intervals(), end)
+    levels = torch.tensor([math.log(51.0), math.log(50.0) + 0.5])
+    torch.testing.assert_close(scores[-1], group_final_score(levels, 0.1))
+    assert scores[-1, 0] > 0 > scores[-1, 1]
+    assert (scores[0] == 0).all()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "name"),
+    ("kind", "arguments", "name"),
     [
-        ({"rewards": torch.zeros(3)}, "rewards"),
-        ({"rewards": torch.zeros(3, 2), "valid": torch.ones(2, 3)}, "valid"),
-        ({"rewards": torch.zeros(3, 2), "min_spread": 0.0}, "min_spread"),
+        (FinalScore, {"temperature": 0.0}, "temperature=0.0"),
+        (FinalScore, {"trip_penalty": -1.0}, "trip_penalty=-1.0"),
+        (LogProgress, {"trip_penalty": math.nan}, "trip_penalty=nan"),
+        (LossChange, {"limit": 0.0}, "limit=0.0"),
+        (LossChange, {"alpha_1": 0.0, "alpha_2": 0.0}, "would pay nothing"),
     ],
 )
-def test_group_relative_names_the_argument_at_fault(arguments, name):
+def test_a_reward_that_cannot_work_names_the_argument_at_fault(kind, arguments, name):
     with pytest.raises(ConfigurationError, match=name):
-        group_relative(**arguments)
+        kind(**arguments)
 
 
 class TestGroupFinalScore:

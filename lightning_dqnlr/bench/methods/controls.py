@@ -20,7 +20,6 @@ from lightning_dqnlr.envs.environment import Engine, Terms
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.network import build_network
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.rewards import log_progress
 from lightning_dqnlr.tasks.task import Task
 
 Act = Callable[[Tensor], Tensor]
@@ -108,7 +107,7 @@ def study(
         counts.add_(torch.bincount(action.cpu(), minlength=len(counts)))
         return action
 
-    terms = Terms(log_progress, circuit_breaker=policy.circuit_breaker)
+    terms = Terms(circuit_breaker=policy.circuit_breaker)
     for task in tasks:
         env = engine.open(task, policy.spec, seeds, terms)
         observation = env.reset()
