@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_dqnlr.cli.errors import FULL_ERROR, command, errors_in_one_line
+from lightning_dqnlr.cli.targets import with_present_targets
 from lightning_dqnlr.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ def run(config: DictConfig, name: str) -> Path | None:
     from lightning_dqnlr.bench.runs.archive import Archive, Store
     from lightning_dqnlr.bench.runs.suite import SHARE, estimate, missing, plan, rounds
 
+    config = with_present_targets(config)
     workers = _workers(config.workers)
     suite, folder = instantiate(config.suite), Path(config.folder)
     archive = None if config.archive is None else Archive(config.archive)

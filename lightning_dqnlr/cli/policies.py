@@ -17,6 +17,7 @@ from lightning_dqnlr.errors import ConfigurationError
 if TYPE_CHECKING:
     from lightning_dqnlr.tasks.task import TaskFamily
 from lightning_dqnlr.cli.errors import errors_in_one_line, find_device
+from lightning_dqnlr.cli.targets import with_present_targets
 
 
 def combine() -> None:
@@ -116,7 +117,7 @@ def _recorded(name: str | None, policies: Sequence[Path]) -> tuple[TaskFamily, A
         configs = [cast(DictConfig, OmegaConf.load(path)) for path in paths if path.is_file()]
     settings = [
         tuple(OmegaConf.to_container(node, resolve=True) for node in (c.tasks, c.env.engine))
-        for c in configs
+        for c in map(with_present_targets, configs)
     ]
     if not settings or any(each != settings[0] for each in settings):
         raise ConfigurationError(

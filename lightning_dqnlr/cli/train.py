@@ -28,6 +28,7 @@ from lightning_dqnlr.cli.errors import (
     errors_in_one_line,
     find_device,
 )
+from lightning_dqnlr.cli.targets import with_present_targets
 
 
 def train() -> None:
@@ -110,6 +111,7 @@ def build_trainer(config: DictConfig, folder: Path, rivals: Path | None = None) 
     def plain(node: Any) -> Any:
         return instantiate(node, _convert_="all")
 
+    config = with_present_targets(config)
     _check_moved(config)
     device = find_device(config.device)
     if config.train.rivals is None and rivals is not None:
