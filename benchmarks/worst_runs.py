@@ -57,7 +57,7 @@ def follow(
         seen, action, lr = observation, policy.act(observation), env.controller.lr.clone()
         result = env.step(action)
         observation, step = result.observation, torch.full_like(lr, env.controller.step)
-        rows.append((step, env.controller.history.loss, lr, action, seen, result.tripped))
+        rows.append((step, env.controller.history.loss, lr, action, seen, result.interval.tripped))
     columns = [torch.stack(column).cpu() for column in zip(*rows, strict=True)]
     found = regret(env.losses().train, rival.train_loss, rival.initial_loss).tolist()
     return [

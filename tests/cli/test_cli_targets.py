@@ -13,49 +13,23 @@ from lightning_dqnlr.tasks import NoisyQuadratics
 from tests.cli.test_cli import composed
 
 # All that configurations named before classes were named by the faces of their rooms.
-OLD = [
-    "bench.suite.Suite",
-    "control.actions.ActionSpec",
-    "control.features.FeatureSpec",
-    "control.spec.ControllerSpec",
-    "envs.trainer.TrainerEngine",
-    "envs.vector.VectorEngine",
-    "meta.collect.CollectConfig",
-    "meta.ray_collector.RayWorkers",
-    "meta.train.TrainConfig",
-    "meta.workers.LocalWorkers",
-    "rl.dqn.DQNConfig",
-    "rl.prioritised.PrioritisedReplayConfig",
-    "rl.q_table.TabularConfig",
-    "rl.quantile.QuantileConfig",
-    "rl.replay.UniformReplayConfig",
-    "rl.rewards.LogProgress",
-    "rl.rewards.LossChange",
-    "tasks.families.DigitsCNNs",
-    "tasks.families.DigitsMLPs",
-    "tasks.families.NoisyQuadratics",
-    "tasks.families.TeacherMLPs",
-    "tasks.finetuning.FineTunedDigits",
-    "tasks.images.Autoencoders",
-    "tasks.images.CoordinateNetworks",
-    "tasks.images.PhotoCNNs",
-    "tasks.images.PhotoDenoisers",
-    "tasks.mixtures.Mixture",
-    "tasks.mixtures.SplitTasks",
-    "tasks.own.OwnTasks",
-    "tasks.sequences.SyntheticRNNs",
-    "tasks.sequences.TextRNNs",
-    "tasks.sequences.TextTransformers",
-    "tasks.tables.EmbeddingClassifiers",
-    "tasks.tables.ImbalancedMLPs",
-    "tasks.tables.MatrixFactorizations",
-    "tasks.tables.NoisyLabelMLPs",
-    "tasks.tables.TableMLPs",
-    "tasks.task.Task.from_lightning",
-]
+OLD = """
+bench.suite.Suite control.actions.ActionSpec control.features.FeatureSpec
+control.spec.ControllerSpec envs.trainer.TrainerEngine envs.vector.VectorEngine
+meta.collect.CollectConfig meta.ray_collector.RayWorkers meta.train.TrainConfig
+meta.workers.LocalWorkers rl.dqn.DQNConfig rl.prioritised.PrioritisedReplayConfig
+rl.q_table.TabularConfig rl.quantile.QuantileConfig rl.replay.UniformReplayConfig
+rl.rewards.LogProgress rl.rewards.LossChange tasks.families.DigitsCNNs tasks.families.DigitsMLPs
+tasks.families.NoisyQuadratics tasks.families.TeacherMLPs tasks.finetuning.FineTunedDigits
+tasks.images.Autoencoders tasks.images.CoordinateNetworks tasks.images.PhotoCNNs
+tasks.images.PhotoDenoisers tasks.mixtures.Mixture tasks.mixtures.SplitTasks tasks.own.OwnTasks
+tasks.sequences.SyntheticRNNs tasks.sequences.TextRNNs tasks.sequences.TextTransformers
+tasks.tables.EmbeddingClassifiers tasks.tables.ImbalancedMLPs tasks.tables.MatrixFactorizations
+tasks.tables.NoisyLabelMLPs tasks.tables.TableMLPs tasks.task.Task.from_lightning
+"""
 
 
-@pytest.mark.parametrize("old", OLD)
+@pytest.mark.parametrize("old", OLD.split())
 def test_what_a_configuration_named_is_still_found(old):
     found = resolve_name(present_target(f"lightning_dqnlr.{old}"))
     names = [name for name in old.split(".") if name[0].isupper() or name == "from_lightning"]

@@ -110,7 +110,7 @@ def test_the_breaker_goes_back_to_the_same_state_in_both():
         losses, left = [], None
         while left != 0:
             action = QUADRUPLE if left is None else KEEP
-            tripped = env.step(torch.tensor([action])).tripped.item()
+            tripped = env.step(torch.tensor([action])).interval.tripped.item()
             left = 6 if left is None and tripped else left and left - 1
             losses.append(env.controller.history.loss)
         env.close()

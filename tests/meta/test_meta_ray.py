@@ -21,7 +21,7 @@ def ray_for_tests():
         yield
 
 
-def test_two_actors_of_which_one_is_killed_learn_bit_for_bit_what_one_process_learns(tmp_path):
+def test_two_tasks_of_which_one_is_killed_learn_bit_for_bit_what_one_process_learns(tmp_path):
     """Killed in the fifth of six episodes; nothing is lost, nothing is learned twice."""
     alone, _ = trained(tmp_path / "one", TinyTasks(), LocalWorkers(1))
     deadly = Deadly(marker=tmp_path / "killed", seed=4)
@@ -44,7 +44,7 @@ class Stubborn(TinyTasks):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_actors_that_die_again_and_again_end_the_run_with_advice():
+def test_workers_that_die_again_and_again_end_the_run_with_advice():
     with (
         RayWorkers(1, restarts=0).open() as collect,
         pytest.raises(ConfigurationError, match=r"again and again.*resume=true and fewer"),
@@ -80,6 +80,6 @@ def test_a_cluster_without_room_is_an_error_not_a_wait_for_ever():
     workers = RayWorkers(1, num_gpus=64.0, start_minutes=0.02)
     with (
         workers.open() as collect,
-        pytest.raises(ConfigurationError, match=r"num_gpus=64.0 each: no worker could start"),
+        pytest.raises(ConfigurationError, match=r"num_gpus=64.0 each: there was no room"),
     ):
         list(collect([job(TinyTasks())]))
