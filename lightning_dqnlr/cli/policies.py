@@ -12,6 +12,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_dqnlr.checks import check_integer
 from lightning_dqnlr.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -75,11 +76,10 @@ def _promote(arguments: argparse.Namespace) -> None:
         table,
         verdict,
     )
-    from lightning_dqnlr.meta.workers import check_count
     from lightning_dqnlr.scoring.evaluate import Rivals
 
-    check_count("--tasks", arguments.tasks, 1)
-    check_count("--seeds", arguments.seeds, 1)
+    check_integer("--tasks", arguments.tasks, 1)
+    check_integer("--seeds", arguments.seeds, 1)
     device = find_device(arguments.device)
     found = find_candidates(arguments.folders, lambda text: print(f"Skipped: {text}"))
     candidates = [c for c in found if c.folder != arguments.into.resolve()]

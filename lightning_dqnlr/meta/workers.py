@@ -9,24 +9,20 @@ changes nothing.
 from __future__ import annotations
 
 import logging
-import multiprocessing
-import os
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
 
+from lightning_dqnlr.checks import check_integer
 from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.envs.process import give_back_freed_memory, keep_freed_memory
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig, Episode, collect_episode
 from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.processes import NotSent, ProcessDied, Processes
 from lightning_dqnlr.rl.replay import Transitions
 from lightning_dqnlr.rl.rewards import Reward
 from lightning_dqnlr.tasks.task import TaskFamily
@@ -140,8 +136,8 @@ class LocalWorkers:
     restarts: int = 3
 
     def __post_init__(self) -> None:
-        check_count("collector.workers", self.workers, 1)
-        check_count("collector.restarts", self.restarts, 0)
+        check_integer("collector.workers", self.workers, 1)
+        check_integer("collector.restarts", self.restarts, 0)
 
     @contextmanager
     def open(self) -> Iterator[Collector]:
@@ -149,81 +145,48 @@ class LocalWorkers:
         if self.workers == 1:
             yield in_this_process
             return
-        processes = _Processes(self.workers, self.restarts)
-        try:
-            yield processes
-        finally:
-            processes.pool.shutdown(cancel_futures=True)
+        with Processes(self.workers, _begin_worker) as pool:
+            yield _Rounds(pool, self.workers, self.restarts)
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    """Refuses what is not an integer of at least so much.
+class _Rounds:
+    """Collects rounds in a pool of processes, and replaces those that are killed."""
 
-    Raises:
-        ConfigurationError: names the setting.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigurationError(f"{name}={value!r} must be an integer of at least {least}.")
-
-
-class _Processes:
-    """A pool of spawned processes, which is replaced when one of them is killed."""
-
-    def __init__(self, workers: int, restarts: int) -> None:
-        self._workers, self._restarts = workers, restarts
-        self.pool = self._open_pool()
+    def __init__(self, pool: Processes[Job, Outcome], workers: int, restarts: int) -> None:
+        self._pool, self._workers, self._restarts = pool, workers, restarts
+        self._left = restarts
+        self._handed_in = 0  # jobs of all rounds, whose numbers are their keys
 
     def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
-        futures = [self._submit(job) for job in jobs]
-        left, i = self._restarts, 0
-        while i < len(jobs):
-            try:
-                outcome = futures[i].result()
-            except BrokenProcessPool as error:
-                left = self._one_restart_less(left, error)
-                futures[i:] = self._collect_again(jobs[i:], futures[i:])
-                continue
-            except Exception as error:  # `run_job` raises nothing: the job did not arrive
-                raise ConfigurationError(
-                    f"collector.workers={self._workers}: the tasks cannot be sent to another "
-                    f"process ({error}); define them in a module, or use collector.workers=1."
-                ) from error
-            yield outcome
-            left, i = self._restarts, i + 1
+        round_ = dict(enumerate(jobs, self._handed_in))
+        self._handed_in += len(jobs)
+        for key, job in round_.items():
+            self._pool.submit(key, job)
+        done: dict[int, Outcome] = {}
+        for key in round_:
+            while key not in done:
+                self._receive(round_, done)
+            yield done.pop(key)
 
-    def _collect_again(
-        self, jobs: Sequence[Job], futures: Sequence[Future[Outcome]]
-    ) -> list[Future[Outcome]]:
-        """A new pool for what the broken one left undone; finished episodes are kept."""
-        self.pool.shutdown()
-        self.pool = self._open_pool()
-        return [
-            future if _succeeded(future) else self._submit(job)
-            for job, future in zip(jobs, futures, strict=True)
-        ]
-
-    def _submit(self, job: Job) -> Future[Outcome]:
+    def _receive(self, round_: dict[int, Job], done: dict[int, Outcome]) -> None:
         try:
-            return self.pool.submit(run_job, job)
-        except BrokenProcessPool:  # killed while it had nothing to do
-            self.pool = self._open_pool()
-            return self.pool.submit(run_job, job)
-
-    def _one_restart_less(self, left: int, error: BrokenProcessPool) -> int:
-        if left == 0:
-            raise workers_keep_dying(self._workers) from error
-        _log.warning("A worker was killed and is replaced; its episode is collected again.")
-        return left - 1
-
-    def _open_pool(self) -> ProcessPoolExecutor:
-        context = multiprocessing.get_context("spawn")  # fork would copy torch's threads half-alive
-        pool = ProcessPoolExecutor(self._workers, context, initializer=_begin_worker)
-        # The executor starts a process after it has told its watching thread of the work, so the
-        # thread may not watch the newest, and would never hear of its death. By the time all of
-        # them have answered, it watches them all.
-        for started in [pool.submit(os.getpid) for _ in range(self._workers)]:
-            started.result()
-        return pool
+            key, outcome = self._pool.receive()
+        except ProcessDied as error:
+            if self._left == 0:
+                raise workers_keep_dying(self._workers) from error
+            self._left -= 1
+            _log.warning("A worker was killed and is replaced; its episode is collected again.")
+            self._pool.add()
+            if error.key in round_:  # not a job of a round that was given up
+                self._pool.submit(error.key, round_[error.key])
+        except NotSent as error:
+            raise ConfigurationError(
+                f"collector.workers={self._workers}: the tasks cannot be sent to another "
+                f"process ({error}); define them in a module, or use collector.workers=1."
+            ) from error
+        else:
+            done[key] = outcome
+            self._left = self._restarts
 
 
 def workers_keep_dying(workers: int) -> ConfigurationError:
@@ -234,18 +197,6 @@ def workers_keep_dying(workers: int) -> ConfigurationError:
     )
 
 
-def _succeeded(future: Future[Outcome]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
-
-
-def _begin_worker() -> None:
-    torch.set_num_threads(1)
+def _begin_worker() -> Callable[[Job], Outcome]:
     keep_freed_memory()
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
-
-
-def _end_with_parent(parent: int) -> None:
-    """Workers of a parent that was killed would otherwise wait for ever."""
-    while os.getppid() == parent:
-        time.sleep(2.0)
-    os._exit(1)
+    return run_job

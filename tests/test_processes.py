@@ -1,0 +1,97 @@
+"""The pool of processes that meta-training and the benchmark share."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lightning_dqnlr.processes import NotSent, ProcessDied, Processes
+
+
+def make_worker():
+    return work
+
+
+def work(job):
+    if job == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if job == "sleep":
+        time.sleep(600)
+    return os.getpid() if job == "who" else job * 2
+
+
+def test_each_job_is_done_once_and_named_by_its_key():
+    with Processes(2, make_worker) as pool:
+        for key in range(6):
+            pool.submit(key, 10 + key)
+        assert dict(pool.receive() for _ in range(6)) == {k: 20 + 2 * k for k in range(6)}
+
+
+def test_a_killed_process_names_its_job_and_another_goes_on_with_the_rest():
+    with Processes(1, make_worker) as pool:
+        pool.submit(7, "die")
+        pool.submit(8, 1)
+        with pytest.raises(ProcessDied, match="job 7 ended with code -9") as died:
+            pool.receive()
+        assert (died.value.key, died.value.code) == (7, -signal.SIGKILL)
+        pool.add()
+        assert pool.receive() == (8, 2)
+
+
+def test_a_job_that_cannot_be_sent_is_told_and_the_next_one_is_done():
+    with Processes(1, make_worker) as pool:
+        pool.submit(0, lambda: None)
+        pool.submit(1, 3)
+        with pytest.raises(NotSent):
+            pool.receive()
+        assert pool.receive() == (1, 6)
+
+
+def test_what_the_processes_need_and_cannot_be_sent_is_told_at_once():
+    with pytest.raises(NotSent):
+        Processes(1, lambda: work)
+
+
+def test_closing_waits_for_nobody():
+    with Processes(1, make_worker) as pool:
+        pool.submit(0, "sleep")
+    assert not any(process.is_alive() for process in pool._processes)
+
+
+PARENT = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from lightning_dqnlr.processes import Processes
+from tests.test_processes import make_worker
+if __name__ == "__main__":
+    pool = Processes(1, make_worker)
+    pool.submit(0, "who")
+    print(pool.receive()[1], flush=True)
+    pool.submit(1, "sleep")
+    time.sleep(600)
+"""
+
+
+def test_the_processes_of_a_killed_parent_end_too(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    command = [sys.executable, str(tmp_path / "parent.py"), os.getcwd()]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+    for _ in range(600):
+        if not _is_running(child):
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child went on")
+
+
+def _is_running(process):
+    try:
+        with open(f"/proc/{process}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
