@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from lightning_dqnlr.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from lightning_dqnlr.meta.logs import Progress, Reporter
+    from lightning_dqnlr.meta.logs import EpisodeReport, Reporter
     from lightning_dqnlr.meta.train import MetaTrainer
 from lightning_dqnlr.cli.errors import (
     FULL_ERROR,
@@ -45,13 +45,13 @@ def _app(config: DictConfig) -> float:
     if settings.mode == RunMode.MULTIRUN:
         # One failed job is an error that the launcher and the sweeper know how to handle.
         _check_resume(config, overrides)
-        return run(config, folder, overrides, Path(settings.sweep.dir) / "rivals")
+        return meta_train(config, folder, overrides, Path(settings.sweep.dir) / "rivals")
     with errors_in_one_line():  # here too: Hydra announces errors that leave a job
         _check_resume(config, overrides)
-        return run(config, folder, overrides)
+        return meta_train(config, folder, overrides)
 
 
-def run(
+def meta_train(
     config: DictConfig, folder: Path, overrides: Sequence[str] = (), rivals: Path | None = None
 ) -> float:
     """Trains as configured; returns the best validation score, a finite number (lower is better).
@@ -79,7 +79,7 @@ def run(
     bar = ProgressBar(trainer.config.episodes, trainer.episode, trainer.config.max_minutes)
     reporters: list[Reporter] = [*logs, bar]
 
-    def report(progress: Progress) -> None:
+    def report(progress: EpisodeReport) -> None:
         for reporter in reporters:
             reporter(progress)
 

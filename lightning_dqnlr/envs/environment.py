@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightning_dqnlr.control.history import History
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.rl.rewards import Interval
+from lightning_dqnlr.rl.rewards import TrainingInterval
 from lightning_dqnlr.tasks.task import Task
 
 
@@ -29,7 +29,7 @@ class StepResult(NamedTuple):
     """
 
     observation: Tensor
-    interval: Interval
+    interval: TrainingInterval
 
 
 class Losses(NamedTuple):
@@ -40,7 +40,7 @@ class Losses(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Start:
+class LRStart:
     """How the replicas' learning rates begin.
 
     Args:
@@ -61,7 +61,7 @@ class Terms:
         circuit_breaker: whether blown-up intervals are undone.
     """
 
-    start: Start = Start()
+    start: LRStart = LRStart()
     circuit_breaker: bool = True
 
 

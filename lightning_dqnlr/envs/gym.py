@@ -28,9 +28,9 @@ from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError
 from lightning_dqnlr.rl.rewards import (
     TRIP_PENALTY,
-    Interval,
     IntervalReward,
     LogProgress,
+    TrainingInterval,
     interval_rewards,
 )
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
@@ -316,11 +316,11 @@ class _Pay:
         self._trip_penalty = own if trip_penalty is None else trip_penalty
         self._reward = reward
 
-    def __call__(self, interval: Interval) -> Tensor:
+    def __call__(self, interval: TrainingInterval) -> Tensor:
         return interval_rewards(self._reward, interval, self._trip_penalty)
 
 
-class Summary(NamedTuple):
+class EpisodeSummary(NamedTuple):
     """What whole runs were like; (R,) each."""
 
     initial_loss: Tensor
@@ -401,13 +401,13 @@ class Episodes:
         """Whether the horizon is reached, or no run is left."""
         return self.env.finished or not bool(self.env.alive.any())
 
-    def summary(self) -> Summary:
+    def summary(self) -> EpisodeSummary:
         """What the runs were like, at the end of each."""
         history = self.env.controller.history
         final = torch.full_like(history.loss, torch.nan)
         if self.env.finished:
             final = torch.where(self.env.alive, self.env.losses().train, final)
-        return Summary(history.initial_loss, final, history.trips)
+        return EpisodeSummary(history.initial_loss, final, history.trips)
 
     def _task(self, seed: int) -> Task:
         task = (

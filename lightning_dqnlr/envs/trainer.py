@@ -19,7 +19,7 @@ from lightning_dqnlr.envs.environment import Losses, StepResult, Terms
 from lightning_dqnlr.envs.process import RandomStream, interruptible
 from lightning_dqnlr.envs.trainer_data import module_losses, quiet, task_loader, task_trainer
 from lightning_dqnlr.envs.trainer_run import Conditions, Schedule, TrainerRun
-from lightning_dqnlr.rl.rewards import Interval
+from lightning_dqnlr.rl.rewards import TrainingInterval
 from lightning_dqnlr.tasks.task import Task
 
 
@@ -71,7 +71,7 @@ class TrainerLREnv:
         rows = [run.advance(chosen) for run, chosen in zip(self._runs, actions, strict=True)]
         history = self.controller.history
         self.alive = self.alive & history.loss.isfinite()
-        interval = Interval(
+        interval = TrainingInterval(
             previous, history.loss, history.initial_loss, history.restored > 0, self.alive
         )
         return StepResult(torch.stack(rows).to(self._device), interval)

@@ -14,7 +14,7 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import Telemetry
 from lightning_dqnlr.envs.environment import Losses, StepResult, Terms
 from lightning_dqnlr.envs.replicas import Replicas
-from lightning_dqnlr.rl.rewards import Interval
+from lightning_dqnlr.rl.rewards import TrainingInterval
 from lightning_dqnlr.tasks.task import Task
 
 
@@ -81,7 +81,7 @@ class VectorLREnv:
         decision = self._run_interval()
         history = self.controller.history
         self.alive = self.alive & history.loss.isfinite()
-        interval = Interval(
+        interval = TrainingInterval(
             previous, history.loss, history.initial_loss, decision.tripped, self.alive
         )
         return StepResult(decision.observation, interval)

@@ -13,7 +13,7 @@ from lightning_dqnlr.envs.environment import (
     USER_LR_EXPONENTS,
     Engine,
     LREnvironment,
-    Start,
+    LRStart,
     StartKind,
     StepResult,
     Terms,
@@ -23,7 +23,7 @@ from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.demonstrate import Demonstrators
 from lightning_dqnlr.policy.policy import LRPolicy, epsilon_greedy
 from lightning_dqnlr.rl.replay import Transitions, n_step_transitions
-from lightning_dqnlr.rl.rewards import End, Interval, Reward
+from lightning_dqnlr.rl.rewards import End, Reward, TrainingInterval
 from lightning_dqnlr.tasks.task import Task
 
 _SHARES = (
@@ -197,7 +197,7 @@ class _Rollout:
     observations: list[Tensor]
     actions: list[Tensor]
     explored: list[Tensor]  # bool, where the action was not the greedy one
-    intervals: list[Interval]
+    intervals: list[TrainingInterval]
 
     def add(self, action: Tensor, greedy: Tensor, result: StepResult) -> None:
         self.actions.append(action)
@@ -206,7 +206,9 @@ class _Rollout:
         self.intervals.append(result.interval)
 
     def transitions(self, config: CollectConfig, reward: Reward, end: End) -> Transitions:
-        intervals = Interval(*(torch.stack(column) for column in zip(*self.intervals, strict=True)))
+        intervals = TrainingInterval(
+            *(torch.stack(column) for column in zip(*self.intervals, strict=True))
+        )
         alive = intervals.alive
         before = torch.cat([torch.ones_like(alive[:1]), alive[:-1]])  # when the action was taken
         rewards = torch.where(before, reward.pay(intervals, end), 0.0)
@@ -232,14 +234,14 @@ class _Rollout:
         return Transitions(*(torch.cat(pair) for pair in zip(shown, own, strict=True)))
 
 
-def _start(config: CollectConfig, generator: torch.Generator) -> Start:
+def _start(config: CollectConfig, generator: torch.Generator) -> LRStart:
     uniform = torch.rand(config.replicas, generator=generator)
     if config.start == "user":
         low, high = USER_LR_EXPONENTS
-        return Start(lr=10.0 ** (low + (high - low) * uniform))
+        return LRStart(lr=10.0 ** (low + (high - low) * uniform))
     off = torch.rand(config.replicas, generator=generator) < config.off_start_share
     decades = (2 * uniform - 1) * config.off_start_decades * off
-    return Start(multiplier=10.0**decades)
+    return LRStart(multiplier=10.0**decades)
 
 
 def _demonstrators(

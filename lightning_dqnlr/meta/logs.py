@@ -20,7 +20,7 @@ from lightning_dqnlr.files import cannot_write, write_atomically
 from lightning_dqnlr.meta.collect import Episode
 from lightning_dqnlr.meta.workers import TaskSummary
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.scoring.evaluate import Scores
+from lightning_dqnlr.scoring.evaluate import Evaluation
 
 T = TypeVar("T")
 Watch = Callable[[Sequence[int]], Iterable[int]]
@@ -53,7 +53,7 @@ COLUMNS = (
 
 
 @dataclass
-class Progress:
+class EpisodeReport:
     """What a log line is made of after each episode.
 
     Attributes:
@@ -74,7 +74,7 @@ class Progress:
     result: Episode | None
     task: TaskSummary | None
     failure: str | None = None
-    scores: Scores | None = None
+    scores: Evaluation | None = None
     seconds: float = 0.0
     best_score: float = float("inf")
 
@@ -82,14 +82,14 @@ class Progress:
 class Reporter(Protocol):
     """Takes note of each episode."""
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: EpisodeReport) -> None:
         """Called once per episode, in order."""
 
     def close(self) -> None:
         """Called once, after the last."""
 
 
-def row(progress: Progress) -> dict[str, str | float]:
+def row(progress: EpisodeReport) -> dict[str, str | float]:
     """The columns that are known after this episode; the final loss is the replicas' median."""
     values: dict[str, str | float] = {
         "episode": progress.episode,
@@ -134,7 +134,7 @@ class CSVLog:
         write_atomically(path, content.getvalue().encode())
         self._path, self._file = path, path.open("ab", buffering=0)
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: EpisodeReport) -> None:
         """Appends the episode's row.
 
         Raises:
@@ -183,7 +183,7 @@ class TensorBoardLog:
         with _clear_errors(self._path):
             self._writer = SummaryWriter(self._path, purge_step=purge)
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: EpisodeReport) -> None:
         """Writes the episode's scalars."""
         with _clear_errors(self._path):
             for name, value in row(progress).items():
@@ -257,7 +257,7 @@ class ProgressBar:
             yield number
         self._started = time.monotonic()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: EpisodeReport) -> None:
         """Moves the bar on by one episode."""
         if progress.scores is not None:
             median = progress.scores.summary()["regret_median"]
@@ -269,7 +269,7 @@ class ProgressBar:
             self._bar.write(f"Skipped {progress.failure}", file=sys.stderr)
         self._bar.update()
 
-    def _seconds_left(self, progress: Progress) -> float:
+    def _seconds_left(self, progress: EpisodeReport) -> float:
         pace = (time.monotonic() - self._started) / (progress.episode - self._first)
         left = pace * (self._episodes - progress.episode)
         if self._max_minutes is None:

@@ -23,7 +23,7 @@ from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.policy.policy import RECORD, WEIGHTS, LRPolicy
 from lightning_dqnlr.scoring.cosine import regret
-from lightning_dqnlr.scoring.evaluate import Rivals, Scores, evaluate
+from lightning_dqnlr.scoring.evaluate import Evaluation, Rivals, evaluate
 from lightning_dqnlr.scoring.statistics import interquartile_mean, stratified_bootstrap
 from lightning_dqnlr.tasks.task import Task
 
@@ -48,7 +48,7 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Standing:
+class RankedCandidate:
     """How a candidate did. Regrets are of the training loss, as in selection; lower is better.
 
     Attributes:
@@ -58,7 +58,7 @@ class Standing:
     """
 
     candidate: Candidate
-    scores: Scores
+    scores: Evaluation
     lost: int
 
     def numbers(self) -> dict[str, Any]:
@@ -119,7 +119,7 @@ def compare(
     rivals: Rivals,
     seeds: Sequence[int],
     engine: Engine = ON_CPU,
-) -> list[Standing]:
+) -> list[RankedCandidate]:
     """Every candidate on every task and seed, each started as it was trained; the best first."""
     standings = []
     for candidate in candidates:
@@ -134,7 +134,7 @@ def compare(
             start="safe" if record.get("start", "auto") == "auto" else "user",
             circuit_breaker=record.get("circuit_breaker", True),
         )
-        standings.append(Standing(candidate, scores, _lost(scores.train, tasks, rivals)))
+        standings.append(RankedCandidate(candidate, scores, _lost(scores.train, tasks, rivals)))
     return sorted(standings, key=lambda standing: standing.scores.score)
 
 
@@ -145,7 +145,7 @@ def _lost(regrets: Tensor, tasks: Sequence[Task], rivals: Rivals) -> int:
     return int((~(regrets < torch.stack(limits)[:, None] - 1e-4)).sum())
 
 
-def difference(first: Standing, second: Standing) -> tuple[float, float]:
+def difference(first: RankedCandidate, second: RankedCandidate) -> tuple[float, float]:
     """95% interval of the second's score minus the first's, over what other tasks would say.
 
     Both met the same tasks and seeds, so the differences are paired; tasks are resampled, because
@@ -156,7 +156,7 @@ def difference(first: Standing, second: Standing) -> tuple[float, float]:
     return stratified_bootstrap(by_task[None], lambda values: values.mean(-1))
 
 
-def verdict(standings: Sequence[Standing]) -> str:
+def verdict(standings: Sequence[RankedCandidate]) -> str:
     """Whether the winner's lead means anything, in one sentence."""
     if len(standings) == 1:
         return "It is the only candidate."
@@ -167,7 +167,7 @@ def verdict(standings: Sequence[Standing]) -> str:
     return f"{ahead}: more than noise."
 
 
-def table(standings: Sequence[Standing]) -> str:
+def table(standings: Sequence[RankedCandidate]) -> str:
     """One line per candidate, the best first, with what its run was told to do differently."""
     shared = set.intersection(*(set(s.candidate.overrides) for s in standings))
     name = max(len("policy"), *(len(s.candidate.name) for s in standings))
@@ -184,7 +184,7 @@ def table(standings: Sequence[Standing]) -> str:
     return "\n".join(lines)
 
 
-def promote(standings: Sequence[Standing], into: Path, seeds: int) -> Path:
+def promote(standings: Sequence[RankedCandidate], into: Path, seeds: int) -> Path:
     """Copies the winner, with a record of what it was compared with; returns the folder.
 
     Args:

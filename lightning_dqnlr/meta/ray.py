@@ -25,7 +25,7 @@ from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_integer, check_
 from lightning_dqnlr.envs.process import keep_freed_memory
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig
-from lightning_dqnlr.meta.workers import Collector, Job, Outcome, run_job, workers_keep_dying
+from lightning_dqnlr.meta.workers import Collector, Job, JobOutcome, run_job, workers_keep_dying
 
 # Unix sockets may have names of 107 characters, of which Ray uses about 80 below its folder.
 _LONGEST_FOLDER = 24
@@ -101,7 +101,7 @@ class RayWorkers:
             scheduling_strategy=PlacementGroupSchedulingStrategy(room),
         )(_collect)
 
-        def collect(jobs: Sequence[Job]) -> Iterator[Outcome]:
+        def collect(jobs: Sequence[Job]) -> Iterator[JobOutcome]:
             if not jobs:
                 return
             with self._clear_errors():
@@ -174,7 +174,7 @@ class RayWorkers:
             ) from error
 
 
-def _collect(round_: list[Any], seed: int, config: CollectConfig, path: list[str]) -> Outcome:
+def _collect(round_: list[Any], seed: int, config: CollectConfig, path: list[str]) -> JobOutcome:
     """In a worker: one episode of a round, given by any of its jobs, which differ in these two.
 
     Args:

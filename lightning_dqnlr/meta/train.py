@@ -28,14 +28,14 @@ from lightning_dqnlr.meta.checkpoint import (
 )
 from lightning_dqnlr.meta.collect import CollectConfig
 from lightning_dqnlr.meta.failures import Failures, usable_tasks
-from lightning_dqnlr.meta.logs import Progress, Watch
-from lightning_dqnlr.meta.workers import Collector, Job, LocalWorkers, Outcome, Workers
+from lightning_dqnlr.meta.logs import EpisodeReport, Watch
+from lightning_dqnlr.meta.workers import Collector, Job, JobOutcome, LocalWorkers, Workers
 from lightning_dqnlr.policy.network import Network
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.provenance import provenance
 from lightning_dqnlr.rl.dqn import Agent
 from lightning_dqnlr.rl.rewards import Reward
-from lightning_dqnlr.scoring.evaluate import Rivals, Scores, evaluate
+from lightning_dqnlr.scoring.evaluate import Evaluation, Rivals, evaluate
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
 _COUNTS = (
@@ -182,7 +182,7 @@ class MetaTrainer:
         numbers = watch(range(self.config.evaluation_tasks))
         return usable_tasks(self.tasks, numbers, self.rivals, self.failures)
 
-    def fit(self, report: Callable[[Progress], None], watch: Watch = iter) -> float:
+    def fit(self, report: Callable[[EpisodeReport], None], watch: Watch = iter) -> float:
         """Runs to the last episode (or the time limit); returns the best validation score.
 
         Args:
@@ -219,7 +219,7 @@ class MetaTrainer:
         """Whether the round since `before` crossed a multiple of `every`, or is the last."""
         return self.episode // every > before // every or self.finished
 
-    def _round(self, collect: Collector, size: int) -> Iterator[Progress]:
+    def _round(self, collect: Collector, size: int) -> Iterator[EpisodeReport]:
         """Episodes collected with one state of the network, each followed by its updates."""
         policy, first = self.behaviour, self.config.seed * 1_000_003 + self.episode
         settings = [self.collect.at(self.episode + i) for i in range(size)]
@@ -230,11 +230,11 @@ class MetaTrainer:
         for job, outcome in zip(jobs, collect(jobs), strict=True):
             yield self._learn_from(job.seed, outcome)
 
-    def _learn_from(self, seed: int, outcome: Outcome) -> Progress:
+    def _learn_from(self, seed: int, outcome: JobOutcome) -> EpisodeReport:
         """Takes in one episode. A task that failed is recorded and skipped."""
         self.episode += 1
         result = outcome.episode
-        progress = Progress(self.episode, self.inner_steps, float("nan"), result, outcome.task)
+        progress = EpisodeReport(self.episode, self.inner_steps, float("nan"), result, outcome.task)
         if result is None:
             name = outcome.task.name if outcome.task else f"seed {seed}"
             progress.failure = self.failures.note_training(name, str(outcome.failure))
@@ -255,7 +255,7 @@ class MetaTrainer:
             total += update.loss
         return (total / max(1, self.config.updates)).item()
 
-    def _select(self, validation: Sequence[Task]) -> Scores:
+    def _select(self, validation: Sequence[Task]) -> Evaluation:
         policy, seeds = self.policy, range(self.config.evaluation_seeds)
         scores = evaluate(
             policy.act,

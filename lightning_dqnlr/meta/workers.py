@@ -53,7 +53,7 @@ class TaskSummary(NamedTuple):
     horizon: int
 
 
-class Outcome(NamedTuple):
+class JobOutcome(NamedTuple):
     """What became of a job: an episode, or in words why its task failed.
 
     In words, because not every exception survives the way from one process to another.
@@ -67,7 +67,7 @@ class Outcome(NamedTuple):
 class Collector(Protocol):
     """Runs the jobs of a round; the outcomes come in the order of the jobs."""
 
-    def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[JobOutcome]:
         """The outcomes, as they become available."""
 
 
@@ -78,7 +78,7 @@ class Workers(Protocol):
         """A collector, whose processes end with the context."""
 
 
-def run_job(job: Job) -> Outcome:
+def run_job(job: Job) -> JobOutcome:
     """Collects one episode. A task that fails is an outcome, not an error: others go on."""
     give_back_freed_memory()  # of the episode before, whose tensors had other sizes
     summary: TaskSummary | None = None
@@ -88,14 +88,14 @@ def run_job(job: Job) -> Outcome:
         generator = torch.Generator().manual_seed(job.seed)
         episode = collect_episode(task, job.policy, job.config, job.reward, generator, job.engine)
     except (Exception, SystemExit) as error:
-        return Outcome(summary, None, f"{type(error).__name__}: {error}")
+        return JobOutcome(summary, None, f"{type(error).__name__}: {error}")
     if not episode.final_losses.isfinite().any():
         count = len(episode.final_losses)
-        return Outcome(summary, None, f"not one of {count} replicas ended with a finite loss")
+        return JobOutcome(summary, None, f"not one of {count} replicas ended with a finite loss")
     transitions = finite(episode.transitions)
     if len(transitions.action) == 0:
-        return Outcome(summary, None, "not one finite transition")
-    return Outcome(summary, episode._replace(transitions=transitions), None)
+        return JobOutcome(summary, None, "not one finite transition")
+    return JobOutcome(summary, episode._replace(transitions=transitions), None)
 
 
 def finite(transitions: Transitions) -> Transitions:
@@ -113,7 +113,7 @@ def finite(transitions: Transitions) -> Transitions:
     return Transitions(*(x[keep] for x in transitions._replace(next_observation=following)))
 
 
-def in_this_process(jobs: Sequence[Job]) -> Iterator[Outcome]:
+def in_this_process(jobs: Sequence[Job]) -> Iterator[JobOutcome]:
     """The collector of a single process."""
     return map(run_job, jobs)
 
@@ -152,23 +152,23 @@ class LocalWorkers:
 class _Rounds:
     """Collects rounds in a pool of processes, and replaces those that are killed."""
 
-    def __init__(self, pool: Processes[Job, Outcome], workers: int, restarts: int) -> None:
+    def __init__(self, pool: Processes[Job, JobOutcome], workers: int, restarts: int) -> None:
         self._pool, self._workers, self._restarts = pool, workers, restarts
         self._left = restarts
         self._handed_in = 0  # jobs of all rounds, whose numbers are their keys
 
-    def __call__(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+    def __call__(self, jobs: Sequence[Job]) -> Iterator[JobOutcome]:
         round_ = dict(enumerate(jobs, self._handed_in))
         self._handed_in += len(jobs)
         for key, job in round_.items():
             self._pool.submit(key, job)
-        done: dict[int, Outcome] = {}
+        done: dict[int, JobOutcome] = {}
         for key in round_:
             while key not in done:
                 self._receive(round_, done)
             yield done.pop(key)
 
-    def _receive(self, round_: dict[int, Job], done: dict[int, Outcome]) -> None:
+    def _receive(self, round_: dict[int, Job], done: dict[int, JobOutcome]) -> None:
         try:
             key, outcome = self._pool.receive()
         except ProcessDied as error:
@@ -197,6 +197,6 @@ def workers_keep_dying(workers: int) -> ConfigurationError:
     )
 
 
-def _begin_worker() -> Callable[[Job], Outcome]:
+def _begin_worker() -> Callable[[Job], JobOutcome]:
     keep_freed_memory()
     return run_job

@@ -27,7 +27,7 @@ IntervalReward = Callable[[Tensor, Tensor, Tensor], Tensor]
 """The reward of an interval, elementwise: (previous loss, loss, initial loss) -> reward."""
 
 
-class Interval(NamedTuple):
+class TrainingInterval(NamedTuple):
     """What happened between two decisions of R runs; (R,) each, or (T, R) for T intervals.
 
     Attributes:
@@ -64,7 +64,7 @@ class Reward(Protocol):
     def least_replicas(self) -> int:
         """How many runs there must be for the reward to tell good actions from bad ones."""
 
-    def pay(self, intervals: Interval, end: End) -> Tensor:
+    def pay(self, intervals: TrainingInterval, end: End) -> Tensor:
         """The rewards, (T, R), of T intervals; what comes after a run's failure is not read."""
 
 
@@ -105,7 +105,7 @@ def log_progress(previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> T
 
 
 def interval_rewards(
-    reward: IntervalReward, interval: Interval, trip_penalty: float = TRIP_PENALTY
+    reward: IntervalReward, interval: TrainingInterval, trip_penalty: float = TRIP_PENALTY
 ) -> Tensor:
     """What each interval is paid by itself: `reward - trip_penalty * tripped`; -1 for a failure.
 
@@ -146,7 +146,7 @@ class _EachInterval(ABC):
         """One run is enough: each is paid by itself."""
         return 1
 
-    def pay(self, intervals: Interval, end: End) -> Tensor:
+    def pay(self, intervals: TrainingInterval, end: End) -> Tensor:
         """The rewards of T intervals, (T, R)."""
         rewards = interval_rewards(self, intervals, self.trip_penalty)
         if self.final_evaluation:
@@ -234,7 +234,7 @@ class FinalScore:
         """A run without another to compare with has score 0 whatever it did."""
         return 2
 
-    def pay(self, intervals: Interval, end: End) -> Tensor:
+    def pay(self, intervals: TrainingInterval, end: End) -> Tensor:
         """The rewards of T intervals, (T, R); one of each run is not 0."""
         level = compressed_loss(end.loss, intervals.initial_loss[-1])
         score = group_final_score(level + self.trip_penalty * end.trips, self.temperature)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, Start, StartKind, Terms
+from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, LRStart, StartKind, Terms
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.scoring.cosine import TunedCosine, regret, tune_cosine
@@ -66,7 +66,7 @@ def fingerprint(task: Task) -> str:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Evaluation:
     """Regrets of one evaluation, one row per task and one column per seed.
 
     Attributes:
@@ -153,10 +153,10 @@ def run_policy(
     return Result(*env.losses(), torch.stack(scales), trips)
 
 
-def _start(kind: StartKind, replicas: int) -> Start:
+def _start(kind: StartKind, replicas: int) -> LRStart:
     if kind == "safe":
-        return Start()
-    return Start(lr=torch.logspace(*USER_LR_EXPONENTS, replicas))
+        return LRStart()
+    return LRStart(lr=torch.logspace(*USER_LR_EXPONENTS, replicas))
 
 
 def evaluate(
@@ -169,7 +169,7 @@ def evaluate(
     *,
     start: StartKind = "safe",
     circuit_breaker: bool = True,
-) -> Scores:
+) -> Evaluation:
     """Regrets of `act` (observations -> actions) on each task and seed.
 
     The same whenever it is called, and without effect on the global random state: a run that was
@@ -186,4 +186,4 @@ def evaluate(
         validation.append(regret(result.validation_loss, rival.validation_loss, initial))
         trips += result.trips / len(tasks)
     names = tuple(task.name for task in tasks)
-    return Scores(names, torch.stack(train).cpu(), torch.stack(validation).cpu(), trips)
+    return Evaluation(names, torch.stack(train).cpu(), torch.stack(validation).cpu(), trips)

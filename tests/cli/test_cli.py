@@ -158,7 +158,7 @@ def test_the_reward_decides_what_is_learned(tmp_path):
     """All but one trained the same policy once, and recorded another."""
     found = []
     for reward in ("final_score", "log_progress", "loss_change"):
-        cli.run(composed(*TINY, f"reward={reward}", "train.episodes=3"), tmp_path / reward)
+        cli.meta_train(composed(*TINY, f"reward={reward}", "train.episodes=3"), tmp_path / reward)
         policy = LRPolicy.load(tmp_path / reward / "last")
         assert policy.record["reward"].startswith(reward.title().replace("_", ""))
         found.append(torch.cat([w.flatten() for w in policy.network.state_dict().values()]))
@@ -211,7 +211,7 @@ def test_the_policy_records_the_command_that_made_it(finished):
 
 def test_the_objective_of_a_sweep_is_the_best_score(tmp_path):
     overrides = ("train.episodes=2", "train.evaluate_every=1", "tensorboard=false")
-    score = cli.run(composed(*TINY, *overrides), tmp_path)
+    score = cli.meta_train(composed(*TINY, *overrides), tmp_path)
     assert isinstance(score, float)
     assert math.isfinite(score)
     record = json.loads((tmp_path / "best/policy.json").read_text())["record"]
@@ -291,7 +291,7 @@ def test_a_finished_run_is_not_overwritten(finished, tmp_path):
     cwd, _ = finished
     before = (cwd / "run" / CHECKPOINT).read_bytes()
     with pytest.raises(ConfigurationError, match=r"holds a run already; add resume=true"):
-        cli.run(composed(*TINY), cwd / "run")
+        cli.meta_train(composed(*TINY), cwd / "run")
     assert (cwd / "run" / CHECKPOINT).read_bytes() == before
 
 

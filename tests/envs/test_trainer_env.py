@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import Start, Terms
+from lightning_dqnlr.envs.environment import LRStart, Terms
 from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.errors import UnsupportedTrainingError
@@ -128,8 +128,8 @@ def test_an_unknown_horizon_ends_at_the_same_step_in_both():
 @pytest.mark.parametrize(
     ("start", "apart"),
     [
-        (Start(lr=torch.tensor([1e-3, 0.02])), 20.0),
-        (Start(multiplier=torch.tensor([0.1, 5.0])), 50.0),
+        (LRStart(lr=torch.tensor([1e-3, 0.02])), 20.0),
+        (LRStart(multiplier=torch.tensor([0.1, 5.0])), 50.0),
     ],
     ids=["lr", "multiplier"],
 )

@@ -14,9 +14,9 @@ from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.rewards import (
     End,
     FinalScore,
-    Interval,
     LogProgress,
     LossChange,
+    TrainingInterval,
     interval_rewards,
     log_progress,
 )
@@ -57,12 +57,12 @@ def three_runs(alive):
         rollout.actions.append(torch.zeros(3, dtype=torch.int64))
         rollout.explored.append(torch.zeros(3, dtype=torch.bool))
         ones, never = torch.ones(3), torch.zeros(3, dtype=torch.bool)
-        rollout.intervals.append(Interval(ones, ones, ones, never, torch.tensor(row)))
+        rollout.intervals.append(TrainingInterval(ones, ones, ones, never, torch.tensor(row)))
     return rollout
 
 
 def stacked(rollout):
-    return Interval(*map(torch.stack, zip(*rollout.intervals, strict=True)))
+    return TrainingInterval(*map(torch.stack, zip(*rollout.intervals, strict=True)))
 
 
 def test_a_run_that_died_learns_its_own_final_score_and_not_the_mean_of_the_others():

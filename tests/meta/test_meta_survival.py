@@ -59,13 +59,13 @@ def same_policies(folder, other):
 def test_a_run_killed_at_any_moment_ends_with_the_weights_of_the_undisturbed_one(tmp_path):
     """Killed before the first checkpoint, between checkpoints and while they are written."""
     whole = tmp_path / "whole"
-    cli.run(composed(*RUN), whole)
+    cli.meta_train(composed(*RUN), whole)
     chance, arguments = random.Random(5), (*RUN, "folder=run", "resume=true")
     for episodes in (0, chance.randint(1, 6), chance.randint(8, 14)):
         kill_at_some_moment(arguments, tmp_path, episodes, chance.uniform(0, 0.05))
     assert 0 < read_checkpoint(tmp_path / "run")["episode"] < 24
     assert not same_policies(tmp_path / "run", whole)
-    cli.run(composed(*RUN, "resume=true"), tmp_path / "run")
+    cli.meta_train(composed(*RUN, "resume=true"), tmp_path / "run")
     assert same_policies(tmp_path / "run", whole)
     assert rows(tmp_path / "run") == rows(whole)
     assert not list((tmp_path / "run").rglob(".*.partial"))
@@ -128,8 +128,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(
     tmp_path, monkeypatch, capsys, largest_file
 ):
     folder, rivals, length = tmp_path / "run", tmp_path / "rivals", "train.episodes=8"
-    cli.run(composed(*RUN, length), tmp_path / "whole", rivals=rivals)
-    cli.run(composed(*RUN, "train.episodes=4"), folder, rivals=rivals)
+    cli.meta_train(composed(*RUN, length), tmp_path / "whole", rivals=rivals)
+    cli.meta_train(composed(*RUN, "train.episodes=4"), folder, rivals=rivals)
     before = (folder / CHECKPOINT).read_bytes()
     largest_file(len(before) - 1000)
     code = run_here(monkeypatch, *RUN, length, f"folder={folder}", "resume=true")
@@ -140,7 +140,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_last_checkpoint_whole(
     assert "free some space" in line
     assert (folder / CHECKPOINT).read_bytes() == before
     assert not list(folder.rglob(".*.partial"))
-    cli.run(composed(*RUN, length, "resume=true"), folder, rivals=rivals)
+    cli.meta_train(composed(*RUN, length, "resume=true"), folder, rivals=rivals)
     assert same_policies(folder, tmp_path / "whole")
 
 

@@ -9,9 +9,9 @@ from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.rl.rewards import (
     End,
     FinalScore,
-    Interval,
     LogProgress,
     LossChange,
+    TrainingInterval,
     group_final_score,
     interval_rewards,
     log_progress,
@@ -60,7 +60,9 @@ def test_log_progress_telescopes_to_the_whole_run(values):
 
 def interval(previous, loss, tripped, alive):
     losses = [torch.tensor(row) for row in (previous, loss)]
-    return Interval(*losses, torch.ones(len(loss)), torch.tensor(tripped), torch.tensor(alive))
+    return TrainingInterval(
+        *losses, torch.ones(len(loss)), torch.tensor(tripped), torch.tensor(alive)
+    )
 
 
 def test_an_undone_interval_costs_the_penalty_and_a_failure_pays_minus_one():
@@ -72,7 +74,7 @@ def test_an_undone_interval_costs_the_penalty_and_a_failure_pays_minus_one():
 def two_intervals():
     first = interval([1.0, 1.0], [0.5, 0.8], [False, False], [True, True])
     second = interval([0.5, 0.8], [0.4, 0.2], [False, True], [True, True])
-    return Interval(*map(torch.stack, zip(first, second, strict=True)))
+    return TrainingInterval(*map(torch.stack, zip(first, second, strict=True)))
 
 
 def test_the_last_reward_leads_to_the_loss_of_the_whole_training_set():
