@@ -16,6 +16,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from lightning_dqnlr.checks import check_integer
 from lightning_dqnlr.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def meta_train(
     from lightning_dqnlr.envs.process import keep_freed_memory
     from lightning_dqnlr.meta.logs import ProgressBar, open_logs, summary
 
-    torch.set_num_threads(_positive(config, "threads"))
+    check_integer("threads", config.threads, 1)
+    torch.set_num_threads(config.threads)
     keep_freed_memory()
     trainer = build_trainer(config, folder, rivals)
     elsewhere = [override for override in overrides if not override.startswith("folder=")]
@@ -158,10 +160,3 @@ def _begin(trainer: MetaTrainer, config: DictConfig) -> None:
             f"folder={str(trainer.folder)!r} holds a run already; add resume=true to go on with "
             "it, or choose another folder."
         )
-
-
-def _positive(config: DictConfig, name: str) -> int:
-    value = config[name]
-    if not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{name}={value!r} must be an integer of at least 1.")
-    return value

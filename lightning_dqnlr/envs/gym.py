@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.checks import check_integer
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Engine, LREnvironment, StepResult, Terms
 from lightning_dqnlr.envs.process import RandomStream
@@ -182,8 +183,7 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
         trip_penalty: float | None = None,
         engine: Engine = ON_CPU,
     ) -> None:
-        if num_envs < 1:
-            raise ConfigurationError(f"num_envs must be at least 1; got {num_envs}.")
+        check_integer("num_envs", num_envs, 1)
         self.num_envs = num_envs
         self.single_observation_space, self.single_action_space = _spaces(controller_spec)
         self.observation_space = batch_space(self.single_observation_space, num_envs)

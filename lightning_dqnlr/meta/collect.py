@@ -9,6 +9,13 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.checks import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    check_choice,
+    check_integer,
+    check_number,
+)
 from lightning_dqnlr.envs.environment import (
     USER_LR_EXPONENTS,
     Engine,
@@ -95,23 +102,19 @@ class CollectConfig:
     demonstrated_drifts: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
-        self._check("replicas", isinstance(self.replicas, int) and self.replicas >= 1, "at least 1")
-        self._check("n_step", isinstance(self.n_step, int) and self.n_step >= 1, "at least 1")
+        for name in ("demonstrated_ratios", "demonstrated_drifts"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name in ("replicas", "n_step"):
+            check_integer(f"CollectConfig.{name}", getattr(self, name), 1)
+        for name in ("demonstrator_episodes", "demonstrator_n_step"):
+            check_integer(f"CollectConfig.{name}", getattr(self, name), 1, optional=True)
         for name in _SHARES:
-            self._check(name, 0 <= getattr(self, name) <= 1, "in [0, 1]")
+            check_number(f"CollectConfig.{name}", getattr(self, name), "[0, 1]")
         for name in ("epsilon_alpha", "off_start_decades"):
-            self._check(name, 0 <= getattr(self, name) < math.inf, "finite and not negative")
-        object.__setattr__(self, "demonstrated_ratios", tuple(self.demonstrated_ratios))
-        episodes = self.demonstrator_episodes
-        self._check("demonstrator_episodes", episodes is None or episodes >= 1, "at least 1")
-        own = self.demonstrator_n_step
-        self._check("demonstrator_n_step", own is None or own >= 1, "at least 1")
-        low, high = self.demonstrated_ratios
-        self._check("demonstrated_ratios", 0 < low <= high < math.inf, "positive and ascending")
-        object.__setattr__(self, "demonstrated_drifts", tuple(self.demonstrated_drifts))
-        low, high = self.demonstrated_drifts
-        self._check("demonstrated_drifts", -2 <= low <= high <= 2, "ascending, in [-2, 2]")
-        self._check("start", self.start in get_args(StartKind), f"one of {get_args(StartKind)}")
+            check_number(f"CollectConfig.{name}", getattr(self, name), NOT_NEGATIVE)
+        check_choice("CollectConfig.start", self.start, get_args(StartKind))
+        self._check_ascending("demonstrated_ratios", POSITIVE)
+        self._check_ascending("demonstrated_drifts", "[-2, 2]")
 
     def at(self, episode: int) -> CollectConfig:
         """The settings of one episode, with the share of demonstrators that is left by then."""
@@ -121,11 +124,12 @@ class CollectConfig:
         share = self.demonstrators + over * (self.demonstrators_left - self.demonstrators)
         return replace(self, demonstrators=share, demonstrator_episodes=None)
 
-    def _check(self, name: str, holds: bool, wanted: str) -> None:
-        if not holds:
-            raise ConfigurationError(
-                f"CollectConfig.{name} must be {wanted}; got {getattr(self, name)!r}."
-            )
+    def _check_ascending(self, name: str, interval: str) -> None:
+        low, high = getattr(self, name)
+        for bound in (low, high):
+            check_number(f"CollectConfig.{name}", bound, interval)
+        if low > high:
+            raise ConfigurationError(f"CollectConfig.{name}=({low}, {high}) must be ascending.")
 
 
 class Episode(NamedTuple):
@@ -206,9 +210,8 @@ class _Rollout:
         self.intervals.append(result.interval)
 
     def transitions(self, config: CollectConfig, reward: Reward, end: End) -> Transitions:
-        intervals = TrainingInterval(
-            *(torch.stack(column) for column in zip(*self.intervals, strict=True))
-        )
+        columns = zip(*self.intervals, strict=True)
+        intervals = TrainingInterval(*(torch.stack(column) for column in columns))
         alive = intervals.alive
         before = torch.cat([torch.ones_like(alive[:1]), alive[:-1]])  # when the action was taken
         rewards = torch.where(before, reward.pay(intervals, end), 0.0)

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from lightning_dqnlr.checks import check_integer, check_number
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.envs.vector import ON_CPU
@@ -96,24 +97,12 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in _COUNTS:
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"TrainConfig.{name}={value!r} must be at least 1.")
+            check_integer(f"TrainConfig.{name}", getattr(self, name), 1)
         for name in ("updates", "warm_up_episodes"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 0:
-                raise ConfigurationError(f"TrainConfig.{name}={value!r} must not be negative.")
-        keep = self.keep_every
-        if keep is not None and (not isinstance(keep, int) or keep < 1):
-            raise ConfigurationError(
-                f"TrainConfig.keep_every={keep!r} must be at least 1, or null to keep none."
-            )
-        if not isinstance(self.seed, int):
-            raise ConfigurationError(f"TrainConfig.seed={self.seed!r} must be an integer.")
-        if self.max_minutes is not None and not self.max_minutes > 0:
-            raise ConfigurationError(
-                f"TrainConfig.max_minutes={self.max_minutes!r} must be positive, or null for none."
-            )
+            check_integer(f"TrainConfig.{name}", getattr(self, name), 0)
+        check_integer("TrainConfig.keep_every", self.keep_every, 1, optional=True)
+        check_integer("TrainConfig.seed", self.seed, -(2**63), 2**63 - 1)  # torch's own range
+        check_number("TrainConfig.max_minutes", self.max_minutes, "(0, inf]", optional=True)
 
 
 @dataclass

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
+from lightning_dqnlr.checks import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    check_choice,
+    check_integer,
+    check_number,
+)
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.network import Network, QNetwork
@@ -18,6 +24,19 @@ from lightning_dqnlr.rl.replay import ReplayConfig, Transitions, UniformReplayCo
 from lightning_dqnlr.rl.td import LossKind, double_q_target, q_learning_target, td_error, td_loss
 
 TargetUpdate = Literal["hard", "soft"]
+_CHOICES = {
+    "double": (True, False),
+    "dueling": (True, False),
+    "loss": get_args(LossKind),
+    "target_update": get_args(TargetUpdate),
+}
+_INTERVALS = {
+    "learning_rate": POSITIVE,
+    "target_tau": "(0, 1]",
+    "weight_decay": NOT_NEGATIVE,
+    "max_grad_norm": "(0, inf]",
+    "average_decay": "[0, 1)",
+}
 
 
 @dataclass(frozen=True)
@@ -58,39 +77,20 @@ class DQNConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
+        kind = type(self).__name__
         for width in self.hidden:
-            self._require(_is_count(width), "hidden", "integers of at least 1")
-        for name in ("double", "dueling"):
-            self._require(isinstance(getattr(self, name), bool), name, "True or False")
-        self._require(self.loss in get_args(LossKind), "loss", "'mse' or 'huber'")
-        known = self.target_update in get_args(TargetUpdate)
-        self._require(known, "target_update", "'hard' or 'soft'")
+            check_integer(f"{kind}.hidden", width, 1)
         for name in ("batch_size", "target_period"):
-            self._require(_is_count(getattr(self, name)), name, "an integer of at least 1")
-        self._check_ranges()
+            check_integer(f"{kind}.{name}", getattr(self, name), 1)
+        for name, choices in _CHOICES.items():
+            check_choice(f"{kind}.{name}", getattr(self, name), choices)
+        for name, interval in _INTERVALS.items():
+            check_number(f"{kind}.{name}", getattr(self, name), interval)
 
     def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> DQNLearner:
         """A learner with a fresh network for a controller's observations and actions."""
         network = QNetwork(len(spec.features), len(spec.actions), self.hidden, self.dueling)
         return DQNLearner(network, self, device)
-
-    def _check_ranges(self) -> None:
-        self._require(0 < self.learning_rate < math.inf, "learning_rate", "positive and finite")
-        self._require(0 < self.target_tau <= 1, "target_tau", "in (0, 1]")
-        decays = 0 <= self.weight_decay < math.inf
-        self._require(decays, "weight_decay", "finite and not negative")
-        self._require(0 <= self.average_decay < 1, "average_decay", "in [0, 1)")
-        clips = self.max_grad_norm > 0
-        self._require(clips, "max_grad_norm", "positive (math.inf never clips)")
-
-    def _require(self, holds: bool, name: str, wanted: str) -> None:
-        if not holds:
-            kind, value = type(self).__name__, getattr(self, name)
-            raise ConfigurationError(f"{kind}.{name} must be {wanted}; got {value!r}.")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 class DQNLearner:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.checks import check_integer, check_number
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.rl.replay import Draw, ReplayBuffer, Transitions
 
@@ -41,24 +42,16 @@ class PrioritisedReplayConfig:
     epsilon: float = 0.01
 
     def __post_init__(self) -> None:
-        self._require(0 <= self.alpha <= 1, "alpha", "in [0, 1]")
-        self._require(0 <= self.beta <= 1, "beta", "in [0, 1]")
-        counts = isinstance(self.beta_updates, int) and self.beta_updates >= 1
-        self._require(counts, "beta_updates", "an integer of at least 1")
-        self._require(0 < self.epsilon < _LARGEST_ERROR, "epsilon", "positive and finite")
+        check_number("PrioritisedReplayConfig.alpha", self.alpha, "[0, 1]")
+        check_number("PrioritisedReplayConfig.beta", self.beta, "[0, 1]")
+        check_integer("PrioritisedReplayConfig.beta_updates", self.beta_updates, 1)
+        check_number("PrioritisedReplayConfig.epsilon", self.epsilon, f"(0, {_LARGEST_ERROR})")
 
     def build(
         self, capacity: int, observation_size: int, device: torch.device | str = "cpu"
     ) -> PrioritisedReplay:
         """An empty replay."""
         return PrioritisedReplay(ReplayBuffer(capacity, observation_size, device), self)
-
-    def _require(self, holds: bool, name: str, wanted: str) -> None:
-        if not holds:
-            value = getattr(self, name)
-            raise ConfigurationError(
-                f"PrioritisedReplayConfig.{name} must be {wanted}; got {value!r}."
-            )
 
 
 class PrioritisedReplay:

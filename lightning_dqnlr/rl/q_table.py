@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.checks import check_integer, check_number
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.network import QTable
@@ -69,14 +70,8 @@ class TabularConfig:
     def __post_init__(self) -> None:
         bins = {name: tuple(map(float, edges)) for name, edges in self.bins.items()}
         object.__setattr__(self, "bins", bins)
-        if not 0 < self.learning_rate <= 1:
-            raise ConfigurationError(
-                f"TabularConfig.learning_rate must be in (0, 1]; got {self.learning_rate!r}."
-            )
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise ConfigurationError(
-                f"TabularConfig.batch_size must be at least 1; got {self.batch_size!r}."
-            )
+        check_number("TabularConfig.learning_rate", self.learning_rate, "(0, 1]")
+        check_integer("TabularConfig.batch_size", self.batch_size, 1)
 
     def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> TabularLearner:
         """A learner with an empty table over the bins.

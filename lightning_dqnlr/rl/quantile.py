@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_dqnlr.checks import POSITIVE, check_choice, check_integer, check_number
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.policy.network import QuantileNetwork
 from lightning_dqnlr.rl.dqn import DQNConfig, DQNLearner
@@ -89,10 +89,9 @@ class QuantileConfig(DQNConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        counts = isinstance(self.quantiles, int) and self.quantiles >= 1
-        self._require(counts, "quantiles", "an integer of at least 1")
-        self._require(0 < self.kappa < math.inf, "kappa", "positive and finite")
-        self._require(self.loss == "huber", "loss", "'huber'")
+        check_integer("QuantileConfig.quantiles", self.quantiles, 1)
+        check_number("QuantileConfig.kappa", self.kappa, POSITIVE)
+        check_choice("QuantileConfig.loss", self.loss, ("huber",))
 
     def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> QuantileLearner:
         """A learner with a fresh network for a controller's observations and actions."""

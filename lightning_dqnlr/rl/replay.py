@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.checks import check_integer, check_number
 from lightning_dqnlr.errors import ConfigurationError
 
 
@@ -120,7 +121,8 @@ def n_step_transitions(
         ConfigurationError: shapes disagree, n < 1, or gamma outside [0, 1].
     """
     _check_rollout(observations, {"actions": actions, "rewards": rewards, "continues": continues})
-    _check_window(n, gamma)
+    check_integer("n", n, 1)
+    check_number("gamma", gamma, "[0, 1]")
     going_on = continues.bool()
     kept = _before_the_end(going_on) if valid is None else valid.bool()
     if kept.shape != rewards.shape:
@@ -181,13 +183,6 @@ def _check_rollout(observations: Tensor, per_step: dict[str, Tensor]) -> None:
             )
 
 
-def _check_window(n: int, gamma: float) -> None:
-    if n < 1:
-        raise ConfigurationError(f"n must be at least 1 step; got {n}.")
-    if not 0.0 <= gamma <= 1.0:
-        raise ConfigurationError(f"gamma must lie in [0, 1]; got {gamma}.")
-
-
 class ReplayBuffer:
     """The latest `capacity` transitions in a ring of tensors, sampled evenly (Lin 1992).
 
@@ -203,12 +198,8 @@ class ReplayBuffer:
     def __init__(
         self, capacity: int, observation_size: int, device: torch.device | str = "cpu"
     ) -> None:
-        if capacity < 1:
-            raise ConfigurationError(f"capacity must be at least 1; got {capacity}.")
-        if observation_size < 1:
-            raise ConfigurationError(
-                f"observation_size must be at least 1; got {observation_size}."
-            )
+        check_integer("capacity", capacity, 1)
+        check_integer("observation_size", observation_size, 1)
         self.capacity = capacity
         self.observation_size = observation_size
         self.device = torch.device(device)

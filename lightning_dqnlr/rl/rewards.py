@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import NOT_NEGATIVE, check_number
+from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_number
 from lightning_dqnlr.control.features import compressed_loss
 from lightning_dqnlr.errors import ConfigurationError
 
@@ -226,7 +226,7 @@ class FinalScore:
     trip_penalty: float = TRIP_PENALTY
 
     def __post_init__(self) -> None:
-        check_number("temperature", self.temperature, "(0, inf)")
+        check_number("temperature", self.temperature, POSITIVE)
         check_number("trip_penalty", self.trip_penalty, NOT_NEGATIVE)
 
     @property
@@ -263,11 +263,9 @@ def group_final_score(levels: Tensor, temperature: float, *, min_spread: float =
     Raises:
         ConfigurationError: levels are not (R,), or temperature <= 0.
     """
-    if levels.dim() != 1 or not temperature > 0:
-        raise ConfigurationError(
-            f"levels must be (R,) and temperature positive; got shape {tuple(levels.shape)} and "
-            f"{temperature}."
-        )
+    check_number("temperature", temperature, POSITIVE)
+    if levels.dim() != 1:
+        raise ConfigurationError(f"levels must be (R,); got shape {tuple(levels.shape)}.")
     levels = levels.nan_to_num(_FAILED, _FAILED, _FAILED).clamp_max(_FAILED)
     score = -(temperature + levels - levels.min()).log()
     return (score - score.mean()) / score.std(correction=0).clamp_min(min_spread)

@@ -5,11 +5,12 @@ and ends at `t`; `discount_t` is gamma^n, and 0 where the episode ended. Termina
 bootstrap, not even from a NaN: a run that blew up has no finite observation to evaluate.
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 from torch.nn import functional
 
+from lightning_dqnlr.checks import check_choice
 from lightning_dqnlr.errors import ConfigurationError
 
 LossKind = Literal["mse", "huber"]
@@ -112,11 +113,10 @@ def td_loss(
 
 
 def _elementwise_loss(taken: Tensor, target: Tensor, kind: LossKind, delta: float) -> Tensor:
+    check_choice("kind", kind, get_args(LossKind))
     if kind == "mse":
         return functional.mse_loss(taken, target, reduction="none")
-    if kind == "huber":
-        return functional.huber_loss(taken, target, reduction="none", delta=delta)
-    raise ConfigurationError(f"kind must be 'mse' or 'huber'; got {kind!r}.")
+    return functional.huber_loss(taken, target, reduction="none", delta=delta)
 
 
 def _taken(q_tm1: Tensor, a_tm1: Tensor, target: Tensor) -> Tensor:

@@ -221,11 +221,14 @@ def test_the_objective_of_a_sweep_is_the_best_score(tmp_path):
 
 
 ERRORS = {
-    "a value out of range": (["train.episodes=0"], "TrainConfig.episodes=0 must be at least 1"),
+    "a value out of range": (
+        ["train.episodes=0"],
+        "TrainConfig.episodes=0 must be an integer of at least 1",
+    ),
     "a value of the wrong type": (["train.episodes=many"], "TrainConfig.episodes='many'"),
     "a wrong value deep in a group": (
         ["agent.learner.loss=l1"],
-        "agent.learner: DQNConfig.loss must be",
+        "agent.learner: DQNConfig.loss='l1' must be",
     ),
     "a key that does not exist": (["train.epochs=3"], "Could not override 'train.epochs'"),
     "a choice that does not exist": (["agent=best"], "Could not find 'agent/best'"),

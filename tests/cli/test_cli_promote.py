@@ -65,7 +65,8 @@ def test_a_job_that_fails_is_named_and_does_not_keep_the_others_from_running(tmp
     done = run_command("-m", *SHORT, "agent.learner.loss=l1,mse", "folder=sweep", cwd=tmp_path)
     assert done.returncode == 2
     assert (
-        "dqnlr-train: error: agent.learner: DQNConfig.loss must be" in done.stderr.splitlines()[-1]
+        "dqnlr-train: error: agent.learner: DQNConfig.loss='l1' must be"
+        in done.stderr.splitlines()[-1]
     )
     assert (tmp_path / "sweep/1/best/policy.json").is_file()
 

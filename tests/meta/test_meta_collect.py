@@ -133,7 +133,7 @@ def test_the_last_transition_of_every_replica_is_terminal():
     ],
 )
 def test_a_setting_out_of_range_is_named(name, value):
-    with pytest.raises(ConfigurationError, match=f"CollectConfig.{name} must be"):
+    with pytest.raises(ConfigurationError, match=rf"CollectConfig\.{name}={value!r} must be"):
         CollectConfig(**{name: value})
 
 

@@ -143,7 +143,7 @@ def test_epsilon_does_not_change_the_randomness_that_follows(epsilon):
     ],
 )
 def test_config_names_the_field_at_fault(field, value):
-    with pytest.raises(ConfigurationError, match=rf"DQNConfig\.{field} "):
+    with pytest.raises(ConfigurationError, match=rf"DQNConfig\.{field}="):
         DQNConfig(**{field: value})
 
 

@@ -133,7 +133,7 @@ def test_a_misshapen_record_is_refused_by_name(change):
         n_step_transitions(**record, n=1, gamma=1.0)
 
 
-@pytest.mark.parametrize(("n", "gamma", "name"), [(0, 1.0, "n must"), (1, 1.5, "gamma")])
+@pytest.mark.parametrize(("n", "gamma", "name"), [(0, 1.0, "n=0 must"), (1, 1.5, "gamma")])
 def test_an_impossible_window_is_refused_by_name(n, gamma, name):
     with pytest.raises(ConfigurationError, match=name):
         n_step_transitions(**rollout([[1]]), n=n, gamma=gamma)

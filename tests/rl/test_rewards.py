@@ -59,10 +59,8 @@ def test_log_progress_telescopes_to_the_whole_run(values):
 
 
 def interval(previous, loss, tripped, alive):
-    losses = [torch.tensor(row) for row in (previous, loss)]
-    return TrainingInterval(
-        *losses, torch.ones(len(loss)), torch.tensor(tripped), torch.tensor(alive)
-    )
+    initial = [1.0] * len(loss)
+    return TrainingInterval(*map(torch.tensor, (previous, loss, initial, tripped, alive)))
 
 
 def test_an_undone_interval_costs_the_penalty_and_a_failure_pays_minus_one():
@@ -131,7 +129,9 @@ class TestGroupFinalScore:
     def test_equal_runs_score_zero(self):
         assert (group_final_score(torch.full((5,), 2.0), 0.2) == 0).all()
 
-    @pytest.mark.parametrize(("shape", "temperature"), [((2, 2), 0.1), ((3,), 0.0)])
-    def test_wrong_shape_or_temperature_is_refused(self, shape, temperature):
-        with pytest.raises(ConfigurationError, match="temperature"):
+    @pytest.mark.parametrize(
+        ("shape", "temperature", "name"), [((2, 2), 0.1, "levels"), ((3,), 0.0, "temperature=0.0")]
+    )
+    def test_wrong_shape_or_temperature_is_refused(self, shape, temperature, name):
+        with pytest.raises(ConfigurationError, match=name):
             group_final_score(torch.zeros(shape), temperature)
