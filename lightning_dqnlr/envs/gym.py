@@ -15,7 +15,8 @@ itself looks for no plugins since version 1.0.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -98,7 +99,7 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
         self.observation_space, self.action_space = _spaces(controller_spec)
         terms = Terms(circuit_breaker=circuit_breaker)
         self._episodes = Episodes(tasks, split, controller_spec, terms, engine)
-        self._pay = _Pay(reward, trip_penalty)
+        self._pay = _payment(reward, trip_penalty)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -190,7 +191,7 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
         self.action_space = batch_space(self.single_action_space, num_envs)
         terms = Terms(circuit_breaker=circuit_breaker)
         self._episodes = Episodes(tasks, split, controller_spec, terms, engine)
-        self._pay = _Pay(reward, trip_penalty)
+        self._pay = _payment(reward, trip_penalty)
         self._done = np.zeros(num_envs, dtype=np.bool_)
 
     def reset(
@@ -251,6 +252,14 @@ def _spaces(
     return spaces.Box(-limits, limits, dtype=np.float32), spaces.Discrete(len(spec.actions))
 
 
+def _payment(
+    reward: IntervalReward, trip_penalty: float | None
+) -> Callable[[TrainingInterval], Tensor]:
+    own = getattr(reward, "trip_penalty", TRIP_PENALTY)
+    penalty = own if trip_penalty is None else trip_penalty
+    return partial(interval_rewards, reward, trip_penalty=penalty)
+
+
 def _choose(options: Mapping[str, Any] | None, runs: str) -> Mapping[str, Any]:
     """The options of a reset, checked."""
     chosen = options or {}
@@ -306,18 +315,6 @@ gymnasium.register(
     entry_point="lightning_dqnlr.envs.gym:LRControlEnv",
     vector_entry_point="lightning_dqnlr.envs.gym:LRControlVectorEnv",
 )
-
-
-class _Pay:
-    """An interval's reward, less the penalty of the one who asks or else the reward's own."""
-
-    def __init__(self, reward: IntervalReward, trip_penalty: float | None) -> None:
-        own = getattr(reward, "trip_penalty", TRIP_PENALTY)
-        self._trip_penalty = own if trip_penalty is None else trip_penalty
-        self._reward = reward
-
-    def __call__(self, interval: TrainingInterval) -> Tensor:
-        return interval_rewards(self._reward, interval, self._trip_penalty)
 
 
 class EpisodeSummary(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -60,9 +60,8 @@ class End(NamedTuple):
 class Reward(Protocol):
     """What the decisions of an episode are paid."""
 
-    @property
-    def least_replicas(self) -> int:
-        """How many runs there must be for the reward to tell good actions from bad ones."""
+    least_replicas: ClassVar[int]
+    """How many runs there must be for the reward to tell good actions from bad ones."""
 
     def pay(self, intervals: TrainingInterval, end: End) -> Tensor:
         """The rewards, (T, R), of T intervals; what comes after a run's failure is not read."""
@@ -131,6 +130,7 @@ class _EachInterval(ABC):
             to that of the whole training set in eval mode, in which a user measures a run.
     """
 
+    least_replicas: ClassVar[int] = 1
     trip_penalty: float = TRIP_PENALTY
     final_evaluation: bool = False
 
@@ -140,11 +140,6 @@ class _EachInterval(ABC):
     @abstractmethod
     def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
         """The reward of an interval, of the shape of `loss`."""
-
-    @property
-    def least_replicas(self) -> int:
-        """One run is enough: each is paid by itself."""
-        return 1
 
     def pay(self, intervals: TrainingInterval, end: End) -> Tensor:
         """The rewards of T intervals, (T, R)."""
@@ -222,17 +217,13 @@ class FinalScore:
         ConfigurationError: a value out of range.
     """
 
+    least_replicas: ClassVar[int] = 2
     temperature: float = 0.2
     trip_penalty: float = TRIP_PENALTY
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, POSITIVE)
         check_number("trip_penalty", self.trip_penalty, NOT_NEGATIVE)
-
-    @property
-    def least_replicas(self) -> int:
-        """A run without another to compare with has score 0 whatever it did."""
-        return 2
 
     def pay(self, intervals: TrainingInterval, end: End) -> Tensor:
         """The rewards of T intervals, (T, R); one of each run is not 0."""
