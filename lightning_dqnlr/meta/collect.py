@@ -164,12 +164,12 @@ def collect_episode(
     finally:
         env.close()
     return Episode(
-        rollout.transitions(config, reward, end),
-        env.controller.step * config.replicas,
-        end.loss,
-        history.initial_loss.mean().item(),
-        history.trips.mean().item(),
-        1.0 - env.alive.float().mean().item(),
+        transitions=rollout.transitions(config, reward, end),
+        steps=env.controller.step * config.replicas,
+        final_losses=end.loss,
+        initial_loss=history.initial_loss.mean().item(),
+        trips=history.trips.mean().item(),
+        failed=1.0 - env.alive.float().mean().item(),
     )
 
 

@@ -223,7 +223,13 @@ class MetaTrainer:
         """Takes in one episode. A task that failed is recorded and skipped."""
         self.episode += 1
         result = outcome.episode
-        progress = EpisodeReport(self.episode, self.inner_steps, float("nan"), result, outcome.task)
+        progress = EpisodeReport(
+            episode=self.episode,
+            inner_steps=self.inner_steps,
+            loss=float("nan"),
+            result=result,
+            task=outcome.task,
+        )
         if result is None:
             name = outcome.task.name if outcome.task else f"seed {seed}"
             progress.failure = self.failures.note_training(name, str(outcome.failure))

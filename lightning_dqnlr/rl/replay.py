@@ -132,14 +132,14 @@ def n_step_transitions(
         raise ConfigurationError(
             f"explored must be (T, R) like rewards; got {tuple(follows.shape)}."
         )
-    returns, discount, length = _windows(rewards.float(), going_on, kept, follows, n, gamma)
+    windows = _windows(rewards.float(), going_on, kept, follows, n, gamma)
     step, replica = kept.nonzero(as_tuple=True)
     return Transitions(
         observation=observations[step, replica].float(),
         action=actions[step, replica].long(),
-        reward=returns[step, replica],
-        next_observation=observations[step + length[step, replica], replica].float(),
-        discount=discount[step, replica],
+        reward=windows.returns[step, replica],
+        next_observation=observations[step + windows.length[step, replica], replica].float(),
+        discount=windows.discount[step, replica],
     )
 
 
@@ -149,13 +149,23 @@ def _before_the_end(going_on: Tensor) -> Tensor:
     return (ended == 0) | ((ended == 1) & ~going_on)
 
 
+class _Windows(NamedTuple):
+    """The windows that start at each (t, replica); all (T, R)."""
+
+    returns: Tensor
+    discount: Tensor
+    length: Tensor  # in steps
+
+
 def _windows(
     rewards: Tensor, going_on: Tensor, valid: Tensor, follows: Tensor, n: int, gamma: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return, discount and length of the window that starts at each (t, replica); all (T, R)."""
+) -> _Windows:
+    """The window of at most n steps that starts at each (t, replica)."""
     steps = rewards.shape[0]
-    returns, length = torch.zeros_like(rewards), torch.zeros_like(rewards, dtype=torch.long)
-    open_, ended = torch.ones_like(valid), torch.zeros_like(valid)
+    returns = torch.zeros_like(rewards)
+    length = torch.zeros_like(rewards, dtype=torch.long)
+    open_ = torch.ones_like(valid)
+    ended = torch.zeros_like(valid)
     for i in range(min(n, steps)):
         taken = open_[: steps - i] & valid[i:]
         if i > 0:
@@ -165,7 +175,7 @@ def _windows(
         ended[: steps - i] |= taken & ~going_on[i:]
         open_[: steps - i] = taken & going_on[i:]
     discount = torch.where(ended, 0.0, torch.pow(gamma, length.to(rewards.dtype)))
-    return returns, discount, length
+    return _Windows(returns, discount, length)
 
 
 def _check_rollout(observations: Tensor, per_step: dict[str, Tensor]) -> None:

@@ -65,11 +65,11 @@ def tune_cosine(
     best = int(mean.argmin())
     held_out = _geometric_mean(validation.view(len(peaks), -1), initial_loss)
     return TunedCosine(
-        float(peaks[best]),
-        mean[best].item(),
-        held_out[best].item(),
-        initial_loss,
-        tuple(mean.tolist()),
+        peak=float(peaks[best]),
+        train_loss=mean[best].item(),
+        validation_loss=held_out[best].item(),
+        initial_loss=initial_loss,
+        train_losses=tuple(mean.tolist()),
     )
 
 

@@ -111,7 +111,7 @@ class Evaluation:
         }
 
 
-class Result(NamedTuple):
+class PolicyRun(NamedTuple):
     """One controlled run of a task, R seeds side by side."""
 
     train_loss: Tensor
@@ -129,7 +129,7 @@ def run_policy(
     *,
     start: StartKind = "safe",
     circuit_breaker: bool = True,
-) -> Result:
+) -> PolicyRun:
     """Trains R replicas of a task under greedy control.
 
     Args:
@@ -149,8 +149,13 @@ def run_policy(
     while not env.finished:
         observation = env.step(act(observation)).observation
         scales.append(env.controller.history.log_scale)
-    trips = env.controller.history.trips.mean().item()
-    return Result(*env.losses(), torch.stack(scales), trips)
+    losses = env.losses()
+    return PolicyRun(
+        train_loss=losses.train,
+        validation_loss=losses.validation,
+        log_scale=torch.stack(scales),
+        trips=env.controller.history.trips.mean().item(),
+    )
 
 
 def _start(kind: StartKind, replicas: int) -> LRStart:

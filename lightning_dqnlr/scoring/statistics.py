@@ -70,12 +70,12 @@ def summarize(scores: Scores, *, samples: int = SAMPLES) -> Summary:
     """All runs together: IQM with its interval, median, 90th percentile, worst, share within 2%."""
     flat = torch.cat([row.flatten() for row in scores]).double()
     return Summary(
-        interquartile_mean(flat),
-        stratified_bootstrap(scores, samples=samples),
-        flat.quantile(0.5).item(),
-        flat.quantile(0.9).item(),
-        flat.max().item(),
-        (flat <= WITHIN).double().mean().item(),
+        iqm=interquartile_mean(flat),
+        interval=stratified_bootstrap(scores, samples=samples),
+        median=flat.quantile(0.5).item(),
+        p90=flat.quantile(0.9).item(),
+        worst=flat.max().item(),
+        within=(flat <= WITHIN).double().mean().item(),
     )
 
 

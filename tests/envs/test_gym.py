@@ -14,10 +14,10 @@ from torch import nn
 
 from lightning_dqnlr.control.features import FEATURES, SCALE_FREE, FeatureSpec
 from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec
-from lightning_dqnlr.envs.gym import ENV_ID, LRControlEnv, LRControlVectorEnv
+from lightning_dqnlr.envs.gym import ENV_ID, LRControlEnv, LRControlVectorEnv, _payment
 from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
-from lightning_dqnlr.rl.rewards import LossChange
+from lightning_dqnlr.rl.rewards import LogProgress, LossChange, TrainingInterval
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.task import Task
@@ -256,6 +256,15 @@ def test_staggered_failures_leave_the_other_replicas_transitions_untouched():
     for step, expected in zip(together, healthy, strict=True):
         for shown, wanted in zip(step[:4], expected[:4], strict=True):
             np.testing.assert_array_equal(shown[[0, 2]], wanted[[0, 2]])
+
+
+def test_a_trip_costs_what_was_asked_for_or_else_what_the_reward_itself_says():
+    one = torch.ones(1)
+    undone = TrainingInterval(one, one, one, one.bool(), one.bool())
+    own = LogProgress(trip_penalty=0.5)
+    cases = [(own, None, 0.5), (own, 0.125, 0.125), (lambda old, new, _: old - new, None, 0.02)]
+    for reward, given, cost in cases:
+        assert _payment(reward, given)(undone).item() == pytest.approx(-cost)
 
 
 def test_a_failed_replica_stays_terminated_without_reward_until_the_next_task():
