@@ -42,7 +42,8 @@ def train() -> None:
 @hydra.main(version_base="1.3", config_path="pkg://lightning_dqnlr.conf", config_name="train")
 def _app(config: DictConfig) -> float:
     settings = HydraConfig.get()
-    overrides, folder = list(settings.overrides.task), Path(settings.runtime.output_dir)
+    overrides = list(settings.overrides.task)
+    folder = Path(settings.runtime.output_dir)
     if settings.mode == RunMode.MULTIRUN:
         # One failed job is an error that the launcher and the sweeper know how to handle.
         _check_resume(config, overrides)

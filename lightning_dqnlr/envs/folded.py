@@ -55,7 +55,8 @@ class FoldedChannels(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """Calls a function of torch, or what stands for it."""
-        bind, keywords = _LAYERS.get(func), kwargs or {}
+        bind = _LAYERS.get(func)
+        keywords = kwargs or {}
         layer = None
         if bind is not None and args and args[0].dim() == 4 and _is_replicated(args[0]):
             layer = bind(*args, **keywords)

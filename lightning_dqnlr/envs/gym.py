@@ -54,7 +54,9 @@ except ImportError as error:
 
 ENV_ID = "lightning_dqnlr/LRControl-v0"
 _SEEDS = 2**31
-_TASKS, _CONTROLLER, _REWARD = NoisyQuadratics(), ControllerSpec(), LogProgress()
+_TASKS = NoisyQuadratics()
+_CONTROLLER = ControllerSpec()
+_REWARD = LogProgress()
 
 
 class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
@@ -347,8 +349,11 @@ class Episodes:
         terms: Terms,
         engine: Engine,
     ) -> None:
-        self._tasks, self._split, self._spec = tasks, split, spec
-        self._terms, self._engine = terms, engine
+        self._tasks = tasks
+        self._split = split
+        self._spec = spec
+        self._terms = terms
+        self._engine = engine
         self._env: LREnvironment | None = None
 
     def begin(self, task_seed: int, run_seeds: Sequence[int]) -> Tensor:

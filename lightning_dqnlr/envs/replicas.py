@@ -58,7 +58,8 @@ class BatchOrder:
     def next(self) -> Tensor:
         """Indices of the next batch of each replica, (R, batch)."""
         if self._position + self._batch > self._examples:
-            self._order, self._position = torch.stack(self._epoch()), 0
+            self._order = torch.stack(self._epoch())
+            self._position = 0
         start, self._position = self._position, self._position + self._batch
         return self._order[:, start : self._position]
 
@@ -112,7 +113,8 @@ class Replicas:
         optimizer = configured_optimizer(template.module)
         self.follows_gradient = isinstance(optimizer, torch.optim.SGD)
         trained = _trained_parameters(template, optimizer)
-        self._names, self.shapes = list(trained), [p.shape for p in trained.values()]
+        self._names = list(trained)
+        self.shapes = [p.shape for p in trained.values()]
         self.sizes = [p.numel() for p in trained.values()]
         self.weights = self._stack(rows, lambda step: _flat(step, self._names))
         self._constants = {
@@ -172,7 +174,8 @@ class Replicas:
         """Remembers weights, buffers and optimizer state of the replicas in the mask (R,)."""
         for name, live in self._state().items():
             if name not in self._latest:
-                self._latest[name], self._proven[name] = live.clone(), live.clone()
+                self._latest[name] = live.clone()
+                self._proven[name] = live.clone()
             else:
                 _assign(self._proven[name], self._latest[name], where)
                 _assign(self._latest[name], live, where)

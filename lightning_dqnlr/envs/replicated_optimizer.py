@@ -47,7 +47,8 @@ def configured_optimizer(module: LightningModule) -> optim.Optimizer:
     Raises:
         UnsupportedTrainingError: none, several, or a learning-rate scheduler beside it.
     """
-    name, configured = type(module).__name__, module.configure_optimizers()
+    name = type(module).__name__
+    configured = module.configure_optimizers()
     if isinstance(configured, dict) and "lr_scheduler" not in configured:
         configured = configured["optimizer"]
     if isinstance(configured, list | tuple) and len(configured) == 1:
@@ -82,7 +83,8 @@ class ReplicatedOptimizer:
                 f"are known to be linear in the learning rate can ({known}; not with "
                 "maximize=True). Use env=trainer."
             )
-        rates, stop = GroupRates(optimizer), 0
+        rates = GroupRates(optimizer)
+        stop = 0
         self._groups: list[_Group] = []
         units = []
         for group, base in zip(optimizer.param_groups, rates.base, strict=True):
@@ -121,13 +123,16 @@ class _Group:
     def __init__(
         self, unit: nn.Parameter, columns: slice, ratio: float, options: dict[str, Any]
     ) -> None:
-        self.unit, self.options = unit, options
-        self._columns, self._ratio = columns, ratio
+        self.unit = unit
+        self.options = options
+        self._columns = columns
+        self._ratio = ratio
         self._decay = float(options.get("weight_decay", 0.0))
         self._decoupled = bool(options["decoupled_weight_decay"])
 
     def prepare(self, weights: Tensor, gradient: Tensor, lr: Tensor) -> None:
-        own, gradient = weights[:, self._columns], gradient[:, self._columns]
+        own = weights[:, self._columns]
+        gradient = gradient[:, self._columns]
         if self._decay and self._decoupled:
             own.mul_(1 - (lr * (self._ratio * self._decay)).unsqueeze(-1))
         elif self._decay:

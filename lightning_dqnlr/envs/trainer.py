@@ -116,7 +116,8 @@ class TrainerEngine:
         """Trains at given learning rates; see `Engine.follow`."""
         rows = []
         for index, seed in enumerate(seeds):
-            module, stream = task.build(seed), RandomStream(seed, self.device)
+            module = task.build(seed)
+            stream = RandomStream(seed, self.device)
             schedule = Schedule(lambda step, index=index: lr(step)[index].item())  # type: ignore[misc]
             with interruptible(), quiet(), stream.active():
                 if steps is None or steps > 0:
@@ -133,7 +134,8 @@ class Together:
         self, spec: ControllerSpec, runs: Sequence[TrainerRun], device: torch.device
     ) -> None:
         self.spec = spec
-        self._runs, self._device = runs, device
+        self._runs = runs
+        self._device = device
 
     @property
     def step(self) -> int:

@@ -217,7 +217,8 @@ class _Rollout:
         rewards = torch.where(before, reward.pay(intervals, end), 0.0)
         continues = alive.clone()
         continues[-1] = False  # the run is over: nothing to bootstrap from
-        observations, actions = torch.stack(self.observations), torch.stack(self.actions)
+        observations = torch.stack(self.observations)
+        actions = torch.stack(self.actions)
         explored = torch.stack(self.explored) if config.cut_at_exploration else None
 
         def returns(replicas: Tensor, n_step: int, explored: Tensor | None = None) -> Transitions:

@@ -58,10 +58,12 @@ class Demonstrators:
         return torch.where(random.to(device), anything.to(device), self._rule(env))
 
     def _rule(self, env: LREnvironment) -> Tensor:
-        controller, actions = env.controller, env.controller.spec.actions
+        controller = env.controller
+        actions = env.controller.spec.actions
         progress = controller.step / env.task.horizon
         climbing = controller.decisions < 12 or progress < 1 / 16
-        before, self._log_step = self._log_step, math.log(max(controller.step, 1))
+        before = self._log_step
+        self._log_step = math.log(max(controller.step, 1))
         if env.task.known_horizon and not climbing:
             if progress < 1 - controller.spec.decay_share:
                 self._due += self.drift * (self._log_step - before)

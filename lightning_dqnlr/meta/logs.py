@@ -132,7 +132,8 @@ class CSVLog:
         content = io.StringIO(newline="")
         csv.writer(content).writerows([COLUMNS, *_rows_until(path, episode)])
         write_atomically(path, content.getvalue().encode())
-        self._path, self._file = path, path.open("ab", buffering=0)
+        self._path = path
+        self._file = path.open("ab", buffering=0)
 
     def __call__(self, progress: EpisodeReport) -> None:
         """Appends the episode's row.
@@ -140,7 +141,8 @@ class CSVLog:
         Raises:
             ConfigurationError: if the disk is full.
         """
-        values, text = row(progress), io.StringIO(newline="")
+        values = row(progress)
+        text = io.StringIO(newline="")
         csv.writer(text).writerow([_cell(values.get(name, "")) for name in COLUMNS])
         content = text.getvalue().encode()
         with _clear_errors(self._path):
@@ -179,7 +181,8 @@ class TensorBoardLog:
     def __init__(self, folder: Path, episode: int = 0) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        purge, self._path = episode + 1 if episode else None, folder / "tensorboard"
+        purge = episode + 1 if episode else None
+        self._path = folder / "tensorboard"
         with _clear_errors(self._path):
             self._writer = SummaryWriter(self._path, purge_step=purge)
 
@@ -231,7 +234,9 @@ class ProgressBar:
     """
 
     def __init__(self, episodes: int, episode: int = 0, max_minutes: float | None = None) -> None:
-        self._episodes, self._first, self._max_minutes = episodes, episode, max_minutes
+        self._episodes = episodes
+        self._first = episode
+        self._max_minutes = max_minutes
         self._regret = "-"
         self._started = time.monotonic()
         # A line a second would flood a log file, in which carriage returns do not rewrite.
@@ -247,7 +252,8 @@ class ProgressBar:
 
         That is minutes of work before the first episode, and no part of an episode's pace.
         """
-        started, terminal = time.monotonic(), sys.stderr.isatty()
+        started = time.monotonic()
+        terminal = sys.stderr.isatty()
         for done, number in enumerate(numbers):
             pace = (time.monotonic() - started) / max(done, 1)
             left = f", time left {_clock(pace * (len(numbers) - done))}" if done else ""

@@ -123,7 +123,8 @@ def compare(
     """Every candidate on every task and seed, each started as it was trained; the best first."""
     standings = []
     for candidate in candidates:
-        policy, record = candidate.policy, candidate.policy.record
+        policy = candidate.policy
+        record = candidate.policy.record
         scores = evaluate(
             policy.act,
             policy.spec,

@@ -151,7 +151,8 @@ class MetaTrainer:
         self._last_validation: dict[str, Any] = {}
         torch.manual_seed(self.config.seed)
         self.generator = torch.Generator().manual_seed(self.config.seed)
-        device, size = self.config.device, len(self.spec.features)
+        device = self.config.device
+        size = len(self.spec.features)
         self.learner = self.agent.learner.build(self.spec, device)
         self.replay = self.agent.replay.build(self.config.capacity, size, device)
         self.rivals = Rivals(self.config.rivals or self.folder / "rivals", self.engine)
@@ -210,7 +211,8 @@ class MetaTrainer:
 
     def _round(self, collect: Collector, size: int) -> Iterator[EpisodeReport]:
         """Episodes collected with one state of the network, each followed by its updates."""
-        policy, first = self.behaviour, self.config.seed * 1_000_003 + self.episode
+        policy = self.behaviour
+        first = self.config.seed * 1_000_003 + self.episode
         settings = [self.collect.at(self.episode + i) for i in range(size)]
         jobs = [
             Job(self.tasks, first + i, policy, each, self.reward, self.engine)
@@ -251,7 +253,8 @@ class MetaTrainer:
         return (total / max(1, self.config.updates)).item()
 
     def _select(self, validation: Sequence[Task]) -> Evaluation:
-        policy, seeds = self.policy, range(self.config.evaluation_seeds)
+        policy = self.policy
+        seeds = range(self.config.evaluation_seeds)
         scores = evaluate(
             policy.act,
             self.spec,
@@ -333,8 +336,10 @@ class MetaTrainer:
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
         self.generator.set_state(state["generator"])
-        self.episode, self.inner_steps = state["episode"], state["inner_steps"]
-        self.seconds, self.best_score = state["seconds"], state["best_score"]
+        self.episode = state["episode"]
+        self.inner_steps = state["inner_steps"]
+        self.seconds = state["seconds"]
+        self.best_score = state["best_score"]
         self.failures.load_state_dict(state["failures"])
         self._last_validation = state["validation"]
 

@@ -153,7 +153,9 @@ class _Rounds:
     """Collects rounds in a pool of processes, and replaces those that are killed."""
 
     def __init__(self, pool: Processes[Job, JobOutcome], workers: int, restarts: int) -> None:
-        self._pool, self._workers, self._restarts = pool, workers, restarts
+        self._pool = pool
+        self._workers = workers
+        self._restarts = restarts
         self._left = restarts
         self._handed_in = 0  # jobs of all rounds, whose numbers are their keys
 

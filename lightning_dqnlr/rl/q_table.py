@@ -42,8 +42,10 @@ def q_table_update(
     Returns:
         The updated (S, A) table.
     """
-    cell, flat = state * q_table.shape[1] + action, q_table.flatten()
-    zero, step = torch.zeros_like(flat), step_size.to(flat.dtype)
+    cell = state * q_table.shape[1] + action
+    flat = q_table.flatten()
+    zero = torch.zeros_like(flat)
+    step = step_size.to(flat.dtype)
     total = zero.index_add(0, cell, step)
     mean_error = zero.index_add(0, cell, step * error) / total.clamp_min(1e-30)
     kept = zero.index_add(0, cell, torch.log1p(-step)).exp()  # log 0 = -inf: nothing is kept
@@ -128,7 +130,8 @@ class TabularLearner:
         Returns:
             The (weighted) mean of half the squared errors, and the errors.
         """
-        table, state = self.online.table, self.online.state_of(batch.observation)
+        table = self.online.table
+        state = self.online.state_of(batch.observation)
         q_t = table[self.online.state_of(batch.next_observation)]
         target = q_learning_target(batch.reward, batch.discount, q_t)
         errors = td_error(table[state], batch.action, target)

@@ -180,7 +180,9 @@ def evaluate(
     The same whenever it is called, and without effect on the global random state: a run that was
     resumed evaluates to the same numbers. The arguments are those of `run_policy`.
     """
-    train, validation, trips = [], [], 0.0
+    train = []
+    validation = []
+    trips = 0.0
     for task in tasks:
         result = run_policy(
             task, act, spec, seeds, engine, start=start, circuit_breaker=circuit_breaker
