@@ -10,17 +10,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
-
-if TYPE_CHECKING:
-    pass
-
 
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130
@@ -90,7 +86,7 @@ def errors_in_one_line(go_on: str = "resume=true folder=... goes on") -> Iterato
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _quiet_when_full(error: threading.ExceptHookArgs) -> None:
+def quiet_when_full(error: threading.ExceptHookArgs) -> None:
     """TensorBoard writes in a thread, and hands its errors to the main one as well."""
     if not isinstance(error.exc_value, OSError) or error.exc_value.errno not in _FULL:
         threading.__excepthook__(error)

@@ -13,12 +13,12 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_dqnlr.checks import check_integer
+from lightning_dqnlr.cli.errors import errors_in_one_line, find_device
+from lightning_dqnlr.cli.targets import with_present_targets
 from lightning_dqnlr.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from lightning_dqnlr.tasks.task import TaskFamily
-from lightning_dqnlr.cli.errors import errors_in_one_line, find_device
-from lightning_dqnlr.cli.targets import with_present_targets
 
 
 def combine() -> None:

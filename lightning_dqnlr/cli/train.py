@@ -1,4 +1,4 @@
-"""`dqnlr-train` and its like: configuration to plain objects. Only `cli*.py` know Hydra."""
+"""`dqnlr-train`: from a configuration to plain objects. Only this room knows Hydra."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_dqnlr.checks import check_integer
+from lightning_dqnlr.cli.errors import (
+    FULL_ERROR,
+    command,
+    errors_in_one_line,
+    find_device,
+    quiet_when_full,
+)
+from lightning_dqnlr.cli.targets import with_present_targets
 from lightning_dqnlr.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from lightning_dqnlr.meta.logs import EpisodeReport, Reporter
     from lightning_dqnlr.meta.train import MetaTrainer
-from lightning_dqnlr.cli.errors import (
-    FULL_ERROR,
-    _quiet_when_full,
-    command,
-    errors_in_one_line,
-    find_device,
-)
-from lightning_dqnlr.cli.targets import with_present_targets
 
 
 def train() -> None:
@@ -88,7 +88,7 @@ def meta_train(
 
     with ExitStack() as at_the_end:
         at_the_end.callback(setattr, threading, "excepthook", threading.excepthook)
-        threading.excepthook = _quiet_when_full
+        threading.excepthook = quiet_when_full
         for reporter in reporters:
             at_the_end.callback(reporter.close)
         score = trainer.fit(report, bar.watch)

@@ -157,13 +157,7 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
 
     Args:
         num_envs: the number of replicas.
-        tasks: as in `LRControlEnv`, like all that follow.
-        split: see there.
-        controller_spec: see there.
-        reward: see there.
-        circuit_breaker: see there.
-        trip_penalty: see there.
-        engine: see there.
+        tasks: as in `LRControlEnv`, like all arguments that follow.
 
     Raises:
         ConfigurationError: num_envs < 1.
