@@ -92,6 +92,10 @@ class TrainerEngine:
 
     Args:
         device: where to train.
+
+    Example:
+        >>> env = TrainerEngine().open(task, ControllerSpec(), (0, 1), Terms())  # doctest: +SKIP
+        >>> env.step(torch.tensor([3, 6])).interval.loss  # doctest: +SKIP
     """
 
     device: str = "cpu"

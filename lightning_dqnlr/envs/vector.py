@@ -147,6 +147,12 @@ class VectorEngine:
 
     Args:
         device: where to train.
+
+    Example:
+        >>> task = lightning_dqnlr.tasks.NoisyQuadratics().sample(0)
+        >>> env = VectorEngine().open(task, ControllerSpec(), seeds=(0, 1), terms=Terms())
+        >>> env.reset().shape
+        torch.Size([2, 42])
     """
 
     device: str = "cpu"

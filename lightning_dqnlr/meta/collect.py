@@ -80,6 +80,11 @@ class CollectConfig:
 
     Raises:
         ConfigurationError: a value out of range; the message names the field.
+
+    Example:
+        >>> config = CollectConfig(demonstrators=0.5, demonstrator_episodes=100)
+        >>> config.at(episode=50).demonstrators
+        0.25
     """
 
     replicas: int = 64

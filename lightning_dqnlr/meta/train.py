@@ -78,6 +78,10 @@ class TrainConfig:
 
     Raises:
         ConfigurationError: for a count or a time limit out of range.
+
+    Example:
+        >>> TrainConfig(episodes=64, round=8).updates
+        200
     """
 
     episodes: int = 1000
@@ -123,6 +127,13 @@ class MetaTrainer:
 
     Raises:
         ConfigurationError: for a reward that would be 0 whatever the policy does.
+
+    Example:
+        >>> trainer = MetaTrainer(  # doctest: +SKIP
+        ...     NoisyQuadratics(), FinalScore(), ControllerSpec(), Agent(), CollectConfig(),
+        ...     TrainConfig(episodes=64), Path("run"),
+        ... )
+        >>> best_score = trainer.fit(report=print)  # doctest: +SKIP
     """
 
     tasks: TaskFamily

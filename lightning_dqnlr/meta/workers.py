@@ -130,6 +130,10 @@ class LocalWorkers:
     Raises:
         ConfigurationError: for a count out of range; from the collector, if processes are killed
             again and again (out of memory, say).
+
+    Example:
+        >>> with LocalWorkers(workers=4).open() as collect:  # doctest: +SKIP
+        ...     outcomes = list(collect(jobs))
     """
 
     workers: int = 1

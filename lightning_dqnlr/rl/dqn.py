@@ -60,6 +60,11 @@ class DQNConfig:
 
     Raises:
         ConfigurationError: a value out of range; the message names the field.
+
+    Example:
+        >>> learner = DQNConfig(double=False, hidden=(32,)).build(ControllerSpec())
+        >>> learner.online(torch.zeros(5, 42)).shape
+        torch.Size([5, 7])
     """
 
     double: bool = True
@@ -220,6 +225,9 @@ class Agent:
     Args:
         learner: of the Q-values.
         replay: which transitions an update is made of.
+
+    Example:
+        >>> agent = Agent(DQNConfig(dueling=False), UniformReplayConfig())
     """
 
     learner: LearnerConfig = field(default_factory=DQNConfig)

@@ -63,6 +63,11 @@ class TabularConfig:
 
     Raises:
         ConfigurationError: a value out of range; the message names the field.
+
+    Example:
+        >>> learner = TabularConfig({"progress": (-0.5, 0.5)}).build(ControllerSpec())
+        >>> learner.online.table.shape  # states, actions
+        torch.Size([3, 7])
     """
 
     bins: Mapping[str, tuple[float, ...]]

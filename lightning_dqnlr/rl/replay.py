@@ -76,7 +76,7 @@ class ReplayConfig(Protocol):
 
 @dataclass(frozen=True)
 class UniformReplayConfig:
-    """Every transition alike: nothing to set."""
+    """Every transition alike, drawn with probability 1 / N of N: nothing to set."""
 
     def build(
         self, capacity: int, observation_size: int, device: torch.device | str = "cpu"

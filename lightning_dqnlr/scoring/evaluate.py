@@ -30,6 +30,10 @@ class Rivals:
     Args:
         folder: where results are kept, or None to keep them in memory only.
         engine: trains them.
+
+    Example:
+        >>> Rivals("rivals")[task].peak  # doctest: +SKIP
+        0.03162277660168379
     """
 
     def __init__(self, folder: str | Path | None, engine: Engine = ON_CPU) -> None:
@@ -179,6 +183,10 @@ def evaluate(
 
     The same whenever it is called, and without effect on the global random state: a run that was
     resumed evaluates to the same numbers. The arguments are those of `run_policy`.
+
+    Example:
+        >>> policy = LRPolicy.load()  # doctest: +SKIP
+        >>> evaluate(policy.act, policy.spec, tasks, Rivals(None), range(4)).score  # doctest: +SKIP
     """
     train = []
     validation = []
