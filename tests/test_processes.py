@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -18,9 +19,10 @@ def make_worker():
 def work(job):
     if job == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    if job == "sleep":
+    if isinstance(job, list):
+        Path(job[0]).write_text(f"{os.getpid()}.")
         time.sleep(600)
-    return os.getpid() if job == "who" else job * 2
+    return job * 2
 
 
 def test_each_job_is_done_once_and_named_by_its_key():
@@ -55,38 +57,46 @@ def test_what_the_processes_need_and_cannot_be_sent_is_told_at_once():
         Processes(1, lambda: work)
 
 
-def test_closing_waits_for_nobody():
+def test_closing_waits_for_nobody(tmp_path):
+    told = tmp_path / "child"
     with Processes(1, make_worker) as pool:
-        pool.submit(0, "sleep")
+        pool.submit(0, [str(told)])
+        assert _comes_true(told.is_file)
     assert not any(process.is_alive() for process in pool._processes)
 
 
 PARENT = """
 import sys, time
-sys.path.insert(0, sys.argv[1])
 from lightning_dqnlr.processes import Processes
 from tests.test_processes import make_worker
 if __name__ == "__main__":
     pool = Processes(1, make_worker)
-    pool.submit(0, "who")
-    print(pool.receive()[1], flush=True)
-    pool.submit(1, "sleep")
+    pool.submit(0, sys.argv[1:])
     time.sleep(600)
 """
 
 
 def test_the_processes_of_a_killed_parent_end_too(tmp_path):
     (tmp_path / "parent.py").write_text(PARENT)
-    command = [sys.executable, str(tmp_path / "parent.py"), os.getcwd()]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
-        child = int(parent.stdout.readline())
+    told = tmp_path / "child"
+    environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+    command = [sys.executable, str(tmp_path / "parent.py"), str(told)]
+    with subprocess.Popen(command, env=environment) as parent:
+        assert _comes_true(lambda: told.is_file() and told.read_text().endswith("."))
         parent.kill()
-    for _ in range(600):
-        if not _is_running(child):
-            return
+    child = int(told.read_text()[:-1])
+    ended = _comes_true(lambda: not _is_running(child))
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+    assert ended
+
+
+def _comes_true(condition):
+    for _ in range(1200):
+        if condition():
+            return True
         time.sleep(0.05)
-    os.kill(child, signal.SIGKILL)
-    pytest.fail("the child went on")
+    return False
 
 
 def _is_running(process):
