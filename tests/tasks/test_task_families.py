@@ -282,14 +282,15 @@ def test_scale_per_layer_keeps_the_whole_network_within_four_decades():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"optimizers": ()}, "optimizers must be chosen from"),
-        ({"optimizers": ("sgd", "lion")}, "optimizers must be chosen from"),
-        ({"batch_sizes": (8, 512)}, "batch_sizes must be"),
+        ({"optimizers": ()}, "optimizers and batch_sizes must each hold"),
+        ({"batch_sizes": ()}, "optimizers and batch_sizes must each hold"),
+        ({"optimizers": ("sgd", "lion")}, "optimizers='lion' must be one of 'sgd', "),
+        ({"batch_sizes": (8, 512)}, "batch_sizes=512 must be an integer from 2 to 256"),
         ({"min_horizon": 0}, "min_horizon and max_horizon"),
         ({"min_horizon": 200, "max_horizon": 100}, "min_horizon and max_horizon"),
-        ({"initial_scales": (0.0, 1.0)}, "initial_scales must be"),
+        ({"initial_scales": (0.0, 1.0)}, r"initial_scales=0.0 must be a number in \(0, inf\)"),
         ({"input_scales": (1.0,)}, "input_scales must be"),
-        ({"wide_probability": 1.5}, "wide_probability must lie"),
+        ({"wide_probability": 1.5}, r"wide_probability=1.5 must be a number in \[0, 1\]"),
     ],
 )
 @every_family

@@ -15,7 +15,8 @@ from lightning_dqnlr.bench.tasks.task import (
     fixed_draws,
     own_task,
 )
-from lightning_dqnlr.tasks.data.flat import Examples, digits
+from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.tasks.data.scikit_learn import digits
 from lightning_dqnlr.tasks.task import Task
 from lightning_dqnlr.tasks.user import seeded_weights
 

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_dqnlr.bench.tasks.task import USUAL_LR, SquaredError, fixed_draws, own_task
-from lightning_dqnlr.tasks.data.flat import Examples
-from lightning_dqnlr.tasks.data.synthetic import split_off_validation
+from lightning_dqnlr.tasks.data.examples import Examples, split_off_a_fifth
 from lightning_dqnlr.tasks.task import Task
 
 COLUMNS = 10
@@ -46,7 +45,7 @@ def friedman(examples: int) -> Examples:
     waves = 10.0 * torch.sin(math.pi * first * second) + 20.0 * (third - 0.5).square()
     targets = waves + 10.0 * fourth + 5.0 * fifth + draws.normal(examples)
     targets = (targets - targets.mean()) / targets.std()
-    return split_off_validation(2.0 * rows - 1.0, targets.unsqueeze(1))
+    return split_off_a_fifth(2.0 * rows - 1.0, targets.unsqueeze(1))
 
 
 def gated_regression() -> Task:
