@@ -9,12 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.tasks.task import (
-    USUAL_LR,
-    CrossEntropy,
-    fixed_draws,
-    own_task,
-)
+from lightning_dqnlr.bench.tasks.task import USUAL_LR, CrossEntropy, fixed_draws, own_task
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.scikit_learn import digits
 from lightning_dqnlr.tasks.task import Task

@@ -39,7 +39,6 @@ class NoisyQuadratics(RandomTasks):
 
     optimizers: Sequence[OptimizerName] = BUNDLED_OPTIMIZERS
     max_horizon: int = BUNDLED_HORIZON
-
     name: ClassVar[str] = "noisy_quadratics"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -73,7 +72,6 @@ class DigitsMLPs(RandomTasks):
 
     optimizers: Sequence[OptimizerName] = BUNDLED_OPTIMIZERS
     max_horizon: int = BUNDLED_HORIZON
-
     name: ClassVar[str] = "digits_mlps"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -94,7 +92,6 @@ class TeacherMLPs(RandomTasks):
 
     optimizers: Sequence[OptimizerName] = BUNDLED_OPTIMIZERS
     max_horizon: int = BUNDLED_HORIZON
-
     name: ClassVar[str] = "teacher_mlps"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -126,7 +123,6 @@ class DigitsCNNs(RandomTasks):
     optimizers: Sequence[OptimizerName] = BUNDLED_OPTIMIZERS
     max_horizon: int = BUNDLED_HORIZON
     batch_sizes: Sequence[int] = (8, 16, 32)
-
     name: ClassVar[str] = "digits_cnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:

@@ -82,7 +82,6 @@ class FineTunedDigits(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-
     name: ClassVar[str] = "fine_tuned_digits"
 
     def problem(self, split: Split, draws: Draws) -> Problem:

@@ -44,7 +44,6 @@ class PhotoCNNs(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-
     name: ClassVar[str] = "photo_cnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -61,7 +60,6 @@ class Autoencoders(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-
     name: ClassVar[str] = "autoencoders"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -106,7 +104,6 @@ class PhotoDenoisers(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16)
-
     name: ClassVar[str] = "photo_denoisers"
 
     def problem(self, split: Split, draws: Draws) -> Problem:

@@ -40,7 +40,6 @@ class SyntheticRNNs(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (4, 8, 16)
-
     name: ClassVar[str] = "synthetic_rnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -67,7 +66,6 @@ class TextRNNs(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (4, 8)
-
     name: ClassVar[str] = "text_rnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -94,7 +92,6 @@ class TextTransformers(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (4, 8)
-
     name: ClassVar[str] = "text_transformers"
 
     def problem(self, split: Split, draws: Draws) -> Problem:

@@ -104,13 +104,14 @@ class EmbeddingClassifiers(RandomTasks):
             depth=depth,
             activation=draws.choice(ACTIVATIONS),
             norm=norm,
-            initial_scale=bounded_scale(scale, depth + 2, norm),
         )
+        scale = bounded_scale(scale, depth + 2, norm)
+        network = BagSpec(vocabulary, mlp, initial_scale=scale)
         if real:
             data = file_of_window(split, classes, length, vocabulary, examples, draws)
         else:
             data = documents(classes, vocabulary, length, examples, draws)
-        return supervised(BagSpec(vocabulary, mlp), "cross_entropy", data)
+        return supervised(network, "cross_entropy", data)
 
 
 class MatrixFactorizations(RandomTasks):

@@ -1,8 +1,9 @@
 """Networks for flat inputs and for images, each described by a spec whose `build` draws weights."""
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -12,13 +13,6 @@ MLPNorm = Literal["none", "batch", "layer"]
 CNNNorm = Literal["none", "batch", "group", "layer"]
 
 _Net = TypeVar("_Net", bound=nn.Module)
-
-
-class NetworkSpec(Protocol):
-    """Describes a network; plain numbers and names, so that tasks can be compared and sent."""
-
-    def build(self) -> nn.Module:
-        """Returns the network with initial weights from torch's global random state."""
 
 
 def activation_layer(name: Activation) -> nn.Module:
@@ -71,12 +65,30 @@ def scale_weights(net: _Net, scale: float) -> _Net:
 
 
 @dataclass(frozen=True)
-class MLPSpec:
+class NetworkSpec(ABC):
+    """Describes a network by plain numbers and names, so that tasks can be compared and sent.
+
+    Attributes:
+        initial_scale: factor on the initial weights of every layer, not on biases and norms.
+    """
+
+    initial_scale: float = field(default=1.0, kw_only=True)
+
+    def build(self) -> nn.Module:
+        """Returns the network with initial weights from torch's global random state."""
+        return scale_weights(self.unscaled(), self.initial_scale)
+
+    @abstractmethod
+    def unscaled(self) -> nn.Module:
+        """Returns the network before its weights are scaled."""
+
+
+@dataclass(frozen=True)
+class MLPSpec(NetworkSpec):
     """A multi-layer perceptron on flat inputs (N, inputs).
 
     Attributes:
         depth: number of hidden layers, each of `width` units.
-        initial_scale: factor on PyTorch's initial weights of every linear layer, not its biases.
     """
 
     inputs: int
@@ -86,10 +98,8 @@ class MLPSpec:
     activation: Activation = "relu"
     norm: MLPNorm = "none"
     dropout: float = 0.0
-    initial_scale: float = 1.0
 
-    def build(self) -> nn.Sequential:
-        """Returns the network with initial weights from torch's global random state."""
+    def unscaled(self) -> nn.Sequential:
         layers: list[nn.Module] = []
         for fan_in in [self.inputs] + [self.width] * (self.depth - 1):
             layers.append(nn.Linear(fan_in, self.width))
@@ -98,11 +108,11 @@ class MLPSpec:
             if self.dropout > 0.0:
                 layers.append(nn.Dropout(self.dropout))
         layers.append(nn.Linear(self.width, self.outputs))
-        return scale_weights(nn.Sequential(*layers), self.initial_scale)
+        return nn.Sequential(*layers)
 
 
 @dataclass(frozen=True)
-class CNNSpec:
+class CNNSpec(NetworkSpec):
     """A convolutional network on images (N, inputs, 8, 8).
 
     The last two convolutions halve the image, by their stride or by average pooling (max pooling
@@ -110,7 +120,6 @@ class CNNSpec:
 
     Attributes:
         channels: output channels of each 3x3 convolution; at least two, even for "group".
-        initial_scale: factor on PyTorch's initial weights of every layer, not its biases.
         inputs: channels of the image.
     """
 
@@ -120,11 +129,9 @@ class CNNSpec:
     norm: CNNNorm = "none"
     downsample: Literal["stride", "pool"] = "stride"
     dropout: float = 0.0
-    initial_scale: float = 1.0
     inputs: int = 1
 
-    def build(self) -> nn.Sequential:
-        """Returns the network with initial weights from torch's global random state."""
+    def unscaled(self) -> nn.Sequential:
         layers: list[nn.Module] = []
         for index, (fan_in, fan_out) in enumerate(pairwise((self.inputs, *self.channels))):
             halve = index >= len(self.channels) - 2
@@ -138,4 +145,4 @@ class CNNSpec:
         if self.dropout > 0.0:
             layers.append(nn.Dropout(self.dropout))
         layers.append(nn.Linear(4 * self.channels[-1], self.outputs))
-        return scale_weights(nn.Sequential(*layers), self.initial_scale)
+        return nn.Sequential(*layers)
