@@ -1,7 +1,6 @@
 """The data sets that come with scikit-learn: handwritten digits, and four tables."""
 
 from functools import lru_cache
-from importlib import import_module
 from typing import Any, Literal, get_args
 
 import torch
@@ -34,13 +33,13 @@ def load(tasks: str, name: str) -> tuple[Any, Any]:
         ConfigurationError: scikit-learn is not installed.
     """
     try:
-        datasets = import_module("sklearn.datasets")
+        import sklearn.datasets
     except ImportError as error:
         raise ConfigurationError(
             f"the {tasks} tasks need scikit-learn, which is not installed; "
             'run: pip install "lightning-dqnlr[train]"'
         ) from error
-    features, targets = getattr(datasets, f"load_{name}")(return_X_y=True)
+    features, targets = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
     return features, targets
 
 
