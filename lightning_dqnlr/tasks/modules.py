@@ -58,7 +58,7 @@ class TaskModule(LightningModule):
 
 
 class SupervisedModule(TaskModule):
-    """A network trained on batches (inputs, targets).
+    """A network trained on batches (inputs, targets): loss = mean l(net(inputs), targets).
 
     Args:
         net: maps inputs (N, ...) to outputs (N, ..., C).
@@ -112,7 +112,9 @@ class SupervisedModule(TaskModule):
 
 
 class QuadraticModule(TaskModule):
-    """The noisy quadratic: mean over the batch of 0.5 (theta - c)^T Q diag(h) Q^T (theta - c).
+    """The noisy quadratic, of centres c.
+
+    loss = mean over the batch of 0.5 (theta - c)^T Q diag(h) Q^T (theta - c)
 
     Mini-batches of centres c make its gradient noisy, so that its best learning rate must fall
     with time (Wu et al. 2018, arXiv:1803.02021, section 2).

@@ -79,6 +79,8 @@ def _variant(family: Any, fields: Mapping[str, Any]) -> Any:
 class SplitTasks:
     """One distribution to train on, another to select and to report on (longer runs, say).
 
+    >>> tasks = SplitTasks(DigitsMLPs(max_horizon=300), DigitsMLPs())
+
     Attributes:
         train: of the split "train".
         held_out: of the splits "validation" and "test".
@@ -95,6 +97,9 @@ class SplitTasks:
 @dataclass(frozen=True)
 class OwnTasks:
     """Some tasks, each met again and again with fresh weights, data order and length.
+
+    >>> digits = Task.from_lightning(DigitClassifier, loader, horizon=400)
+    >>> tasks = OwnTasks([digits], horizons=(80, 400))
 
     The splits share models and data, since those are what the policy is for; they share no initial
     weights and no order of the batches.

@@ -1,9 +1,8 @@
 """Networks for sequences and tokens, each described by a spec whose `build` draws weights.
 
-All of them are written in operations that `vmap` can batch in training and in evaluation alike:
-`torch.nn.GRU` and `LSTM` cannot be batched under `torch.no_grad` (their fused kernel has no
-batching rule), so the recurrence is a loop here; the fused attention kernels would be run once per
-replica, so attention is a product and a softmax.
+All of them use operations that `vmap` can batch, in training and in evaluation alike. The fused
+kernels of `torch.nn.GRU` and `LSTM` have no batching rule under `torch.no_grad`, so the recurrence
+is a loop here. Fused attention would run once per replica, so attention is a product and a softmax.
 """
 
 from dataclasses import dataclass
