@@ -39,7 +39,9 @@ from lightning_dqnlr.tasks.data.text import (
 )
 from lightning_dqnlr.tasks.task import Task
 
-CONTEXT, WORD_CONTEXT, WORDS = 32, 16, 400
+CONTEXT = 32  # characters
+WORD_CONTEXT = 16
+WORDS = 400  # of the vocabulary
 NEGATIVES = 5
 # What a character belongs to; 0 for what lies between tokens.
 KINDS = {
@@ -207,13 +209,14 @@ def word_vectors() -> Task:
         pairs = windows(part[part > 0], 3, count, draws)  # neighbours, rare words left out
         wrong = part[torch.randint(len(part), (count, NEGATIVES), generator=draws.generator)]
         parts.append((pairs[:, 0], torch.cat([pairs[:, 2:], wrong], 1)))
-    adagrad = partial(torch.optim.Adagrad, lr=USUAL_LR["adagrad"])
+    data = Examples(*parts)
+    rule = partial(torch.optim.Adagrad, lr=USUAL_LR["adagrad"])
     return own_task(
         "Adagrad word vectors",
         SkipGram,
         NegativeSampling(),
-        adagrad,
-        Examples(*parts),
+        rule,
+        data,
         horizon=1000,
         batch_size=32,
     )
@@ -244,15 +247,10 @@ def syntax_tagger() -> Task:
         for part, rows, count in zip(parts, four_fifths(both), (512, 128), strict=True):
             part.append(windows(rows, 24, count, draws))
     train, validation = (torch.cat(part).unbind(2) for part in parts)
-    return own_task(
-        "syntax tagger",
-        partial(Recurrent, VOCABULARY, 1 + len(KINDS), 16, True),
-        CrossEntropy(),
-        partial(torch.optim.Adam, lr=USUAL_LR["adam"]),
-        Examples(train, validation),
-        horizon=500,
-        batch_size=8,
-    )
+    net = partial(Recurrent, VOCABULARY, 1 + len(KINDS), 16, True)
+    adam = partial(torch.optim.Adam, lr=USUAL_LR["adam"])
+    data = Examples(train, validation)
+    return own_task("syntax tagger", net, CrossEntropy(), adam, data, horizon=500, batch_size=8)
 
 
 def mackey_glass(length: int, delay: int = 17) -> Tensor:
@@ -271,21 +269,17 @@ def mackey_glass(length: int, delay: int = 17) -> Tensor:
 def chaotic_series() -> Task:
     """Temporal convolutions that forecast six steps of the Mackey-Glass series ahead; momentum."""
     draws = fixed_draws("chaotic series")
-    series, ahead, length = mackey_glass(4000), 6, 40
+    ahead = 6
+    length = 40
     parts = []
-    for part, count in zip(four_fifths(series), (1024, 256), strict=True):
+    for part, count in zip(four_fifths(mackey_glass(4000)), (1024, 256), strict=True):
         rows = windows(part, length + ahead, count, draws)
         measured = rows[:, :-ahead] + 0.05 * draws.normal(count, length)
         parts.append((measured, rows[:, ahead:]))
-    return own_task(
-        "chaotic series",
-        TemporalConvolutions,
-        SquaredError(),
-        partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9),
-        Examples(*parts),
-        horizon=800,
-        batch_size=16,
-    )
+    net = TemporalConvolutions
+    sgd = partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9)
+    data = Examples(*parts)
+    return own_task("chaotic series", net, SquaredError(), sgd, data, horizon=800, batch_size=16)
 
 
 class Lion(torch.optim.Optimizer):

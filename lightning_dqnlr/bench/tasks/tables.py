@@ -50,12 +50,8 @@ def friedman(examples: int) -> Examples:
 
 def gated_regression() -> Task:
     """Residual gated units on Friedman's function, plain SGD."""
+    sgd = partial(torch.optim.SGD, lr=USUAL_LR["sgd"])
+    data = friedman(1280)
     return own_task(
-        "gated regression",
-        GatedNetwork,
-        SquaredError(),
-        partial(torch.optim.SGD, lr=USUAL_LR["sgd"]),
-        friedman(1280),
-        horizon=800,
-        batch_size=32,
+        "gated regression", GatedNetwork, SquaredError(), sgd, data, horizon=800, batch_size=32
     )

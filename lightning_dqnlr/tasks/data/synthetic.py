@@ -102,7 +102,8 @@ def copying(length: int, symbols: int, copied: int, examples: int, draws: Draws)
         Inputs (N, T, S + 2), one-hot: a symbol, a blank, or the sign to recall; targets int64
         (N, T): the symbol to give, or `symbols` for a blank.
     """
-    total, blank, recall = examples + examples // 4, symbols, symbols + 1
+    total = examples + examples // 4
+    blank, recall = symbols, symbols + 1
     message = torch.randint(symbols, (total, copied), generator=draws.generator)
     inputs = torch.full((total, length), blank)
     inputs[:, :copied], inputs[:, -copied:] = message, recall
@@ -127,7 +128,8 @@ def autoregression(length: int, noise: float, examples: int, draws: Draws) -> Ex
     """
     radius, frequency = draws.uniform(0.8, 0.99), draws.uniform(0.1, math.pi / 2)
     first, second = 2.0 * radius * math.cos(frequency), -(radius**2)
-    burn_in, total = 64, examples + examples // 4
+    burn_in = 64
+    total = examples + examples // 4
     shocks = draws.normal(burn_in + length + 1, total)
     values = [shocks[0], shocks[1]]
     for shock in shocks[2:]:

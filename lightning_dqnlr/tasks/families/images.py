@@ -64,17 +64,20 @@ class Autoencoders(RandomTasks):
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         photographs, convolutional = draws.chance(0.5), draws.chance(0.5)
-        channels, code = 3 if photographs else 1, draws.log_integer(2, 24)
+        channels = 3 if photographs else 1
+        code = draws.log_integer(2, 24)
         draw = self._convolutional if convolutional else self._linear
         network = draw(channels, code, draws)
-        examples, scale = draw_examples(draws), self.draw_input_scale(draws)
+        examples = draw_examples(draws)
+        scale = self.draw_input_scale(draws)
         sources = patches(split, SIDE, examples, draws) if photographs else (x for x, _ in digits())
         images = [source.reshape(-1, channels, SIDE, SIDE) for source in sources]
         train, validation = ((x, x) for x in images)
         return supervised(network, "mse", Examples(train, validation).scaled(scale))
 
     def _linear(self, channels: int, code: int, draws: Draws) -> NetworkSpec:
-        norm, scale = draws.choice(FLAT_NORMS), self.draw_initial_scale(draws)
+        norm = draws.choice(FLAT_NORMS)
+        scale = self.draw_initial_scale(draws)
         return MLPAutoencoderSpec(
             shape=(channels, SIDE, SIDE),
             width=draws.log_integer(12, 48),
@@ -85,7 +88,8 @@ class Autoencoders(RandomTasks):
         )
 
     def _convolutional(self, channels: int, code: int, draws: Draws) -> NetworkSpec:
-        norm, scale = draws.choice(CNN_NORMS), self.draw_initial_scale(draws)
+        norm = draws.choice(CNN_NORMS)
+        scale = self.draw_initial_scale(draws)
         return ConvAutoencoderSpec(
             channels=channels,
             hidden=(draws.choice((4, 6, 8)), draws.choice((8, 12, 16))),
@@ -107,7 +111,8 @@ class PhotoDenoisers(RandomTasks):
     name: ClassVar[str] = "photo_denoisers"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        depth, norm = draws.integer(1, 2), draws.choice(CNN_NORMS)
+        depth = draws.integer(1, 2)
+        norm = draws.choice(CNN_NORMS)
         scale = self.draw_initial_scale(draws)
         network = DenoiserSpec(
             channels=3,
@@ -118,7 +123,8 @@ class PhotoDenoisers(RandomTasks):
             residual=draws.chance(0.5),
             initial_scale=bounded_scale(scale, depth + 1, norm),
         )
-        noise, examples = draws.log_uniform(0.1, 1.0), draws.log_integer(32, 96) * 8
+        noise = draws.log_uniform(0.1, 1.0)
+        examples = draws.log_integer(32, 96) * 8
         data = noisy_patches(split, SIDE, examples, noise, draws)
         return supervised(network, "mse", data.scaled(self.draw_input_scale(draws)))
 
@@ -132,7 +138,8 @@ class CoordinateNetworks(RandomTasks):
     name: ClassVar[str] = "coordinate_networks"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        fourier, depth = draws.chance(0.5), draws.integer(2, 4)
+        fourier = draws.chance(0.5)
+        depth = draws.integer(2, 4)
         features, omega = draws.log_integer(8, 48), draws.log_uniform(3.0, 30.0)
         frequency, width = draws.log_uniform(0.3, 3.0), draws.log_integer(20, 80)
         network = CoordinateSpec(

@@ -196,9 +196,11 @@ class RandomTasks(ABC):
         self, channels: int, outputs: int, norms: Sequence[CNNNorm], draws: Draws
     ) -> CNNSpec:
         """Draws a network of two or three convolutions on images (N, channels, 8, 8)."""
-        later_layers, first = draws.integer(1, 2), draws.choice((4, 6, 8))
+        later_layers = draws.integer(1, 2)
+        first = draws.choice((4, 6, 8))
         later = [draws.choice((8, 12, 16)) for _ in range(2)]
-        norm, scale = draws.choice(norms), self.draw_initial_scale(draws)
+        norm = draws.choice(norms)
+        scale = self.draw_initial_scale(draws)
         return CNNSpec(
             channels=(first, *later[:later_layers]),
             outputs=outputs,

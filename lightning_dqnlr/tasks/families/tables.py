@@ -93,10 +93,13 @@ class EmbeddingClassifiers(RandomTasks):
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         real = draws.chance(0.5)
-        classes, length = draws.integer(2, 6), draws.choice((16, 32, 64))
+        classes = draws.integer(2, 6)
+        length = draws.choice((16, 32, 64))
         vocabulary, width = draws.log_integer(64, 512), draws.log_integer(8, 32)
-        examples, norm = draw_examples(draws), draws.choice(MLP_NORMS)
-        scale, depth = self.draw_initial_scale(draws), draws.integer(1, 2)
+        examples = draw_examples(draws)
+        norm = draws.choice(MLP_NORMS)
+        scale = self.draw_initial_scale(draws)
+        depth = draws.integer(1, 2)
         mlp = MLPSpec(
             inputs=width,
             outputs=classes,
@@ -125,7 +128,8 @@ class MatrixFactorizations(RandomTasks):
     def problem(self, split: Split, draws: Draws) -> Problem:
         users, items = draws.log_integer(48, 256), draws.log_integer(48, 256)
         rank, true_rank = draws.log_integer(4, 16), draws.log_integer(2, 16)
-        noise, examples = draws.log_uniform(0.01, 0.5), draw_examples(draws)
+        noise = draws.log_uniform(0.01, 0.5)
+        examples = draw_examples(draws)
         scale = bounded_scale(self.draw_initial_scale(draws), 2)
         network = FactorizationSpec(users, items, rank, initial_scale=scale)
         loss = draws.choice(REGRESSIONS)
@@ -141,7 +145,8 @@ def _draw_classification(scale: float, draws: Draws) -> _Classification:
     """Digits, or the classes of a teacher, with inputs multiplied by the scale."""
     if draws.choice(("digits", "teacher")) == "digits":
         return _Classification(digits(scale), DIGITS_CLASSES)
-    classes, dimension = draws.integer(2, 10), draws.log_integer(4, 64)
+    classes = draws.integer(2, 10)
+    dimension = draws.log_integer(4, 64)
     examples = 8 * draws.log_integer(128, 256)
     data = teacher_data(
         "classification",

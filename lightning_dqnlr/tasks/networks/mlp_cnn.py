@@ -15,43 +15,35 @@ CNNNorm = Literal["none", "batch", "group", "layer"]
 _Net = TypeVar("_Net", bound=nn.Module)
 
 
+ACTIVATION_LAYERS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "leaky_relu": nn.LeakyReLU,
+}
+
+
 def activation_layer(name: Activation) -> nn.Module:
     """Returns the layer of that name."""
-    match name:
-        case "relu":
-            return nn.ReLU()
-        case "tanh":
-            return nn.Tanh()
-        case "gelu":
-            return nn.GELU()
-        case "silu":
-            return nn.SiLU()
-        case "leaky_relu":
-            return nn.LeakyReLU()
+    return ACTIVATION_LAYERS[name]()
 
 
 def flat_norm(name: MLPNorm, width: int) -> list[nn.Module]:
     """Returns the normalisation of activations (N, width): one layer, or none."""
-    match name:
-        case "batch":
-            return [nn.BatchNorm1d(width)]
-        case "layer":
-            return [nn.LayerNorm(width)]
-        case "none":
-            return []
+    if name == "none":
+        return []
+    return [nn.BatchNorm1d(width) if name == "batch" else nn.LayerNorm(width)]
 
 
 def image_norm(name: CNNNorm, channels: int) -> list[nn.Module]:
     """Returns the normalisation of images (N, channels, H, W): one layer, or none."""
-    match name:
-        case "batch":
-            return [nn.BatchNorm2d(channels)]
-        case "group":
-            return [nn.GroupNorm(2, channels)]
-        case "layer":  # over channels and positions, whatever the image's size: one group
-            return [nn.GroupNorm(1, channels)]
-        case "none":
-            return []
+    if name == "none":
+        return []
+    if name == "batch":
+        return [nn.BatchNorm2d(channels)]
+    # One group is a LayerNorm over channels and positions, whatever the image's size.
+    return [nn.GroupNorm(2 if name == "group" else 1, channels)]
 
 
 def scale_weights(net: _Net, scale: float) -> _Net:
