@@ -19,9 +19,9 @@ T = TypeVar("T")
 def derive_seed(family: str, split: Split, seed: int) -> int:
     """Returns a 32-bit generator seed that no other split can ever produce.
 
-    torch's CPU generator keeps only the low 32 bits of its seed, so hashing alone would let two
-    splits meet by chance (the birthday bound is near 2**16 tasks). The two lowest bits therefore
-    name the split; the other thirty are a hash of all three arguments.
+    torch's CPU generator keeps only the low 32 bits of its seed. With hashing alone two splits
+    would meet by chance: the birthday bound is near 2**16 tasks. The two lowest bits therefore name
+    the split; the other thirty are a hash of all three arguments.
 
     Args:
         family: name of the task family.

@@ -1,7 +1,7 @@
 """What the inner loop trains: a `Task` is a model, its data, its optimizer and its length.
 
-The words are those of meta-learning: an *inner* step trains a task's weights, an *outer* step
-trains the learning-rate policy, and a `TaskFamily` is the distribution the outer loop draws from.
+The words are those of meta-learning. An *inner* step trains a task's weights, and an *outer* step
+trains the learning-rate policy. The outer loop draws its tasks from a `TaskFamily`.
 """
 
 from collections.abc import Callable
@@ -106,9 +106,9 @@ class Task:
         except where the loader does not shuffle: they then keep its order.
 
         Args:
-            module: a function or class without arguments that gives fresh weights at every call
-                (a `functools.partial`, or `_partial_: true` in a config); or a module, whose own
-                weights are then the start of every run (fine-tuning).
+            module: a function or class that takes no arguments and gives fresh weights (in a
+                configuration, `_partial_: true`). For fine-tuning give a module instead: every run
+                starts from its weights.
             dataloader: of the training data. An iterable data set must end.
             horizon: length of a run in optimizer steps.
             validation: held-out data; None to hold a tenth of the training examples out.

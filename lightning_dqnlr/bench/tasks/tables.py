@@ -36,8 +36,10 @@ class GatedNetwork(nn.Module):
 def friedman(examples: int) -> Examples:
     """The first problem of Friedman 1991 (MARS, section 4.3), with noise of deviation 1.
 
-    y = 10 sin(pi x1 x2) + 20 (x3 - 0.5)^2 + 10 x4 + 5 x5 on columns uniform in [0, 1], five of
-    which say nothing; rows in -1..1 and targets in standard units. A fifth is held out.
+    y = 10 sin(pi x1 x2) + 20 (x3 - 0.5)^2 + 10 x4 + 5 x5
+
+    The ten columns are uniform in [0, 1], and five of them say nothing. Rows are returned in -1..1
+    and targets in standard units; a fifth is held out.
     """
     draws = fixed_draws("gated regression")
     rows = torch.rand(examples, COLUMNS, generator=draws.generator)

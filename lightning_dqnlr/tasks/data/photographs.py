@@ -1,7 +1,7 @@
 """Data from scikit-learn's two sample photographs: patches, treated patches, coordinates.
 
-Each split of the tasks has columns of its own, and within a task training and validation have rows
-of their own, so that no pixel of one is seen by the other.
+No pixel is shared. Each split of the tasks has columns of its own, and within a task training and
+validation have rows of their own.
 """
 
 from functools import lru_cache
@@ -54,7 +54,7 @@ def patches(split: Split, size: int, examples: int, draws: Draws) -> tuple[Tenso
         draws: decides where.
 
     Returns:
-        Training patches (N, 3, size, size) and validation patches (N // 4, 3, size, size); over a
+        Training patches (N, 3, size, size) and validation patches (N // 4, 3, size, size). Over a
         whole photograph each colour has mean 0 and variance 1.
 
     Raises:

@@ -99,7 +99,7 @@ def copying(length: int, symbols: int, copied: int, examples: int, draws: Draws)
         draws: decides the symbols.
 
     Returns:
-        Inputs (N, T, S + 2), one-hot: a symbol, a blank, or the sign to recall; targets int64
+        Inputs (N, T, S + 2), one-hot: a symbol, a blank, or the sign to recall. Targets int64
         (N, T): the symbol to give, or `symbols` for a blank.
     """
     total = examples + examples // 4

@@ -20,8 +20,8 @@ from lightning_dqnlr.tasks.sampling import Draws, Split
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 VOCABULARY = 1 + len(CHARACTERS)  # 0 stands for every other character
 SMALLEST_FILE = 20_000  # bytes
-# Fifths of the files, by a hash of the name: a file that another version of Python adds or drops
-# leaves the others where they are.
+# Fifths of the files, by a hash of the name. The other files then stay in their split when another
+# version of Python adds or drops one.
 FIFTHS: dict[Split, tuple[int, ...]] = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}
 
 _CODE_OF_BYTE = bytes(CHARACTERS.find(chr(byte)) + 1 for byte in range(256))

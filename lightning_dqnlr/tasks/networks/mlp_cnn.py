@@ -107,8 +107,8 @@ class MLPSpec(NetworkSpec):
 class CNNSpec(NetworkSpec):
     """A convolutional network on images (N, inputs, 8, 8).
 
-    The last two convolutions halve the image, by their stride or by average pooling (max pooling
-    is slow under `vmap`); a linear layer reads the remaining 2x2 positions.
+    The last two convolutions halve the image, by their stride or by average pooling. Max pooling is
+    slow under `vmap`. A linear layer reads the remaining 2x2 positions.
 
     Attributes:
         channels: output channels of each 3x3 convolution; at least two, even for "group".
