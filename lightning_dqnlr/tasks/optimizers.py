@@ -108,7 +108,7 @@ class OptimizerSpec:
         ConfigurationError: a field is outside its range.
 
     Example:
-        >>> optimizer = OptimizerSpec("adamw", weight_decay=0.01).build(net.parameters(), lr=1e-3)
+        >>> adamw = OptimizerSpec("adamw", weight_decay=0.01).build(net.parameters(), lr=1e-3)
     """
 
     name: OptimizerName
