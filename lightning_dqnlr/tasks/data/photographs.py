@@ -16,7 +16,7 @@ from lightning_dqnlr.tasks.sampling import Draws, Split
 
 PHOTOGRAPHS = 2
 # Both are 427 x 640 pixels.
-COLUMNS: dict[Split, tuple[int, int]] = {
+SPLIT_COLUMNS: dict[Split, tuple[int, int]] = {
     "train": (0, 384),
     "validation": (384, 512),
     "test": (512, 640),
@@ -95,7 +95,7 @@ def coordinates(split: Split, side: int, draws: Draws) -> Examples:
         Positions (N, 2), each coordinate in [-1, 1], and colours (N, 3).
     """
     photograph = _photographs()[draws.integer(0, PHOTOGRAPHS - 1)]
-    left, right = COLUMNS[split]
+    left, right = SPLIT_COLUMNS[split]
     top, first = draws.integer(0, 427 - side), draws.integer(left, right - side)
     square = photograph[:, top : top + side, first : first + side]
     line = torch.linspace(-1.0, 1.0, side)
@@ -108,7 +108,7 @@ def coordinates(split: Split, side: int, draws: Draws) -> Examples:
 
 def _parts(split: Split, size: int, examples: int, draws: Draws) -> Examples:
     """Patches and the number of each patch's photograph."""
-    columns = COLUMNS[split]
+    columns = SPLIT_COLUMNS[split]
     train = _cut(examples, size, TRAIN_ROWS, columns, draws)
     return Examples(train, _cut(examples // 4, size, VALIDATION_ROWS, columns, draws))
 

@@ -22,7 +22,7 @@ TableName = Literal["breast_cancer", "wine", "iris", "diabetes"]
 TABLE_NAMES: tuple[TableName, ...] = get_args(TableName)
 
 
-def load(tasks: str, name: str) -> tuple[Any, Any]:
+def _load(tasks: str, name: str) -> tuple[Any, Any]:
     """Returns features (N, columns) and targets (N,) of a data set, as NumPy arrays.
 
     Args:
@@ -45,7 +45,7 @@ def load(tasks: str, name: str) -> tuple[Any, Any]:
 
 @lru_cache(maxsize=1)
 def _shuffled_digits() -> tuple[Tensor, Tensor]:
-    inputs, labels = load("digits", "digits")
+    inputs, labels = _load("digits", "digits")
     # The file is ordered by writer, so the fixed split must be shuffled.
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     # 0..16 is the file's range of grey values.
@@ -72,7 +72,7 @@ def digits(scale: float = 1.0) -> Examples:
 
 @lru_cache(maxsize=len(TABLE_NAMES))
 def _whole_table(name: TableName) -> tuple[Tensor, Tensor]:
-    features, targets = load("table", name)
+    features, targets = _load("table", name)
     rows = torch.tensor(features, dtype=torch.float32)
     if name == "diabetes":
         return rows, standardised(torch.tensor(targets, dtype=torch.float32)).unsqueeze(1)
