@@ -43,7 +43,8 @@ from lightning_dqnlr.tasks.families.tables import MatrixFactorizations, NoisyLab
 from lightning_dqnlr.tasks.optimizers import OptimizerName
 
 # The longest run of `tasks=broad`, in steps, and what most networks there see at most.
-LONGEST_QUADRATIC, LONGEST_NETWORK = 4000, 1000
+LONGEST_QUADRATIC = 4000
+LONGEST_NETWORK = 1000
 
 
 def _known(
@@ -60,7 +61,9 @@ def _known(
     known_horizon: bool = True,
 ) -> BenchTask:
     lr = USUAL_LR[optimizer]
-    build = Sampled(family, optimizer, horizon, seed, lr, batch_size, known_horizon)
+    build = Sampled(
+        family, optimizer, horizon, seed, lr, batch_size=batch_size, known_horizon=known_horizon
+    )
     return BenchTask(name, split, build, lr, seconds, centre=higher * lr)
 
 
