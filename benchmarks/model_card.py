@@ -24,7 +24,7 @@ from lightning_dqnlr.bench.methods.controls import state_blind, study, untrained
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.scoring.evaluate import Act, Evaluation, Rivals, evaluate
+from lightning_dqnlr.scoring.evaluate import Act, Regrets, Rivals, evaluate
 from lightning_dqnlr.scoring.statistics import interquartile_mean, stratified_bootstrap
 from lightning_dqnlr.tasks import DigitsCNNs, DigitsMLPs, Mixture, NoisyQuadratics, TeacherMLPs
 from lightning_dqnlr.tasks.task import Task
@@ -44,7 +44,7 @@ def suite(split: str, count: int) -> list[Task]:
     return [mixture.sample(seed, split) for seed in range(count)]
 
 
-def measure(policy: LRPolicy, arguments: argparse.Namespace) -> dict[str, Evaluation]:
+def measure(policy: LRPolicy, arguments: argparse.Namespace) -> dict[str, Regrets]:
     """Scores of the policy and of its controls on the test tasks."""
     engine = VectorEngine(arguments.device)
     rivals, seeds = Rivals(arguments.rivals, engine), range(arguments.seeds)
@@ -65,7 +65,7 @@ def measure(policy: LRPolicy, arguments: argparse.Namespace) -> dict[str, Evalua
     }
 
 
-def row(name: str, scores: Evaluation) -> str:
+def row(name: str, scores: Regrets) -> str:
     """One line of the table."""
     flat = scores.train.flatten()
     low, high = stratified_bootstrap(scores.train)
@@ -79,7 +79,7 @@ def row(name: str, scores: Evaluation) -> str:
     )
 
 
-def by_task(scores: Evaluation, tasks: list[Task]) -> list[str]:
+def by_task(scores: Regrets, tasks: list[Task]) -> list[str]:
     """One line per test task, worst first."""
     rows = zip(
         tasks, scores.train.mean(1).tolist(), scores.validation.mean(1).tolist(), strict=True
@@ -91,7 +91,7 @@ def by_task(scores: Evaluation, tasks: list[Task]) -> list[str]:
     ]
 
 
-def card(policy: LRPolicy, scores: dict[str, Evaluation], arguments: argparse.Namespace) -> str:
+def card(policy: LRPolicy, scores: dict[str, Regrets], arguments: argparse.Namespace) -> str:
     """The model card, in Markdown."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False

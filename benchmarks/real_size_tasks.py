@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_dqnlr.bench.tasks.images import ResidualBlock
 from lightning_dqnlr.bench.tasks.task import CrossEntropy, fixed_draws, own_task
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data.flat import Examples
+from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.photographs import TREATMENTS, treated_patches
 from lightning_dqnlr.tasks.data.text import VOCABULARY, encode, windows
 from lightning_dqnlr.tasks.sampling import Draws

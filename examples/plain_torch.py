@@ -2,8 +2,8 @@
 
     python examples/plain_torch.py
 
-A network learns a noisy function; the optimizer's learning rate of 1e-6 is far too small and never
-used. Prints what the controller decided, and why.
+A network learns a noisy function. The optimizer's learning rate of 1e-6 is far too small; it is
+never used. The script prints what the controller decided, and why.
 """
 
 from __future__ import annotations

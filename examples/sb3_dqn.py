@@ -3,15 +3,15 @@
     pip install ".[sb3]"
     python examples/sb3_dqn.py
 
-An independent check of two things at once. Stable-Baselines3's DQN shares no line with ours, so
-what it learns, the environment teaches; and our `DQNLearner`, given the same settings and the same
-number of decisions, should learn about as much. Both are judged on tasks that neither has seen,
-beside random actions and each action taken always ("always x1" keeps the safe start's rate).
+The script checks two things. Stable-Baselines3's DQN shares no line with ours, so whatever it
+learns comes from the environment. Our `DQNLearner` has the same settings and as many decisions, so
+it should learn about as much. Both are judged on tasks that neither has seen, beside random actions
+and each action taken always ("always x1" keeps the safe start's rate).
 
 The tasks are small noisy quadratics, 40 to 80 steps long, with about a dozen decisions each. The
-controller's built-in decay is off and its cap on the update is far away, or taking "x4"
-always would do nearly as well as any policy: the controller would brake in its place. That makes
-this a check of the machinery on an easy problem. It says nothing about the bundled policy.
+controller's built-in decay is off and its cap on the update is far away. Otherwise the controller
+would brake by itself, and "x4" always would do nearly as well as any policy. This is a check of the
+machinery on an easy problem; it says nothing about the bundled policy.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import epsilon_greedy
 from lightning_dqnlr.rl.dqn import DQNConfig, DQNLearner
 from lightning_dqnlr.rl.replay import ReplayBuffer, Transitions
-from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
+from lightning_dqnlr.tasks import NoisyQuadratics
 
 TASKS = NoisyQuadratics(
     optimizers=("sgd", "adam"),
@@ -49,11 +49,15 @@ CONTROLLER = ControllerSpec(
     max_update_ratio=10.0,
 )
 
-# What both learners are given; the network is Stable-Baselines3's default, two layers of 64.
-# A decision costs about eight updates' time (it trains a model), so each is learned from often.
-LEARNING_RATE, BATCH_SIZE, WARM_UP, UPDATES_PER_DECISION = 1e-3, 128, 200, 4
+# The settings of both learners; the network is Stable-Baselines3's default, two layers of 64.
+LEARNING_RATE = 1e-3
+BATCH_SIZE = 128
+WARM_UP = 200  # in decisions
+# A decision trains a model, which takes the time of about eight updates.
+UPDATES_PER_DECISION = 4
 TARGET_PERIOD = 100  # in decisions
-FINAL_EPSILON, EXPLORING_SHARE = 0.05, 0.5
+FINAL_EPSILON = 0.05
+EXPLORING_SHARE = 0.5
 
 Act = Callable[[np.ndarray], int]
 
@@ -88,7 +92,8 @@ def train_stable_baselines3(steps: int, seed: int) -> Act:
 def train_ours(steps: int, seed: int) -> Act:
     """The same algorithm from this package's parts."""
     torch.manual_seed(seed)
-    env, generator = environment("train"), torch.Generator().manual_seed(seed)
+    env = environment("train")
+    generator = torch.Generator().manual_seed(seed)
     features, actions = len(CONTROLLER.features), len(CONTROLLER.actions)
     config = DQNConfig(
         double=False,
@@ -134,7 +139,8 @@ def judge(act: Act, tasks: int) -> float:
     On the scale of the reward, log(1 + L / e) with e = 1% of the initial loss: 0 where nothing was
     learned, -4.6 at a loss of zero.
     """
-    env, levels = environment("test"), []
+    env = environment("test")
+    levels = []
     for seed in range(tasks):
         observation, info = env.reset(options={"task_seed": seed, "run_seed": seed})
         while "final_loss" not in info:

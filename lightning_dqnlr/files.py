@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lightning_dqnlr.errors import ConfigurationError
 
-# Marks what a killed process had not finished writing; nothing of ours ever reads it.
+# Marks a file that a killed process had not finished; no code of this package reads it.
 _PARTIAL = ".partial"
 
 
@@ -34,8 +34,8 @@ def write_atomically(path: str | Path, content: bytes | memoryview) -> Path:
 def write_together(files: Mapping[Path, bytes | memoryview]) -> None:
     """Writes files that belong together: all are on disk before the first takes its place.
 
-    A full disk leaves every previous file whole. A kill does too, but for the instant between two
-    renames, after which the pair does not fit together; whoever reads it must be able to tell.
+    A full disk leaves every previous file whole. A kill does, too, unless it comes between two
+    renames. The files then do not fit together, so a reader must be able to tell.
 
     Args:
         files: the contents by path; missing parent folders are made.
@@ -59,7 +59,7 @@ def write_together(files: Mapping[Path, bytes | memoryview]) -> None:
 
 
 def cannot_write(path: Path, error: OSError) -> ConfigurationError:
-    """What to tell whoever chose the path."""
+    """Returns the error that names the path and the remedy."""
     return ConfigurationError(
         f"path={str(path)!r} cannot be written ({error.strerror}); choose another folder or free "
         "some space. What was there before is unchanged."
@@ -78,9 +78,9 @@ def _write_beside(path: Path, content: bytes | memoryview, written: dict[str, Pa
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes what killed processes left half-written in a folder and right below it.
+    """Deletes the unfinished files of killed processes in a folder and right below it.
 
-    Only for a folder that no other process writes to.
+    No other process may be writing to the folder.
 
     Raises:
         ConfigurationError: if one cannot be deleted.
@@ -91,6 +91,5 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink(missing_ok=True)
             except OSError as error:
                 raise ConfigurationError(
-                    f"{path} cannot be deleted ({error.strerror}); another user's? Choose another "
-                    "folder."
+                    f"{path} cannot be deleted ({error.strerror}); choose another folder."
                 ) from error

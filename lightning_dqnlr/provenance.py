@@ -45,8 +45,8 @@ def machine() -> dict[str, Any]:
 def source_commit(path: str | Path = __file__) -> str | None:
     """The commit the package runs from, with "-dirty" if its tree differs; None if there is none.
 
-    An installed package may lie inside somebody else's repository (a virtual environment often
-    does), so the file itself has to be tracked.
+    The file itself must be tracked: an installed package may lie inside another repository, as a
+    virtual environment often does.
 
     Args:
         path: a file of the package.

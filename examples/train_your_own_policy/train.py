@@ -2,7 +2,7 @@
 
     python examples/train_your_own_policy/train.py
 
-takes some minutes on two cores. The modules and their data are in models.py, the two dozen lines
+It takes some minutes on two cores. The modules and their data are in models.py, and the few lines
 that name them in conf/tasks/mine.yaml. To do the same for your project, copy the folder, put your
 modules in the place of these, and keep the rest.
 """
@@ -67,7 +67,7 @@ def final_loss(task: str, seed: int, steps: int, callback: DQNLRCallback | None)
 
 @torch.no_grad()
 def mean_loss(module: LightningModule, data: DataLoader) -> float:
-    """Of the whole data set, in eval mode."""
+    """Mean loss over a whole data set, in eval mode."""
     module.eval()
     module.log = lambda *_, **__: None  # type: ignore[method-assign]  # no Trainer listens
     total = count = 0.0

@@ -20,7 +20,7 @@ from lightning_dqnlr.files import cannot_write, write_atomically
 from lightning_dqnlr.meta.collect import Episode
 from lightning_dqnlr.meta.workers import TaskSummary
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.scoring.evaluate import Evaluation
+from lightning_dqnlr.scoring.evaluate import Regrets
 
 T = TypeVar("T")
 Watch = Callable[[Sequence[int]], Iterable[int]]
@@ -74,7 +74,7 @@ class EpisodeReport:
     result: Episode | None
     task: TaskSummary | None
     failure: str | None = None
-    scores: Evaluation | None = None
+    scores: Regrets | None = None
     seconds: float = 0.0
     best_score: float = float("inf")
 

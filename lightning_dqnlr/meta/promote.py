@@ -23,7 +23,7 @@ from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.policy.policy import RECORD, WEIGHTS, LRPolicy
 from lightning_dqnlr.scoring.cosine import regret
-from lightning_dqnlr.scoring.evaluate import Evaluation, Rivals, evaluate
+from lightning_dqnlr.scoring.evaluate import Regrets, Rivals, evaluate
 from lightning_dqnlr.scoring.statistics import interquartile_mean, stratified_bootstrap
 from lightning_dqnlr.tasks.task import Task
 
@@ -58,7 +58,7 @@ class RankedCandidate:
     """
 
     candidate: Candidate
-    scores: Evaluation
+    scores: Regrets
     lost: int
 
     def numbers(self) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.provenance import provenance
 from lightning_dqnlr.rl.dqn import Agent
 from lightning_dqnlr.rl.rewards import Reward
-from lightning_dqnlr.scoring.evaluate import Evaluation, Rivals, evaluate
+from lightning_dqnlr.scoring.evaluate import Regrets, Rivals, evaluate
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
 _COUNTS = (
@@ -263,7 +263,7 @@ class MetaTrainer:
             total += update.loss
         return (total / max(1, self.config.updates)).item()
 
-    def _select(self, validation: Sequence[Task]) -> Evaluation:
+    def _select(self, validation: Sequence[Task]) -> Regrets:
         policy = self.policy
         seeds = range(self.config.evaluation_seeds)
         scores = evaluate(

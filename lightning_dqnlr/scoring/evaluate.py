@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.scoring.cosine import TunedCosine, regret, tune_cosine
 from lightning_dqnlr.scoring.statistics import interquartile_mean
-from lightning_dqnlr.scoring.task_content import task_content
+from lightning_dqnlr.scoring.task_content import task_digest
 from lightning_dqnlr.tasks.task import Task
 
 Act = Callable[[Tensor], Tensor]
@@ -64,13 +63,11 @@ class Rivals:
 
 def fingerprint(task: Task) -> str:
     """A name for exactly this problem: changes with its data, model, optimizer or length."""
-    settings = (task.name, task.batch_size, task.horizon, task.gradient_clip, task.shuffle)
-    digest = hashlib.sha256(repr(settings).encode() + task_content(task))
-    return f"{task.name.replace('/', '-')}-{digest.hexdigest()[:12]}"
+    return f"{task.name.replace('/', '-')}-{task_digest(task)[:12]}"
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Regrets:
     """Regrets of one evaluation, one row per task and one column per seed.
 
     Attributes:
@@ -178,7 +175,7 @@ def evaluate(
     *,
     start: StartKind = "safe",
     circuit_breaker: bool = True,
-) -> Evaluation:
+) -> Regrets:
     """Regrets of `act` (observations -> actions) on each task and seed.
 
     The same whenever it is called, and without effect on the global random state: a run that was
@@ -201,4 +198,4 @@ def evaluate(
         validation.append(regret(result.validation_loss, rival.validation_loss, initial))
         trips += result.trips / len(tasks)
     names = tuple(task.name for task in tasks)
-    return Evaluation(names, torch.stack(train).cpu(), torch.stack(validation).cpu(), trips)
+    return Regrets(names, torch.stack(train).cpu(), torch.stack(validation).cpu(), trips)

@@ -33,7 +33,7 @@ class TaskModule(LightningModule):
         super().__init__()
         self.optimizer_spec = optimizer
         self.lr = lr
-        # Loops of a Trainer that are running. Not counted in `setup`, which other loops call, too.
+        # How many loops of a Trainer are running. `setup` does not count: other loops call it, too.
         self.running_loops = 0
 
     def on_fit_start(self) -> None:
@@ -58,7 +58,7 @@ class TaskModule(LightningModule):
 
 
 class SupervisedModule(TaskModule):
-    """A network trained on batches (inputs, targets).
+    """A network trained on batches (inputs, targets): loss = mean l(net(inputs), targets).
 
     Args:
         net: maps inputs (N, ...) to outputs (N, ..., C).
@@ -112,7 +112,9 @@ class SupervisedModule(TaskModule):
 
 
 class QuadraticModule(TaskModule):
-    """The noisy quadratic: mean over the batch of 0.5 (theta - c)^T Q diag(h) Q^T (theta - c).
+    """The noisy quadratic, of centres c.
+
+    loss = mean over the batch of 0.5 (theta - c)^T Q diag(h) Q^T (theta - c)
 
     Mini-batches of centres c make its gradient noisy, so that its best learning rate must fall
     with time (Wu et al. 2018, arXiv:1803.02021, section 2).
@@ -158,8 +160,8 @@ class QuadraticModule(TaskModule):
 
         Args:
             weights: theta of each replica, (R, D).
-            buffers: not read. Replicas of one task share Q and h, and one product with a shared
-                matrix is many times faster than R products with copies of it.
+            buffers: not read, because replicas of one task share Q and h. One product with a
+                shared matrix is many times faster than R products with copies of it.
             batch: the centres, one tensor (R, B, D).
 
         Returns:

@@ -1,13 +1,12 @@
 """The update rules of the inner loop: everything about an optimizer but its learning rate.
 
-Two rules are here for what they do to a learning rate, not because people use them: `RobbinsMonro`
-shrinks its steps by itself, and `Signum`'s steps do not shrink with the gradient, and a policy for
-anyone's optimizer should have met both traits (what came of it: docs/research-log.md). Adagrad and
-Lion, which have them, stay out of training: the benchmark asks how the policy does with optimizers
-that it never met.
+Two rules are here for what they do to a learning rate, not because people use them. The steps of
+`RobbinsMonro` shrink by themselves, and those of `Signum` do not shrink with the gradient. A policy
+for anyone's optimizer should have met both traits (docs/research/ has what came of it). Adagrad and
+Lion have them, too, but stay out of training: the benchmark asks how the policy does with
+optimizers that it never met.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from lightning_dqnlr.checks import NOT_NEGATIVE, check_choice, check_number
 from lightning_dqnlr.errors import ConfigurationError
 
 OptimizerName = Literal[
@@ -61,11 +61,7 @@ class Signum(_OwnRule):
     """
 
     def __init__(
-        self,
-        params: ParamsT,
-        lr: float,
-        momentum: float = 0.9,
-        weight_decay: float = 0.0,
+        self, params: ParamsT, lr: float, momentum: float = 0.9, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
@@ -89,11 +85,7 @@ class RobbinsMonro(_OwnRule):
     """
 
     def __init__(
-        self,
-        params: ParamsT,
-        lr: float,
-        power: float = 0.5,
-        weight_decay: float = 0.0,
+        self, params: ParamsT, lr: float, power: float = 0.5, weight_decay: float = 0.0
     ) -> None:
         super().__init__(params, {"lr": lr, "power": power, "weight_decay": weight_decay})
 
@@ -115,6 +107,9 @@ class OptimizerSpec:
 
     Raises:
         ConfigurationError: a field is outside its range.
+
+    Example:
+        >>> adamw = OptimizerSpec("adamw", weight_decay=0.01).build(net.parameters(), lr=1e-3)
     """
 
     name: OptimizerName
@@ -123,34 +118,24 @@ class OptimizerSpec:
     beta2: float = 0.999
 
     def __post_init__(self) -> None:
-        if self.name not in get_args(OptimizerName):
-            raise ConfigurationError(
-                f"optimizer name must be one of {get_args(OptimizerName)}, got {self.name!r}."
-            )
-        if not 0.0 <= self.weight_decay < math.inf:
-            raise ConfigurationError(
-                f"weight_decay must be finite and not negative, got {self.weight_decay}."
-            )
-        if not 0.0 <= self.momentum < 1.0 or not 0.0 <= self.beta2 < 1.0:
-            raise ConfigurationError(
-                f"momentum and beta2 must lie in [0, 1), got {self.momentum} and {self.beta2}."
-            )
+        check_choice("optimizer name", self.name, get_args(OptimizerName))
+        check_number("weight_decay", self.weight_decay, NOT_NEGATIVE)
+        check_number("momentum", self.momentum, "[0, 1)")
+        check_number("beta2", self.beta2, "[0, 1)")
         if self.name == "nesterov" and self.momentum == 0.0:
             raise ConfigurationError("nesterov needs momentum > 0; use name='sgd' without it.")
 
     def build(self, params: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """Returns the optimizer over `params`; its update is linear in `lr`."""
-        decay, betas = self.weight_decay, (self.momentum, self.beta2)
+        decay = self.weight_decay
+        betas = (self.momentum, self.beta2)
         match self.name:
             case "sgd":
                 return torch.optim.SGD(params, lr=lr, weight_decay=decay)
             case "momentum" | "nesterov":
+                nesterov = self.name == "nesterov"
                 return torch.optim.SGD(
-                    params,
-                    lr=lr,
-                    momentum=self.momentum,
-                    weight_decay=decay,
-                    nesterov=self.name == "nesterov",
+                    params, lr=lr, momentum=self.momentum, weight_decay=decay, nesterov=nesterov
                 )
             case "adam":
                 return torch.optim.Adam(params, lr=lr, betas=betas, weight_decay=decay)

@@ -8,6 +8,7 @@ from typing import Literal, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.checks import POSITIVE, check_choice, check_number
 from lightning_dqnlr.errors import ConfigurationError
 
 Split = Literal["train", "validation", "test"]
@@ -18,9 +19,9 @@ T = TypeVar("T")
 def derive_seed(family: str, split: Split, seed: int) -> int:
     """Returns a 32-bit generator seed that no other split can ever produce.
 
-    torch's CPU generator keeps only the low 32 bits of its seed, so hashing alone would let two
-    splits meet by chance (the birthday bound is near 2**16 tasks). The two lowest bits therefore
-    name the split; the other thirty are a hash of all three arguments.
+    torch's CPU generator keeps only the low 32 bits of its seed. With hashing alone two splits
+    would meet by chance: the birthday bound is near 2**16 tasks. The two lowest bits therefore name
+    the split; the other thirty are a hash of all three arguments.
 
     Args:
         family: name of the task family.
@@ -30,8 +31,7 @@ def derive_seed(family: str, split: Split, seed: int) -> int:
     Raises:
         ConfigurationError: `split` is not one of the three.
     """
-    if split not in get_args(Split):
-        raise ConfigurationError(f"split must be one of {get_args(Split)}, got {split!r}.")
+    check_choice("split", split, get_args(Split))
     digest = hashlib.sha256(f"{family}/{split}/{seed}".encode()).digest()
     return int.from_bytes(digest[:4], "big") & ~0b11 | get_args(Split).index(split)
 
@@ -80,3 +80,20 @@ class Draws:
         """Draws an orthogonal matrix, shape (size, size)."""
         orthogonal, _ = torch.linalg.qr(self.normal(size, size))
         return torch.as_tensor(orthogonal)
+
+
+def check_range(name: str, bounds: Sequence[float], interval: str = POSITIVE) -> None:
+    """Refuses what is not two ascending numbers of an interval.
+
+    Args:
+        name: of the argument.
+        bounds: the smallest and the largest value.
+        interval: that holds both, in the notation of `checks`.
+
+    Raises:
+        ConfigurationError: otherwise.
+    """
+    for bound in bounds:
+        check_number(name, bound, interval)
+    if len(bounds) != 2 or bounds[0] > bounds[1]:
+        raise ConfigurationError(f"{name} must be two bounds, low <= high; got {list(bounds)}.")

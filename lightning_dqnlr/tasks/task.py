@@ -1,7 +1,7 @@
 """What the inner loop trains: a `Task` is a model, its data, its optimizer and its length.
 
-The words are those of meta-learning: an *inner* step trains a task's weights, an *outer* step
-trains the learning-rate policy, and a `TaskFamily` is the distribution the outer loop draws from.
+The words are those of meta-learning. An *inner* step trains a task's weights, and an *outer* step
+trains the learning-rate policy. The outer loop draws its tasks from a `TaskFamily`.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, SequentialSampler
 
+from lightning_dqnlr.checks import check_integer, check_number
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.sampling import Split
 from lightning_dqnlr.tasks.user import (
@@ -47,6 +48,10 @@ class Task:
 
     Raises:
         ConfigurationError: a field is out of range or the data's first dimensions disagree.
+
+    Example:
+        >>> task = TeacherMLPs().sample(seed=0)
+        >>> optimizer = task.build(0).configure_optimizers()
     """
 
     name: str
@@ -65,26 +70,16 @@ class Task:
     def __post_init__(self) -> None:
         examples = _count_examples("train_data", self.train_data)
         _count_examples("validation_data", self.validation_data)
-        train, validation = (
-            pytree.tree_structure(data) for data in (self.train_data, self.validation_data)
-        )
+        train = pytree.tree_structure(self.train_data)
+        validation = pytree.tree_structure(self.validation_data)
         if train != validation:
             raise ConfigurationError(
                 "train_data and validation_data must have the same structure, got "
                 f"{train} and {validation}."
             )
-        if not 1 <= self.batch_size <= examples:
-            raise ConfigurationError(
-                f"batch_size must lie between 1 and the {examples} training examples, "
-                f"got {self.batch_size}."
-            )
-        if self.horizon < 1:
-            raise ConfigurationError(f"horizon must be at least 1 step, got {self.horizon}.")
-        if self.gradient_clip is not None and not self.gradient_clip > 0.0:
-            raise ConfigurationError(
-                f"gradient_clip must be positive, or None for no clipping, "
-                f"got {self.gradient_clip}."
-            )
+        check_integer("batch_size", self.batch_size, 1, examples)
+        check_integer("horizon", self.horizon, 1)
+        check_number("gradient_clip", self.gradient_clip, "(0, inf]", optional=True)
 
     @property
     def examples(self) -> int:
@@ -107,13 +102,13 @@ class Task:
         """A user's own module and data as a task; no subclass of ours is needed.
 
         The data set is read once and held in memory, so random augmentation is frozen. Batches
-        have the loader's size; they are drawn anew for every seed (in the loader's order, if it
-        does not shuffle), and an incomplete last one is left out.
+        have the loader's size, and an incomplete last one is left out. Every seed draws them anew,
+        except where the loader does not shuffle: they then keep its order.
 
         Args:
-            module: a function or class without arguments (a `functools.partial`, or `_partial_:
-                true` in a config) whose every call gives fresh weights; or a module, whose own
-                weights are then the start of every run (fine-tuning).
+            module: a function or class that takes no arguments and gives fresh weights (in a
+                configuration, `_partial_: true`). For fine-tuning give a module instead: every run
+                starts from its weights.
             dataloader: of the training data. An iterable data set must end.
             horizon: length of a run in optimizer steps.
             validation: held-out data; None to hold a tenth of the training examples out.
@@ -126,13 +121,14 @@ class Task:
             ConfigurationError: the module or its data cannot be used; names the remedy.
         """
         build = ModuleBuilder(module, name or "")
-        first, batch_size = build(0), read_batch_size(dataloader)
+        first = build(0)
+        batch_size = read_batch_size(dataloader)
         data = read_examples(dataloader, "dataloader", max_examples)
         if validation is None:
             data, held_out = hold_out(data)
         else:
             held_out = read_examples(validation, "validation", max_examples)
-        count = len(pytree.tree_leaves(data)[0])
+        examples = len(pytree.tree_leaves(data)[0])
         return cls(
             name=name or type(first).__name__,
             family=name or type(first).__name__,
@@ -140,7 +136,7 @@ class Task:
             build=build,
             train_data=data,
             validation_data=held_out,
-            batch_size=min(batch_size, count),
+            batch_size=min(batch_size, examples),
             optimizer=optimizer_label(first),
             horizon=horizon,
             known_horizon=known_horizon,
@@ -160,7 +156,7 @@ class ClosedFormGradient(Protocol):
 
 
 class TaskFamily(Protocol):
-    """A distribution over tasks."""
+    """A distribution over tasks: task = family.sample(seed, split), always the same one."""
 
     def sample(self, seed: int, split: Split = "train") -> Task:
         """Returns the task of this seed; the three splits share no random stream."""

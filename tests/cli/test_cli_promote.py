@@ -13,7 +13,7 @@ from lightning_dqnlr.cli import policies as cli
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.promote import Candidate, RankedCandidate, table, verdict
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.scoring.evaluate import Evaluation
+from lightning_dqnlr.scoring.evaluate import Regrets
 from lightning_dqnlr.scoring.statistics import interquartile_mean
 from tests.cli.test_cli import TINY, run_command
 from tests.cli.test_cli_combine import save_member
@@ -146,9 +146,7 @@ def standing(name, *regrets):
     names = tuple(f"task/{i}" for i in range(len(rows)))
     policy = LRPolicy.load("default")
     policy.record = {"overrides": [f"seed={name}", "round=8"]}
-    return RankedCandidate(
-        Candidate(name, Path(name), policy), Evaluation(names, rows, rows, 0.0), 0
-    )
+    return RankedCandidate(Candidate(name, Path(name), policy), Regrets(names, rows, rows, 0.0), 0)
 
 
 def test_a_lead_on_one_task_of_many_is_within_noise():

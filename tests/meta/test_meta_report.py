@@ -10,7 +10,7 @@ from lightning_dqnlr.meta.collect import Episode
 from lightning_dqnlr.meta.logs import CSV_FILE, CSVLog, EpisodeReport, ProgressBar, TensorBoardLog
 from lightning_dqnlr.meta.workers import TaskSummary
 from lightning_dqnlr.provenance import source_commit
-from lightning_dqnlr.scoring.evaluate import Evaluation
+from lightning_dqnlr.scoring.evaluate import Regrets
 
 
 def progress(episode, **changes):
@@ -24,7 +24,7 @@ def progress(episode, **changes):
 
 def scores(value):
     regrets = torch.full((2, 2), value)
-    return Evaluation(("a", "b"), regrets, regrets, 0.0)
+    return Regrets(("a", "b"), regrets, regrets, 0.0)
 
 
 def rows(folder):

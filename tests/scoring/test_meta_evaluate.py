@@ -5,7 +5,7 @@ import torch
 
 from lightning_dqnlr.control.spec import CLASSIC_MULTIPLIERS, ActionSpec, ControllerSpec
 from lightning_dqnlr.scoring.evaluate import (
-    Evaluation,
+    Regrets,
     Rivals,
     evaluate,
     fingerprint,
@@ -40,12 +40,12 @@ def test_the_interquartile_mean_rounds_the_cut_down():
 def test_the_score_clips_each_run_and_loses_none():
     """(0.2 + 2 + 2 - 0.5) / 4: one run too bad, one not a number, one too good to be true."""
     train = torch.tensor([[0.2, 5.0], [math.nan, -3.0]])
-    assert Evaluation(("a", "b"), train, train, 0.0).score == pytest.approx(0.925)
+    assert Regrets(("a", "b"), train, train, 0.0).score == pytest.approx(0.925)
 
 
 def test_scores_by_task_are_means_over_the_seeds_only():
     train = torch.tensor([[0.0, 1.0], [2.0, 4.0]])
-    by_task = Evaluation(("a", "b"), train, 10 * train, 0.0).by_task()
+    by_task = Regrets(("a", "b"), train, 10 * train, 0.0).by_task()
     assert by_task == {
         "a": {"train": 0.5, "validation": 5.0},
         "b": {"train": 3.0, "validation": 30.0},

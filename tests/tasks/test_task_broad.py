@@ -15,7 +15,7 @@ CONFIG = Path(__file__).parents[2] / "conf" / "tasks" / "broad.yaml"
 
 @pytest.fixture(scope="module")
 def broad():
-    return instantiate(OmegaConf.load(CONFIG))
+    return instantiate(OmegaConf.load(CONFIG), _convert_="all")
 
 
 def test_every_family_is_trained_on_short_and_long_and_held_out(broad):

@@ -4,8 +4,10 @@ import pytest
 import torch
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data import flat as data
-from lightning_dqnlr.tasks.data.flat import corrupt_labels, digits, gaussian_inputs, teacher_data
+from lightning_dqnlr.tasks.data import scikit_learn
+from lightning_dqnlr.tasks.data.examples import corrupt_labels
+from lightning_dqnlr.tasks.data.scikit_learn import digits
+from lightning_dqnlr.tasks.data.synthetic import gaussian_inputs, teacher_data
 from lightning_dqnlr.tasks.sampling import Draws
 
 
@@ -52,7 +54,7 @@ def test_input_scale_multiplies_the_images_alone():
 
 def test_missing_scikit_learn_names_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    data._shuffled_digits.cache_clear()
+    scikit_learn._shuffled_digits.cache_clear()
     with pytest.raises(ConfigurationError, match=r'pip install "lightning-dqnlr\[train\]"'):
         digits()
 

@@ -282,14 +282,15 @@ def test_scale_per_layer_keeps_the_whole_network_within_four_decades():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"optimizers": ()}, "optimizers must be chosen from"),
-        ({"optimizers": ("sgd", "lion")}, "optimizers must be chosen from"),
-        ({"batch_sizes": (8, 512)}, "batch_sizes must be"),
+        ({"optimizers": ()}, "optimizers and batch_sizes must each hold"),
+        ({"batch_sizes": ()}, "optimizers and batch_sizes must each hold"),
+        ({"optimizers": ("sgd", "lion")}, "optimizers='lion' must be one of 'sgd', "),
+        ({"batch_sizes": (8, 512)}, "batch_sizes=512 must be an integer from 2 to 256"),
         ({"min_horizon": 0}, "min_horizon and max_horizon"),
         ({"min_horizon": 200, "max_horizon": 100}, "min_horizon and max_horizon"),
-        ({"initial_scales": (0.0, 1.0)}, "initial_scales must be"),
+        ({"initial_scales": (0.0, 1.0)}, r"initial_scales=0.0 must be a number in \(0, inf\)"),
         ({"input_scales": (1.0,)}, "input_scales must be"),
-        ({"wide_probability": 1.5}, "wide_probability must lie"),
+        ({"wide_probability": 1.5}, r"wide_probability=1.5 must be a number in \[0, 1\]"),
     ],
 )
 @every_family
@@ -331,13 +332,37 @@ def test_mixture_chooses_anew_in_each_split():
     ],
 )
 def test_mixture_refuses_weights_that_do_not_fit(families, weights):
-    with pytest.raises(ConfigurationError, match=r"families must|weights must"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"families must|weights must|weights=-1.0 |weights=inf |sum\(weights\)=0.0 ",
+    ):
         Mixture(families, weights)
 
 
 def test_mixture_of_mixtures_is_refused_because_both_would_draw_the_same_number():
     with pytest.raises(ConfigurationError, match="families must not hold another Mixture"):
         Mixture([TeacherMLPs(), Mixture([NoisyQuadratics(), DigitsMLPs()])])
+
+
+def test_mixture_holds_all_families_in_one_variant_before_the_next():
+    named = {"a": NoisyQuadratics(max_horizon=300), "b": TeacherMLPs(batch_sizes=[8])}
+    mixture = Mixture(named, [1, 0, 0, 2], [{"min_horizon": 100}, {"min_horizon": 200}])
+    drawn = [(type(f), f.min_horizon, f.max_horizon, f.batch_sizes) for f in mixture.families]
+    assert drawn == [
+        (NoisyQuadratics, 100, 300, (8, 16, 32, 64)),
+        (TeacherMLPs, 100, 2000, [8]),
+        (NoisyQuadratics, 200, 300, (8, 16, 32, 64)),
+        (TeacherMLPs, 200, 2000, [8]),
+    ]
+    assert {mixture.sample(seed).family for seed in range(20)} == {
+        "noisy_quadratics",
+        "teacher_mlps",
+    }
+
+
+def test_a_variant_with_a_field_that_no_family_has_is_refused():
+    with pytest.raises(ConfigurationError, match=r"variants: NoisyQuadratics lacks .*'horizon'"):
+        Mixture([NoisyQuadratics()], variants=[{"horizon": 5}])
 
 
 def test_split_tasks_keep_training_and_held_out_distributions_apart():

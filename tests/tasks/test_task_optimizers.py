@@ -49,11 +49,14 @@ def test_displacement_is_linear_in_the_learning_rate(name):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"name": "lion"}, "optimizer name must be one of"),
-        ({"name": "sgd", "weight_decay": -0.1}, "weight_decay must be"),
-        ({"name": "sgd", "weight_decay": float("inf")}, "weight_decay must be"),
-        ({"name": "adam", "momentum": 1.0}, "momentum and beta2 must"),
-        ({"name": "adam", "beta2": -0.5}, "momentum and beta2 must"),
+        ({"name": "lion"}, "optimizer name='lion' must be one of"),
+        (
+            {"name": "sgd", "weight_decay": -0.1},
+            "weight_decay=-0.1 must be a number",
+        ),
+        ({"name": "sgd", "weight_decay": float("inf")}, "weight_decay=inf must be"),
+        ({"name": "adam", "momentum": 1.0}, r"momentum=1.0 must be a number in \[0, 1\)"),
+        ({"name": "adam", "beta2": -0.5}, r"beta2=-0.5 must be a number in \[0, 1\)"),
         ({"name": "nesterov", "momentum": 0.0}, "nesterov needs momentum > 0"),
     ],
 )

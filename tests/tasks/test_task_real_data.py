@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data import flat as data
-from lightning_dqnlr.tasks.data import photographs
-from lightning_dqnlr.tasks.data.flat import TABLES, imbalance, table
+from lightning_dqnlr.tasks.data import photographs, scikit_learn
+from lightning_dqnlr.tasks.data.examples import imbalance
 from lightning_dqnlr.tasks.data.photographs import (
     coordinates,
     noisy_patches,
     patches,
     treated_patches,
 )
+from lightning_dqnlr.tasks.data.scikit_learn import TABLE_NAMES, table
 from lightning_dqnlr.tasks.data.text import (
     VOCABULARY,
     draw_files,
@@ -34,7 +34,7 @@ def rows_of(examples):
     return sorted(map(tuple, torch.cat([features, targets.view(len(targets), -1)], 1).tolist()))
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", TABLE_NAMES)
 def test_a_table_is_standardised_and_loses_no_row(name):
     examples = table(name, Draws(0))
     (inputs, targets), (held_out, _) = examples
@@ -89,7 +89,7 @@ def test_missing_photographs_name_the_extra_to_install(monkeypatch, module):
 
 def test_missing_tables_name_the_extra_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)
-    data._table.cache_clear()
+    scikit_learn._whole_table.cache_clear()
     with pytest.raises(ConfigurationError, match=r'pip install "lightning-dqnlr\[train\]"'):
         table("wine", Draws(0))
 

@@ -36,7 +36,7 @@ def test_derived_seed_depends_on_every_argument_and_on_no_hash_randomisation():
 
 
 def test_unknown_split_is_refused_by_name():
-    with pytest.raises(ConfigurationError, match="split must be one of"):
+    with pytest.raises(ConfigurationError, match="split='dev' must be one of"):
         derive_seed("digits", "dev", 0)  # type: ignore[arg-type]
 
 

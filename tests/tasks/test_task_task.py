@@ -34,11 +34,11 @@ def make_task(**changes):
         ({"train_data": (torch.zeros(9, 3), torch.zeros(10, 2))}, "the tensors of train_data"),
         ({"validation_data": (torch.zeros(0, 3),) * 2}, "the tensors of validation_data"),
         ({"validation_data": (torch.zeros(4, 3),)}, "the same structure"),
-        ({"batch_size": 0}, "batch_size must lie between 1 and the 10"),
-        ({"batch_size": 11}, "batch_size must lie between 1 and the 10"),
-        ({"horizon": 0}, "horizon must be at least 1"),
-        ({"gradient_clip": 0.0}, "gradient_clip must be positive"),
-        ({"gradient_clip": float("nan")}, "gradient_clip must be positive"),
+        ({"batch_size": 0}, "batch_size=0 must be an integer from 1 to 10"),
+        ({"batch_size": 11}, "batch_size=11 must be an integer from 1 to 10"),
+        ({"horizon": 0}, "horizon=0 must be an integer of at least 1"),
+        ({"gradient_clip": 0.0}, r"gradient_clip=0.0 must be a number in \(0, inf\], or None"),
+        ({"gradient_clip": float("nan")}, "gradient_clip=nan must be a number"),
     ],
 )
 def test_task_refuses_fields_that_cannot_train(changes, message):

@@ -172,6 +172,7 @@ def test_own_known_horizons_follow_their_probability():
     [
         ({"tasks": []}, "tasks"),
         ({"horizons": (10, 5)}, "horizons"),
+        ({"horizons": (0, 5)}, r"horizons=0 must be a number in \[1, inf\)"),
         ({"known_horizon_probability": 1.5}, "known_horizon_probability"),
     ],
 )

@@ -5,24 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
-from lightning_dqnlr.bench.methods.plan import Method
 from lightning_dqnlr.bench.runs.record import Record
-from lightning_dqnlr.bench.runs.run import run
+from lightning_dqnlr.bench.runs.run import PlannedRun
 from lightning_dqnlr.bench.tasks.task import BenchTask
 from lightning_dqnlr.errors import ConfigurationError, MissingPackageError
 from lightning_dqnlr.processes import NotSent, ProcessDied, Processes
 from lightning_dqnlr.tasks.task import Task
-
-
-class Call(NamedTuple):
-    """The arguments of one run."""
-
-    task: BenchTask
-    method: Method
-    lr: float | None
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -32,50 +21,36 @@ class Refusal:
     reason: str
 
 
-class _Job(NamedTuple):
-    """A call as it is sent: tasks may be large, so they are sent once, and then named."""
-
-    task: int
-    method: int
-    lr: float | None
-    seed: int
-
-
-def run_calls(
-    calls: Sequence[Call], workers: int, skip: Callable[[Call], bool]
+def make_runs(
+    runs: Sequence[PlannedRun], workers: int, skip: Callable[[PlannedRun], bool]
 ) -> Iterator[tuple[int, Record | Refusal | None]]:
     """Makes runs in several processes, which end when this iterator does.
 
     Args:
-        calls: the runs; those of a task should follow each other, because a process keeps the last
-            task that it opened.
+        runs: those of a task should follow each other, because a process keeps the last task that
+            it opened.
         workers: number of processes.
         skip: asked right before a run would begin.
 
     Yields:
-        The place in `calls`, and what became of it (None if skipped), in the order in which runs
+        The place in `runs`, and what became of it (None if skipped), in the order in which runs
         end.
 
     Raises:
         ConfigurationError: a task or method cannot be sent to another process, or one was killed.
     """
-    tasks = {id(call.task): call.task for call in calls}
-    methods = {id(call.method): call.method for call in calls}
-    make = partial(_Runs, list(tasks.values()), list(methods.values()))
-    task_place = {key: place for place, key in enumerate(tasks)}
-    method_place = {key: place for place, key in enumerate(methods)}
-    count, busy = min(workers, len(calls)), 0
+    count = min(workers, len(runs))
+    busy = 0
     try:
-        with Processes(count, make) as pool:
-            for index, call in enumerate(calls):
+        with Processes(count, partial(_Maker, runs)) as pool:
+            for index, run in enumerate(runs):
                 if busy == count:
                     yield pool.receive()
                     busy -= 1
-                if skip(call):
+                if skip(run):
                     yield index, None
                     continue
-                task, method = task_place[id(call.task)], method_place[id(call.method)]
-                pool.submit(index, _Job(task, method, call.lr, call.seed))
+                pool.submit(index, index)
                 busy += 1
             for _ in range(busy):
                 yield pool.receive()
@@ -92,19 +67,21 @@ def run_calls(
         ) from error
 
 
-class _Runs:
-    """Makes runs, one after the other; keeps the last task that it opened."""
+class _Maker:
+    """In a process: makes the runs whose places it is told; keeps the last task that it opened.
 
-    def __init__(self, tasks: list[BenchTask], methods: list[Method]) -> None:
-        self._tasks, self._methods = tasks, methods
-        self._opened: tuple[int, Task] | None = None
+    All runs are sent once, at the start. Their tasks may be large, and many runs share one.
+    """
 
-    def __call__(self, job: _Job) -> Record | Refusal:
-        named = self._tasks[job.task]
-        if self._opened is None or self._opened[0] != job.task:
-            self._opened = job.task, named.open()
+    def __init__(self, runs: Sequence[PlannedRun]) -> None:
+        self._runs = runs
+        self._opened: tuple[BenchTask, Task] | None = None
+
+    def __call__(self, index: int) -> Record | Refusal:
+        run = self._runs[index]
+        if self._opened is None or self._opened[0] is not run.task:
+            self._opened = (run.task, run.task.open())
         try:
-            method = self._methods[job.method]
-            return run(method, self._opened[1], job.lr, job.seed, named.split)
+            return run.make(self._opened[1])
         except MissingPackageError as error:
             return Refusal(str(error))

@@ -1,9 +1,10 @@
 """The benchmark's tasks, none of which meta-training ever sees, in five splits.
 
-"new seeds" are test tasks of the families of `lightning_dqnlr.tasks`; "new families" have data or
-architectures that none of them draws; "new optimizer" has update rules that none of them knows;
-"longer runs" are up to ten times as long as the longest that meta-training draws (4,000 steps); and
-on "unknown horizon" a policy is not told the length of the run.
+- "new seeds": test tasks of the families of `lightning_dqnlr.tasks`.
+- "new families": data or architectures that none of the families draws.
+- "new optimizer": update rules that none of them knows.
+- "longer runs": up to ten times the 4,000 steps that meta-training draws at most.
+- "unknown horizon": a policy is not told the length of the run.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ from lightning_dqnlr.tasks.families.tables import MatrixFactorizations, NoisyLab
 from lightning_dqnlr.tasks.optimizers import OptimizerName
 
 # The longest run of `tasks=broad`, in steps, and what most networks there see at most.
-LONGEST_QUADRATIC, LONGEST_NETWORK = 4000, 1000
+LONGEST_QUADRATIC = 4000
+LONGEST_NETWORK = 1000
 
 
 def _known(
@@ -59,12 +61,14 @@ def _known(
     known_horizon: bool = True,
 ) -> BenchTask:
     lr = USUAL_LR[optimizer]
-    build = Sampled(family, optimizer, horizon, seed, lr, batch_size, known_horizon)
+    build = Sampled(
+        family, optimizer, horizon, seed, lr, batch_size=batch_size, known_horizon=known_horizon
+    )
     return BenchTask(name, split, build, lr, seconds, centre=higher * lr)
 
 
-# On three tasks the best peak of the cosine was the highest of the grid around the usual LR, so
-# that the rivals were not tuned; their grids are centred a decade higher.
+# On three tasks the cosine's best peak was the highest of the grid around the usual LR. The rivals
+# were not tuned there, so these grids are centred a decade higher.
 HIGHER = 10.0
 
 _long = partial(_known, split="longer runs")

@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from lightning_dqnlr.bench.tasks.task import (
     USUAL_LR,
     CrossEntropy,
+    MakeOptimizer,
     fixed_draws,
     own_task,
 )
-from lightning_dqnlr.tasks.data.flat import Examples, digits
+from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.tasks.data.scikit_learn import digits
 from lightning_dqnlr.tasks.task import Task
 from lightning_dqnlr.tasks.user import seeded_weights
 
-CLASSES, SIDE = 10, 8
-LABELLED, PRETRAIN_STEPS = 160, 400
+CLASSES = 10
+SIDE = 8
+LABELLED = 160
+PRETRAIN_STEPS = 400
 NOISE_LEVELS = 50
 
 
@@ -188,29 +192,18 @@ class PretrainedEncoder:
 def residual_digits() -> Task:
     """A residual network with BatchNorm, momentum with weight decay."""
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9, weight_decay=5e-4)
-    return own_task(
-        "residual digits",
-        residual_network,
-        CrossEntropy(),
-        sgd,
-        digits(),
-        horizon=600,
-        batch_size=32,
-    )
+    return _residual("residual digits", sgd, 600)
 
 
 def residual_digits_nadam() -> Task:
     """The same network, trained by NAdam."""
     nadam = partial(torch.optim.NAdam, lr=USUAL_LR["nadam"])
-    return own_task(
-        "NAdam residual digits",
-        residual_network,
-        CrossEntropy(),
-        nadam,
-        digits(),
-        horizon=500,
-        batch_size=32,
-    )
+    return _residual("NAdam residual digits", nadam, 500)
+
+
+def _residual(name: str, rule: MakeOptimizer, horizon: int) -> Task:
+    net = residual_network
+    return own_task(name, net, CrossEntropy(), rule, digits(), horizon=horizon, batch_size=32)
 
 
 def vision_transformer(name: str = "vision transformer", known_horizon: bool = True) -> Task:
@@ -250,14 +243,11 @@ def mixer_noisy_labels() -> Task:
 def variational_autoencoder() -> Task:
     """A variational autoencoder, Adam."""
     (images, _), (held_out, _) = digits()
+    data = Examples((images,), (held_out,))
+    adam = partial(torch.optim.Adam, lr=USUAL_LR["adam"])
+    net = VariationalAutoencoder
     return own_task(
-        "variational autoencoder",
-        VariationalAutoencoder,
-        NegativeELBO(),
-        partial(torch.optim.Adam, lr=USUAL_LR["adam"]),
-        Examples((images,), (held_out,)),
-        horizon=800,
-        batch_size=32,
+        "variational autoencoder", net, NegativeELBO(), adam, data, horizon=800, batch_size=32
     )
 
 
@@ -276,26 +266,19 @@ def diffusion() -> Task:
         return signal * clean + (1.0 - signal.square()).sqrt() * noise, levels, noise
 
     (images, _), (held_out, _) = digits()
+    data = Examples(noised(images, 4), noised(held_out, 2))
+    adamw = partial(torch.optim.AdamW, lr=USUAL_LR["adamw"])
     return own_task(
-        "diffusion",
-        Denoiser,
-        NoisePrediction(),
-        partial(torch.optim.AdamW, lr=USUAL_LR["adamw"]),
-        Examples(noised(images, 4), noised(held_out, 2)),
-        horizon=1000,
-        batch_size=64,
+        "diffusion", Denoiser, NoisePrediction(), adamw, data, horizon=1000, batch_size=64
     )
 
 
 def fine_tuned_digits() -> Task:
     """A pretrained encoder and a new head, on 160 labelled digits; momentum."""
     (images, labels), validation = digits()
+    data = Examples((images[:LABELLED], labels[:LABELLED]), validation)
+    sgd = partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9)
+    net = PretrainedEncoder()
     return own_task(
-        "fine-tuned encoder",
-        PretrainedEncoder(),
-        CrossEntropy(),
-        partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9),
-        Examples((images[:LABELLED], labels[:LABELLED]), validation),
-        horizon=300,
-        batch_size=16,
+        "fine-tuned encoder", net, CrossEntropy(), sgd, data, horizon=300, batch_size=16
     )

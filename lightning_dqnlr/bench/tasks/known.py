@@ -1,7 +1,7 @@
 """Tasks of the families that meta-training draws from, by seeds that it cannot draw.
 
-Weights and inputs have their ordinary scales: in meta-training they vary over decades, but a
-user's grid of learning rates is centred at what is usual, and so is every rival's here.
+Weights and inputs have their ordinary scales. In meta-training they vary over decades, but a user's
+grid of learning rates is centred at what is usual, and so is every rival's here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from lightning import LightningModule
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.families.random_tasks import RandomTasks
+from lightning_dqnlr.tasks.families.random_tasks import ORDINARY, RandomTasks
 from lightning_dqnlr.tasks.modules import TaskModule
 from lightning_dqnlr.tasks.optimizers import OptimizerName
 from lightning_dqnlr.tasks.task import Task
@@ -64,13 +64,11 @@ class Sampled:
     def __call__(self) -> Task:
         """The task."""
         family = self.family(
+            **ORDINARY,
             optimizers=(self.optimizer,),
             min_horizon=self.horizon,
             max_horizon=self.horizon,
             batch_sizes=(self.batch_size,),
-            initial_scales=(1.0, 1.0),
-            wide_probability=0.0,
-            input_scales=(1.0, 1.0),
             known_horizon_probability=float(self.known_horizon),
         )
         task = family.sample(self.seed, "test")

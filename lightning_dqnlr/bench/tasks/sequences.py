@@ -28,12 +28,20 @@ from lightning_dqnlr.bench.tasks.task import (
     own_task,
 )
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data.flat import Examples
-from lightning_dqnlr.tasks.data.text import CHARACTERS, VOCABULARY, encode, source_files, windows
-from lightning_dqnlr.tasks.sampling import Draws
+from lightning_dqnlr.tasks.data.examples import Examples, four_fifths
+from lightning_dqnlr.tasks.data.text import (
+    CHARACTERS,
+    VOCABULARY,
+    encode,
+    next_in,
+    source_files,
+    windows,
+)
 from lightning_dqnlr.tasks.task import Task
 
-CONTEXT, WORD_CONTEXT, WORDS = 32, 16, 400
+CONTEXT = 32  # characters
+WORD_CONTEXT = 16
+WORDS = 400  # of the vocabulary
 NEGATIVES = 5
 # What a character belongs to; 0 for what lies between tokens.
 KINDS = {
@@ -155,21 +163,6 @@ def documentation() -> str:
     return "\n".join(topics[name] for name in sorted(topics))
 
 
-def _halves(codes: Tensor) -> tuple[Tensor, Tensor]:
-    """The first four fifths of a text, and the rest."""
-    cut = len(codes) * 4 // 5
-    return codes[:cut], codes[cut:]
-
-
-def next_in(codes: Tensor, length: int, examples: int, draws: Draws) -> Examples:
-    """Windows of a text and the same ones a place on; a quarter as many for validation."""
-    parts = []
-    for part, count in zip(_halves(codes), (examples, examples // 4), strict=True):
-        rows = windows(part, length + 1, count, draws)
-        parts.append((rows[:, :-1], rows[:, 1:]))
-    return Examples(*parts)
-
-
 @cache
 def _characters() -> Tensor:
     return torch.tensor([CHARACTERS.find(character) + 1 for character in documentation()])
@@ -187,7 +180,7 @@ def _words() -> Tensor:
 def language_model(name: str, horizon: int) -> Task:
     """A transformer that reads Python's documentation by characters; AdamW, clipped gradients."""
     adamw = partial(torch.optim.AdamW, lr=USUAL_LR["adamw"], betas=(0.9, 0.95), weight_decay=0.1)
-    data = next_in(_characters(), CONTEXT, 4096, fixed_draws(name))
+    data = next_in(four_fifths(_characters()), CONTEXT, 4096, fixed_draws(name))
     return own_task(
         name,
         DecoderTransformer,
@@ -203,7 +196,7 @@ def language_model(name: str, horizon: int) -> Task:
 def word_model() -> Task:
     """An LSTM that reads the documentation by words, trained by Lion."""
     net = partial(Recurrent, WORDS, WORDS, 32, False)
-    data = next_in(_words(), WORD_CONTEXT, 2048, fixed_draws("Lion word LSTM"))
+    data = next_in(four_fifths(_words()), WORD_CONTEXT, 2048, fixed_draws("Lion word LSTM"))
     lion = partial(Lion, lr=USUAL_LR["lion"], weight_decay=0.1)
     return own_task("Lion word LSTM", net, CrossEntropy(), lion, data, horizon=800, batch_size=8)
 
@@ -212,17 +205,18 @@ def word_vectors() -> Task:
     """Skip-gram with negative sampling on the documentation's words, trained by Adagrad."""
     draws = fixed_draws("Adagrad word vectors")
     parts = []
-    for part, count in zip(_halves(_words()), (8192, 2048), strict=True):
+    for part, count in zip(four_fifths(_words()), (8192, 2048), strict=True):
         pairs = windows(part[part > 0], 3, count, draws)  # neighbours, rare words left out
         wrong = part[torch.randint(len(part), (count, NEGATIVES), generator=draws.generator)]
         parts.append((pairs[:, 0], torch.cat([pairs[:, 2:], wrong], 1)))
-    adagrad = partial(torch.optim.Adagrad, lr=USUAL_LR["adagrad"])
+    data = Examples(*parts)
+    rule = partial(torch.optim.Adagrad, lr=USUAL_LR["adagrad"])
     return own_task(
         "Adagrad word vectors",
         SkipGram,
         NegativeSampling(),
-        adagrad,
-        Examples(*parts),
+        rule,
+        data,
         horizon=1000,
         batch_size=32,
     )
@@ -250,18 +244,13 @@ def syntax_tagger() -> Task:
     for path in source_files("test")[:3]:
         codes, kinds = encode(path), token_kinds(path)
         both = torch.stack([codes, kinds[: len(codes)]], 1)
-        for part, rows, count in zip(parts, _halves(both), (512, 128), strict=True):
+        for part, rows, count in zip(parts, four_fifths(both), (512, 128), strict=True):
             part.append(windows(rows, 24, count, draws))
     train, validation = (torch.cat(part).unbind(2) for part in parts)
-    return own_task(
-        "syntax tagger",
-        partial(Recurrent, VOCABULARY, 1 + len(KINDS), 16, True),
-        CrossEntropy(),
-        partial(torch.optim.Adam, lr=USUAL_LR["adam"]),
-        Examples(train, validation),
-        horizon=500,
-        batch_size=8,
-    )
+    net = partial(Recurrent, VOCABULARY, 1 + len(KINDS), 16, True)
+    adam = partial(torch.optim.Adam, lr=USUAL_LR["adam"])
+    data = Examples(train, validation)
+    return own_task("syntax tagger", net, CrossEntropy(), adam, data, horizon=500, batch_size=8)
 
 
 def mackey_glass(length: int, delay: int = 17) -> Tensor:
@@ -280,21 +269,17 @@ def mackey_glass(length: int, delay: int = 17) -> Tensor:
 def chaotic_series() -> Task:
     """Temporal convolutions that forecast six steps of the Mackey-Glass series ahead; momentum."""
     draws = fixed_draws("chaotic series")
-    series, ahead, length = mackey_glass(4000), 6, 40
+    ahead = 6
+    length = 40
     parts = []
-    for part, count in zip(_halves(series), (1024, 256), strict=True):
+    for part, count in zip(four_fifths(mackey_glass(4000)), (1024, 256), strict=True):
         rows = windows(part, length + ahead, count, draws)
         measured = rows[:, :-ahead] + 0.05 * draws.normal(count, length)
         parts.append((measured, rows[:, ahead:]))
-    return own_task(
-        "chaotic series",
-        TemporalConvolutions,
-        SquaredError(),
-        partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9),
-        Examples(*parts),
-        horizon=800,
-        batch_size=16,
-    )
+    net = TemporalConvolutions
+    sgd = partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9)
+    data = Examples(*parts)
+    return own_task("chaotic series", net, SquaredError(), sgd, data, horizon=800, batch_size=16)
 
 
 class Lion(torch.optim.Optimizer):

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_dqnlr.bench.tasks.task import USUAL_LR, SquaredError, fixed_draws, own_task
-from lightning_dqnlr.tasks.data.flat import Examples
-from lightning_dqnlr.tasks.data.synthetic import split_off_validation
+from lightning_dqnlr.tasks.data.examples import Examples, split_off_a_fifth
 from lightning_dqnlr.tasks.task import Task
 
 COLUMNS = 10
@@ -37,8 +36,10 @@ class GatedNetwork(nn.Module):
 def friedman(examples: int) -> Examples:
     """The first problem of Friedman 1991 (MARS, section 4.3), with noise of deviation 1.
 
-    y = 10 sin(pi x1 x2) + 20 (x3 - 0.5)^2 + 10 x4 + 5 x5 on columns uniform in [0, 1], five of
-    which say nothing; rows in -1..1 and targets in standard units. A fifth is held out.
+    y = 10 sin(pi x1 x2) + 20 (x3 - 0.5)^2 + 10 x4 + 5 x5
+
+    The ten columns are uniform in [0, 1], and five of them say nothing. Rows are returned in -1..1
+    and targets in standard units; a fifth is held out.
     """
     draws = fixed_draws("gated regression")
     rows = torch.rand(examples, COLUMNS, generator=draws.generator)
@@ -46,17 +47,13 @@ def friedman(examples: int) -> Examples:
     waves = 10.0 * torch.sin(math.pi * first * second) + 20.0 * (third - 0.5).square()
     targets = waves + 10.0 * fourth + 5.0 * fifth + draws.normal(examples)
     targets = (targets - targets.mean()) / targets.std()
-    return split_off_validation(2.0 * rows - 1.0, targets.unsqueeze(1))
+    return split_off_a_fifth(2.0 * rows - 1.0, targets.unsqueeze(1))
 
 
 def gated_regression() -> Task:
     """Residual gated units on Friedman's function, plain SGD."""
+    sgd = partial(torch.optim.SGD, lr=USUAL_LR["sgd"])
+    data = friedman(1280)
     return own_task(
-        "gated regression",
-        GatedNetwork,
-        SquaredError(),
-        partial(torch.optim.SGD, lr=USUAL_LR["sgd"]),
-        friedman(1280),
-        horizon=800,
-        batch_size=32,
+        "gated regression", GatedNetwork, SquaredError(), sgd, data, horizon=800, batch_size=32
     )

@@ -1,7 +1,7 @@
 """Data from scikit-learn's two sample photographs: patches, treated patches, coordinates.
 
-Each split of the tasks has columns of its own, and within a task training and validation have rows
-of their own, so that no pixel of one is seen by the other.
+No pixel is shared. Each split of the tasks has columns of its own, and within a task training and
+validation have rows of their own.
 """
 
 from functools import lru_cache
@@ -11,18 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data.flat import Examples, multiple_of_eight
+from lightning_dqnlr.tasks.data.examples import Examples, multiple_of_eight, split_off
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
 PHOTOGRAPHS = 2
 # Both are 427 x 640 pixels.
-COLUMNS: dict[Split, tuple[int, int]] = {
+SPLIT_COLUMNS: dict[Split, tuple[int, int]] = {
     "train": (0, 384),
     "validation": (384, 512),
     "test": (512, 640),
 }
-TRAIN_ROWS, VALIDATION_ROWS = (0, 320), (320, 427)
-TREATMENTS, NOISE = 4, 0.3
+TRAIN_ROWS = (0, 320)
+VALIDATION_ROWS = (320, 427)
+TREATMENTS = 4
+NOISE = 0.3
 
 
 @lru_cache(maxsize=1)
@@ -31,7 +33,7 @@ def _photographs() -> tuple[Tensor, ...]:
     try:
         from sklearn.datasets import load_sample_images
 
-        # scikit-learn reads them by Pillow, and says so by an ImportError, too.
+        # scikit-learn reads them by Pillow. Without Pillow it raises an ImportError, too.
         images = load_sample_images().images
     except ImportError as error:
         raise ConfigurationError(
@@ -52,7 +54,7 @@ def patches(split: Split, size: int, examples: int, draws: Draws) -> tuple[Tenso
         draws: decides where.
 
     Returns:
-        Training patches (N, 3, size, size) and validation patches (N // 4, 3, size, size); over a
+        Training patches (N, 3, size, size) and validation patches (N // 4, 3, size, size). Over a
         whole photograph each colour has mean 0 and variance 1.
 
     Raises:
@@ -72,16 +74,13 @@ def treated_patches(split: Split, size: int, examples: int, draws: Draws) -> Exa
     Raises:
         ConfigurationError: scikit-learn or Pillow is not installed.
     """
-    train, validation = (_treated(part, draws) for part in _parts(split, size, examples, draws))
-    return Examples(train, validation)
+    return Examples(*(_treated(part, draws) for part in _parts(split, size, examples, draws)))
 
 
 def noisy_patches(split: Split, size: int, examples: int, noise: float, draws: Draws) -> Examples:
     """Patches with white noise of the given standard deviation; the targets are the clean ones."""
-    train, validation = (
-        (p + noise * draws.normal(*p.shape), p) for p in patches(split, size, examples, draws)
-    )
-    return Examples(train, validation)
+    clean = patches(split, size, examples, draws)
+    return Examples(*((part + noise * draws.normal(*part.shape), part) for part in clean))
 
 
 def coordinates(split: Split, side: int, draws: Draws) -> Examples:
@@ -96,30 +95,28 @@ def coordinates(split: Split, side: int, draws: Draws) -> Examples:
         Positions (N, 2), each coordinate in [-1, 1], and colours (N, 3).
     """
     photograph = _photographs()[draws.integer(0, PHOTOGRAPHS - 1)]
-    left, right = COLUMNS[split]
+    left, right = SPLIT_COLUMNS[split]
     top, first = draws.integer(0, 427 - side), draws.integer(left, right - side)
     square = photograph[:, top : top + side, first : first + side]
     line = torch.linspace(-1.0, 1.0, side)
     positions = torch.cartesian_prod(line, line)
     order = torch.randperm(side * side, generator=draws.generator)
     positions, colours = positions[order], square.flatten(1).T[order]
-    cut = multiple_of_eight(side * side * 4 // 5)
-    return Examples((positions[:cut], colours[:cut]), (positions[cut:], colours[cut:]))
+    held_out = side * side - multiple_of_eight(side * side * 4 // 5)
+    return split_off(held_out, positions, colours)
 
 
-def _parts(
-    split: Split, size: int, examples: int, draws: Draws
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Patches and their photographs, for training and for validation."""
-    columns = COLUMNS[split]
+def _parts(split: Split, size: int, examples: int, draws: Draws) -> Examples:
+    """Patches and the number of each patch's photograph."""
+    columns = SPLIT_COLUMNS[split]
     train = _cut(examples, size, TRAIN_ROWS, columns, draws)
-    return train, _cut(examples // 4, size, VALIDATION_ROWS, columns, draws)
+    return Examples(train, _cut(examples // 4, size, VALIDATION_ROWS, columns, draws))
 
 
 def _cut(
     count: int, size: int, rows: tuple[int, int], columns: tuple[int, int], draws: Draws
 ) -> tuple[Tensor, Tensor]:
-    """Patches (count, 3, size, size) within rows and columns, and whose they are (count,)."""
+    """Patches (count, 3, size, size) within rows and columns, and their photographs (count,)."""
     photographs = _photographs()
     which = torch.randint(PHOTOGRAPHS, (count,), generator=draws.generator)
     tops = torch.randint(rows[0], rows[1] - size + 1, (count,), generator=draws.generator)
@@ -129,7 +126,7 @@ def _cut(
     return torch.stack(cut), which
 
 
-def _treated(part: tuple[Tensor, Tensor], draws: Draws) -> tuple[Tensor, Tensor]:
+def _treated(part: tuple[Tensor, ...], draws: Draws) -> tuple[Tensor, Tensor]:
     images, photographs = part
     treatment = torch.randint(TREATMENTS, (len(images),), generator=draws.generator)
     along_x = F.avg_pool2d(images, (1, 3), 1, (0, 1), count_include_pad=False)

@@ -1,18 +1,75 @@
-"""Generated sequences, interactions and documents, for recurrent and for embedding models."""
+"""Generated data: random teachers, sequences, ratings and documents."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.tasks.data.flat import Examples
+from lightning_dqnlr.tasks.data.examples import (
+    Examples,
+    corrupt_labels,
+    split_off_a_fifth,
+)
 from lightning_dqnlr.tasks.sampling import Draws
 
 
-def split_off_validation(*tensors: Tensor) -> Examples:
-    """Holds out the last fifth of the examples."""
-    cut = len(tensors[0]) * 4 // 5
-    return Examples(tuple(t[:cut] for t in tensors), tuple(t[cut:] for t in tensors))
+def gaussian_inputs(examples: int, dimension: int, draws: Draws) -> Tensor:
+    """Draws inputs (examples, dimension) with a random covariance of mean variance 1.
+
+    The covariance's condition number is log-uniform on 1..100, its axes are randomly rotated.
+    """
+    condition = draws.log_uniform(1.0, 100.0)
+    exponents = torch.rand(dimension, generator=draws.generator)
+    variances = condition**-exponents
+    deviations = (variances / variances.mean()).sqrt()
+    return (draws.normal(examples, dimension) * deviations) @ draws.rotation(dimension)
+
+
+def teacher_outputs(inputs: Tensor, outputs: int, draws: Draws) -> Tensor:
+    """Labels inputs (N, D) with a random MLP; each of the outputs has mean 0 and variance 1."""
+    width, depth = draws.log_integer(8, 64), draws.integer(1, 3)
+    activation = draws.choice((torch.relu, torch.tanh, torch.sin))
+    hidden = inputs
+    for _ in range(depth):
+        fan_in = hidden.shape[1]
+        weight = draws.normal(fan_in, width) * (2.0 / fan_in) ** 0.5
+        hidden = activation(hidden @ weight + 0.5 * draws.normal(width))
+    targets = hidden @ draws.normal(width, outputs)
+    return (targets - targets.mean(0)) / targets.std(0).clamp_min(1e-6)
+
+
+def teacher_data(
+    kind: Literal["regression", "classification"],
+    *,
+    examples: int,
+    dimension: int,
+    outputs: int,
+    noise: float,
+    draws: Draws,
+) -> Examples:
+    """Draws a teacher, inputs, and the teacher's targets.
+
+    Args:
+        kind: "regression" on the teacher's outputs, or "classification" by their argmax.
+        examples: number of training examples; a quarter as many are added for validation.
+        dimension: input size D.
+        outputs: number of regression targets or of classes.
+        noise: standard deviation of the noise on regression targets (whose own is 1), or the
+            fraction of labels redrawn at random. Validation targets stay clean.
+        draws: the only source of randomness.
+
+    Returns:
+        Inputs (N, D) float32; targets (N, outputs) float32, or labels (N,) int64.
+    """
+    inputs = gaussian_inputs(examples + examples // 4, dimension, draws)
+    targets = teacher_outputs(inputs, outputs, draws)
+    if kind == "classification":
+        targets = targets.argmax(1)
+        noisy = corrupt_labels(targets, noise, outputs, draws)
+    else:
+        noisy = targets + noise * draws.normal(*targets.shape)
+    return Examples((inputs[:examples], noisy[:examples]), (inputs[examples:], targets[examples:]))
 
 
 def adding(length: int, examples: int, draws: Draws) -> Examples:
@@ -28,7 +85,7 @@ def adding(length: int, examples: int, draws: Draws) -> Examples:
     second = torch.randint(length // 2, length, (total, 1), generator=draws.generator)
     markers = torch.zeros(total, length).scatter(1, torch.cat([first, second], 1), 1.0)
     targets = (numbers * markers).sum(1, keepdim=True)
-    return split_off_validation(torch.stack([numbers, markers], 2), targets)
+    return split_off_a_fifth(torch.stack([numbers, markers], 2), targets)
 
 
 def copying(length: int, symbols: int, copied: int, examples: int, draws: Draws) -> Examples:
@@ -42,16 +99,17 @@ def copying(length: int, symbols: int, copied: int, examples: int, draws: Draws)
         draws: decides the symbols.
 
     Returns:
-        Inputs (N, T, S + 2), one-hot: a symbol, a blank, or the sign to recall; targets int64
+        Inputs (N, T, S + 2), one-hot: a symbol, a blank, or the sign to recall. Targets int64
         (N, T): the symbol to give, or `symbols` for a blank.
     """
-    total, blank, recall = examples + examples // 4, symbols, symbols + 1
+    total = examples + examples // 4
+    blank, recall = symbols, symbols + 1
     message = torch.randint(symbols, (total, copied), generator=draws.generator)
     inputs = torch.full((total, length), blank)
     inputs[:, :copied], inputs[:, -copied:] = message, recall
     targets = torch.full((total, length), blank)
     targets[:, -copied:] = message
-    return split_off_validation(torch.nn.functional.one_hot(inputs, symbols + 2).float(), targets)
+    return split_off_a_fifth(torch.nn.functional.one_hot(inputs, symbols + 2).float(), targets)
 
 
 def autoregression(length: int, noise: float, examples: int, draws: Draws) -> Examples:
@@ -70,7 +128,8 @@ def autoregression(length: int, noise: float, examples: int, draws: Draws) -> Ex
     """
     radius, frequency = draws.uniform(0.8, 0.99), draws.uniform(0.1, math.pi / 2)
     first, second = 2.0 * radius * math.cos(frequency), -(radius**2)
-    burn_in, total = 64, examples + examples // 4
+    burn_in = 64
+    total = examples + examples // 4
     shocks = draws.normal(burn_in + length + 1, total)
     values = [shocks[0], shocks[1]]
     for shock in shocks[2:]:
@@ -78,7 +137,7 @@ def autoregression(length: int, noise: float, examples: int, draws: Draws) -> Ex
     process = torch.stack(values[burn_in:], 1).unsqueeze(2)
     process = process / process.std()
     measured = process[:, :-1] + noise * draws.normal(total, length, 1)
-    return split_off_validation(measured, process[:, 1:])
+    return split_off_a_fifth(measured, process[:, 1:])
 
 
 def ratings(
@@ -103,7 +162,7 @@ def ratings(
     item = torch.multinomial(popularity, total, True, generator=draws.generator)
     user = torch.randint(users, (total,), generator=draws.generator)
     entries = matrix[user, item].unsqueeze(1)
-    (pairs, clean), held_out = split_off_validation(torch.stack([user, item], 1), entries)
+    (pairs, clean), held_out = split_off_a_fifth(torch.stack([user, item], 1), entries)
     return Examples((pairs, clean + noise * draws.normal(*clean.shape)), held_out)
 
 
@@ -119,4 +178,4 @@ def documents(classes: int, vocabulary: int, length: int, examples: int, draws: 
     labels = torch.randint(classes, (total,), generator=draws.generator)
     frequency = (common + preference).softmax(1)[labels]
     words = torch.multinomial(frequency, length, True, generator=draws.generator)
-    return split_off_validation(words, labels)
+    return split_off_a_fifth(words, labels)

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data.flat import Examples
+from lightning_dqnlr.tasks.data.examples import Examples, four_fifths
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
 VOCABULARY = 1 + len(CHARACTERS)  # 0 stands for every other character
 SMALLEST_FILE = 20_000  # bytes
-# Fifths of the files, by a hash of the name: a file that another version of Python adds or drops
-# leaves the others where they are.
+# Fifths of the files, by a hash of the name. The other files then stay in their split when another
+# version of Python adds or drops one.
 FIFTHS: dict[Split, tuple[int, ...]] = {"train": (0, 1, 2), "validation": (3,), "test": (4,)}
 
 _CODE_OF_BYTE = bytes(CHARACTERS.find(chr(byte)) + 1 for byte in range(256))
@@ -85,13 +85,28 @@ def next_characters(split: Split, length: int, examples: int, draws: Draws) -> E
     Raises:
         ConfigurationError: no sources are installed.
     """
-    texts = [encode(path) for path in draw_files(split, draws.integer(1, 3), draws)]
-    counts = (examples, examples // 4)
-    train, validation = (
-        _shifted(windows(torch.cat(part), length + 1, count, draws))
-        for part, count in zip(_cut(texts), counts, strict=True)
-    )
-    return Examples(train, validation)
+    files = draw_files(split, draws.integer(1, 3), draws)
+    train, validation = zip(*(four_fifths(encode(path)) for path in files), strict=True)
+    return next_in((torch.cat(train), torch.cat(validation)), length, examples, draws)
+
+
+def next_in(parts: tuple[Tensor, Tensor], length: int, examples: int, draws: Draws) -> Examples:
+    """Windows of texts, and the same windows one place on.
+
+    Args:
+        parts: codes (characters,) to train on, and codes for validation.
+        length: T, codes per window.
+        examples: number of training windows; a quarter as many are added for validation.
+        draws: decides where the windows are.
+
+    Returns:
+        Inputs (N, T) and targets (N, T).
+    """
+    pairs = []
+    for codes, count in zip(parts, (examples, examples // 4), strict=True):
+        rows = windows(codes, length + 1, count, draws)
+        pairs.append((rows[:, :-1], rows[:, 1:]))
+    return Examples(*pairs)
 
 
 def file_of_window(
@@ -113,31 +128,21 @@ def file_of_window(
     Raises:
         ConfigurationError: no sources are installed.
     """
-    texts = [encode(path) for path in draw_files(split, classes, draws)]
-    parts = []
-    for part, count in zip(_cut(texts), (examples, examples // 4), strict=True):
-        labels = torch.randint(len(texts), (count,), generator=draws.generator)
+    files = draw_files(split, classes, draws)
+    texts = zip(*(four_fifths(encode(path)) for path in files), strict=True)
+    pairs = []
+    for part, count in zip(texts, (examples, examples // 4), strict=True):
+        labels = torch.randint(len(files), (count,), generator=draws.generator)
         rows = torch.stack([windows(text, length + 1, count, draws) for text in part])
         codes = rows[labels, torch.arange(count)]
-        parts.append(((codes[:, :-1] * VOCABULARY + codes[:, 1:]) % buckets, labels))
-    return Examples(*parts)
+        pairs.append(((codes[:, :-1] * VOCABULARY + codes[:, 1:]) % buckets, labels))
+    return Examples(*pairs)
 
 
 def windows(codes: Tensor, length: int, count: int, draws: Draws) -> Tensor:
     """Cuts windows (count, length) at random places of a text (characters,)."""
     starts = torch.randint(len(codes) - length + 1, (count,), generator=draws.generator)
     return codes[starts.unsqueeze(1) + torch.arange(length)]
-
-
-def _cut(texts: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """The first four fifths of every text, and the rest."""
-    cuts = [len(text) * 4 // 5 for text in texts]
-    pairs = list(zip(texts, cuts, strict=True))
-    return [text[:cut] for text, cut in pairs], [text[cut:] for text, cut in pairs]
-
-
-def _shifted(rows: Tensor) -> tuple[Tensor, Tensor]:
-    return rows[:, :-1], rows[:, 1:]
 
 
 def _fifth(name: str) -> int:

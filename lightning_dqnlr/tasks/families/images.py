@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from lightning_dqnlr.tasks.data.flat import Examples, digits
+from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.photographs import (
     PHOTOGRAPHS,
     TREATMENTS,
@@ -15,22 +13,22 @@ from lightning_dqnlr.tasks.data.photographs import (
     patches,
     treated_patches,
 )
+from lightning_dqnlr.tasks.data.scikit_learn import digits
 from lightning_dqnlr.tasks.families.random_tasks import (
     ACTIVATIONS,
     Problem,
     RandomTasks,
     bounded_scale,
     draw_examples,
+    supervised,
 )
-from lightning_dqnlr.tasks.modules import SupervisedBuilder
 from lightning_dqnlr.tasks.networks.image_to_image import (
     ConvAutoencoderSpec,
     CoordinateSpec,
     DenoiserSpec,
     MLPAutoencoderSpec,
 )
-from lightning_dqnlr.tasks.networks.mlp_cnn import CNNNorm, CNNSpec, MLPNorm, NetworkSpec
-from lightning_dqnlr.tasks.optimizers import OptimizerSpec
+from lightning_dqnlr.tasks.networks.mlp_cnn import CNNNorm, MLPNorm, NetworkSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
 SIDE = 8  # of patches and digits
@@ -40,55 +38,46 @@ FLAT_NORMS: tuple[MLPNorm, ...] = ("none", "batch", "layer")
 
 @dataclass(frozen=True)
 class PhotoCNNs(RandomTasks):
-    """Small convolutional networks that tell a patch's photograph and how it was treated."""
+    """Small convolutional networks that tell a patch's photograph and how it was treated.
+
+    label = treatment + 4 photograph, with treatments 0..3 and photographs 0..1
+    """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-
     name: ClassVar[str] = "photo_cnns"
 
-    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
-        later_layers, first = draws.integer(1, 2), draws.choice((4, 6, 8))
-        later = [draws.choice((8, 12, 16)) for _ in range(2)]
-        norm, scale = draws.choice(CNN_NORMS), self.draw_initial_scale(draws)
-        network = CNNSpec(
-            channels=(first, *later[:later_layers]),
-            outputs=PHOTOGRAPHS * TREATMENTS,
-            activation=draws.choice(ACTIVATIONS),
-            norm=norm,
-            downsample=draws.choice(("stride", "pool")),
-            dropout=0.1 if draws.chance(0.25) else 0.0,
-            initial_scale=bounded_scale(scale, later_layers + 2) if norm == "none" else scale,
-            inputs=3,
-        )
+    def problem(self, split: Split, draws: Draws) -> Problem:
+        network = self.draw_cnn(3, PHOTOGRAPHS * TREATMENTS, CNN_NORMS, draws)
         data = treated_patches(split, SIDE, draw_examples(draws), draws)
-        build = SupervisedBuilder(task, network, "cross_entropy", optimizer)
-        return Problem(build, _scaled(data, self.draw_input_scale(draws)))
+        return supervised(network, "cross_entropy", data.scaled(self.draw_input_scale(draws)))
 
 
 @dataclass(frozen=True)
 class Autoencoders(RandomTasks):
     """Autoencoders of digits and of photograph patches, by linear layers or by convolutions.
 
-    The input's scale is not the target's.
+    loss = mean (decode(encode(scale x)) - x)^2: the input's scale is not the target's.
     """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-
     name: ClassVar[str] = "autoencoders"
 
-    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
+    def problem(self, split: Split, draws: Draws) -> Problem:
         photographs, convolutional = draws.chance(0.5), draws.chance(0.5)
-        channels, code = 3 if photographs else 1, draws.log_integer(2, 24)
+        channels = 3 if photographs else 1
+        code = draws.log_integer(2, 24)
         draw = self._convolutional if convolutional else self._linear
         network = draw(channels, code, draws)
-        examples, scale = draw_examples(draws), self.draw_input_scale(draws)
-        images = patches(split, SIDE, examples, draws) if photographs else _digit_images()
+        examples = draw_examples(draws)
+        scale = self.draw_input_scale(draws)
+        sources = patches(split, SIDE, examples, draws) if photographs else (x for x, _ in digits())
+        images = [source.reshape(-1, channels, SIDE, SIDE) for source in sources]
         train, validation = ((x, x) for x in images)
-        build = SupervisedBuilder(task, network, "mse", optimizer)
-        return Problem(build, _scaled(Examples(train, validation), scale))
+        return supervised(network, "mse", Examples(train, validation).scaled(scale))
 
     def _linear(self, channels: int, code: int, draws: Draws) -> NetworkSpec:
-        norm, scale = draws.choice(FLAT_NORMS), self.draw_initial_scale(draws)
+        norm = draws.choice(FLAT_NORMS)
+        scale = self.draw_initial_scale(draws)
         return MLPAutoencoderSpec(
             shape=(channels, SIDE, SIDE),
             width=draws.log_integer(12, 48),
@@ -99,7 +88,8 @@ class Autoencoders(RandomTasks):
         )
 
     def _convolutional(self, channels: int, code: int, draws: Draws) -> NetworkSpec:
-        norm, scale = draws.choice(CNN_NORMS), self.draw_initial_scale(draws)
+        norm = draws.choice(CNN_NORMS)
+        scale = self.draw_initial_scale(draws)
         return ConvAutoencoderSpec(
             channels=channels,
             hidden=(draws.choice((4, 6, 8)), draws.choice((8, 12, 16))),
@@ -112,14 +102,17 @@ class Autoencoders(RandomTasks):
 
 @dataclass(frozen=True)
 class PhotoDenoisers(RandomTasks):
-    """Convolutional networks that take noise (0.1 to 1 of the contrast) off photograph patches."""
+    """Convolutional networks that take noise (0.1 to 1 of the contrast) off photograph patches.
+
+    loss = mean (net(scale (x + noise)) - x)^2
+    """
 
     batch_sizes: Sequence[int] = (8, 16)
-
     name: ClassVar[str] = "photo_denoisers"
 
-    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
-        depth, norm = draws.integer(1, 2), draws.choice(CNN_NORMS)
+    def problem(self, split: Split, draws: Draws) -> Problem:
+        depth = draws.integer(1, 2)
+        norm = draws.choice(CNN_NORMS)
         scale = self.draw_initial_scale(draws)
         network = DenoiserSpec(
             channels=3,
@@ -128,21 +121,25 @@ class PhotoDenoisers(RandomTasks):
             activation=draws.choice(ACTIVATIONS),
             norm=norm,
             residual=draws.chance(0.5),
-            initial_scale=bounded_scale(scale, depth + 1) if norm == "none" else scale,
+            initial_scale=bounded_scale(scale, depth + 1, norm),
         )
-        noise, examples = draws.log_uniform(0.1, 1.0), draws.log_integer(32, 96) * 8
+        noise = draws.log_uniform(0.1, 1.0)
+        examples = draws.log_integer(32, 96) * 8
         data = noisy_patches(split, SIDE, examples, noise, draws)
-        build = SupervisedBuilder(task, network, "mse", optimizer)
-        return Problem(build, _scaled(data, self.draw_input_scale(draws)))
+        return supervised(network, "mse", data.scaled(self.draw_input_scale(draws)))
 
 
 class CoordinateNetworks(RandomTasks):
-    """A piece of a photograph as a function from position to colour (Fourier features or sines)."""
+    """A piece of a photograph as a function from position to colour.
+
+    colour = MLP(cos(2 pi B x), sin(2 pi B x)), or an MLP of x with sine activations
+    """
 
     name: ClassVar[str] = "coordinate_networks"
 
-    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
-        fourier, depth = draws.chance(0.5), draws.integer(2, 4)
+    def problem(self, split: Split, draws: Draws) -> Problem:
+        fourier = draws.chance(0.5)
+        depth = draws.integer(2, 4)
         features, omega = draws.log_integer(8, 48), draws.log_uniform(3.0, 30.0)
         frequency, width = draws.log_uniform(0.3, 3.0), draws.log_integer(20, 80)
         network = CoordinateSpec(
@@ -154,16 +151,4 @@ class CoordinateNetworks(RandomTasks):
             initial_scale=bounded_scale(self.draw_initial_scale(draws), depth + 1),
         )
         data = coordinates(split, draws.integer(20, 48), draws)
-        build = SupervisedBuilder(task, network, "mse", optimizer)
-        return Problem(build, _scaled(data, self.draw_input_scale(draws)))
-
-
-def _digit_images() -> tuple[Tensor, Tensor]:
-    (train, _), (validation, _) = digits()
-    return train.reshape(-1, 1, SIDE, SIDE), validation.reshape(-1, 1, SIDE, SIDE)
-
-
-def _scaled(data: Examples, scale: float) -> Examples:
-    """Multiplies the inputs, not the targets."""
-    train, validation = ((inputs * scale, targets) for inputs, targets in data)
-    return Examples(train, validation)
+        return supervised(network, "mse", data.scaled(self.draw_input_scale(draws)))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import InitVar, dataclass, replace
+from typing import Any
 
+from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_number
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.sampling import Draws, Split, derive_seed
+from lightning_dqnlr.tasks.sampling import Draws, Split, check_range, derive_seed
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 from lightning_dqnlr.tasks.user import ModuleBuilder
 
@@ -16,37 +17,48 @@ from lightning_dqnlr.tasks.user import ModuleBuilder
 class Mixture:
     """Draws a family by weight, then that family's task of the same seed and split.
 
+    Example:
+        >>> mixture = Mixture([DigitsMLPs(), TableMLPs()], weights=[2.0, 1.0])
+        >>> short, long = {"max_horizon": 200}, {"min_horizon": 200}
+        >>> mixture = Mixture(mixture.families, [6, 3, 2, 1], variants=[short, long])
+
     Attributes:
-        families: the families to draw from.
+        families: the families to draw from; a configuration may give each a name, in a mapping.
         weights: their relative frequencies; None for equal ones.
+        variants: fields to replace in every family. With several variants, the mixture holds all
+            families in the first one, then all in the second, and so on.
 
     Raises:
-        ConfigurationError: no families, another mixture among them, or weights that do not fit.
+        ConfigurationError: no families, another mixture among them, a field that a family lacks,
+            or weights that do not fit.
     """
 
     families: Sequence[TaskFamily]
     weights: Sequence[float] | None = None
+    variants: InitVar[Sequence[Mapping[str, Any]]] = ({},)
 
-    def __post_init__(self) -> None:
-        if not self.families:
+    def __post_init__(self, variants: Sequence[Mapping[str, Any]]) -> None:
+        named: Any = self.families
+        given = list(named.values() if isinstance(named, Mapping) else named)
+        families = [_variant(family, fields) for fields in variants for family in given]
+        object.__setattr__(self, "families", families)
+        if not families:
             raise ConfigurationError("families must hold at least one task family.")
-        if any(isinstance(family, Mixture) for family in self.families):
+        if any(isinstance(family, Mixture) for family in families):
             raise ConfigurationError(
                 "families must not hold another Mixture, which would choose by the very number "
                 "that this one chooses by; list its families here, with their weights multiplied."
             )
         if self.weights is None:
             return
-        if len(self.weights) != len(self.families):
+        if len(self.weights) != len(families):
             raise ConfigurationError(
-                f"weights must have one entry for each of the {len(self.families)} families, "
+                f"weights must have one entry for each of the {len(families)} families, "
                 f"got {len(self.weights)}."
             )
-        finite = all(0.0 <= weight < math.inf for weight in self.weights)
-        if not finite or sum(self.weights) <= 0.0:
-            raise ConfigurationError(
-                f"weights must be finite, not negative and not all 0, got {list(self.weights)}."
-            )
+        for weight in self.weights:
+            check_number("weights", weight, NOT_NEGATIVE)
+        check_number("sum(weights)", sum(self.weights), POSITIVE)
 
     def sample(self, seed: int, split: Split = "train") -> Task:
         """Returns the task of this seed, named after the family it was drawn from."""
@@ -54,9 +66,20 @@ class Mixture:
         return draws.choice(self.families, self.weights).sample(seed, split)
 
 
+def _variant(family: Any, fields: Mapping[str, Any]) -> Any:
+    try:
+        return replace(family, **fields) if fields else family
+    except TypeError as error:
+        raise ConfigurationError(
+            f"variants: {type(family).__name__} lacks one of the fields {sorted(fields)}."
+        ) from error
+
+
 @dataclass(frozen=True)
 class SplitTasks:
     """One distribution to train on, another to select and to report on (longer runs, say).
+
+    >>> tasks = SplitTasks(DigitsMLPs(max_horizon=300), DigitsMLPs())
 
     Attributes:
         train: of the split "train".
@@ -74,6 +97,9 @@ class SplitTasks:
 @dataclass(frozen=True)
 class OwnTasks:
     """Some tasks, each met again and again with fresh weights, data order and length.
+
+    >>> digits = Task.from_lightning(DigitClassifier, loader, horizon=400)
+    >>> tasks = OwnTasks([digits], horizons=(80, 400))
 
     The splits share models and data, since those are what the policy is for; they share no initial
     weights and no order of the batches.
@@ -100,12 +126,10 @@ class OwnTasks:
                 f"tasks must be at least one, each with a name of its own; got {names}. "
                 "Give name= to Task.from_lightning."
             )
-        bounds = self.horizons
-        if bounds is not None and not (len(bounds) == 2 and 1 <= bounds[0] <= bounds[1] < math.inf):
-            raise ConfigurationError(f"horizons must be two lengths, low <= high; got {bounds}.")
+        if self.horizons is not None:
+            check_range("horizons", self.horizons, "[1, inf)")
         share = self.known_horizon_probability
-        if share is not None and not 0.0 <= share <= 1.0:
-            raise ConfigurationError(f"known_horizon_probability must lie in [0, 1], got {share}.")
+        check_number("known_horizon_probability", share, "[0, 1]", optional=True)
 
     def sample(self, seed: int, split: Split = "train") -> Task:
         """Returns the run of this seed; the tasks take turns."""
@@ -115,11 +139,11 @@ class OwnTasks:
         build = task.build
         if isinstance(build, ModuleBuilder):
             build = replace(build, task=name)
-        horizon, known = task.horizon, task.known_horizon
+        task = replace(task, name=name, seed=seed, build=build)
         if self.horizons is not None:
-            horizon = draws.log_integer(int(self.horizons[0]), int(self.horizons[1]))
+            low, high = self.horizons
+            task = replace(task, horizon=draws.log_integer(int(low), int(high)))
         if self.known_horizon_probability is not None:
             known = draws.chance(self.known_horizon_probability)
-        return replace(
-            task, name=name, seed=seed, build=build, horizon=horizon, known_horizon=known
-        )
+            task = replace(task, known_horizon=known)
+        return task

@@ -1,33 +1,45 @@
 """What every random family shares: the draws of everything that a learning rate depends on.
 
 Curvature, noise, width, depth, activation, normalisation, the scale of weights and inputs, batch
-size, optimizer, weight decay, clipping and length are all randomised. Wide scales put into training
-the states in which a policy is lost otherwise: plateaus of tiny weights and inputs, and starts far
-past stability (LHOPT, arXiv:2106.00958; Celo, arXiv:2501.12670).
+size, optimizer, weight decay, clipping and length are all random. Wide scales bring hard states
+into training: plateaus of tiny weights and inputs, and starts far past stability. A policy that
+never met them is lost there (LHOPT, arXiv:2106.00958; Celo, arXiv:2501.12670).
 """
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple, get_args
 
 from lightning import LightningModule
 
+from lightning_dqnlr.checks import check_choice, check_integer, check_number
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data.flat import Examples
-from lightning_dqnlr.tasks.networks.mlp_cnn import Activation, MLPNorm, MLPSpec
+from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.tasks.modules import Loss, SupervisedBuilder
+from lightning_dqnlr.tasks.networks.mlp_cnn import (
+    Activation,
+    CNNNorm,
+    CNNSpec,
+    MLPNorm,
+    MLPSpec,
+    NetworkSpec,
+)
 from lightning_dqnlr.tasks.optimizers import COMMON, OptimizerName, OptimizerSpec
-from lightning_dqnlr.tasks.sampling import Draws, Split, derive_seed
+from lightning_dqnlr.tasks.sampling import Draws, Split, check_range, derive_seed
 from lightning_dqnlr.tasks.task import Task
 
 ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
-# How often an optimizer is drawn, where it is not as often as the others.
+# Half of the MLPs have no normalisation.
+MLP_NORMS: tuple[MLPNorm, ...] = ("none", "none", "batch", "layer")
+# Relative frequencies of the optimizers that are drawn more rarely than the others.
 RARER = {"nesterov": 0.25, "signum": 0.5, "robbins_monro": 0.5}
-# The product of the layers' scales is kept within this factor of 1 in networks without
-# normalisation: past it float32 gradients and Adam's squares overflow or vanish at any LR.
+# Bound of the product of all layers' scales in a network without normalisation, up and down. Past
+# it float32 gradients and Adam's squares overflow or vanish at any learning rate.
 LARGEST_FUNCTION_SCALE = 1e4
-MLP_WEIGHTS = (500, 30_000)
+FEWEST_WEIGHTS, MOST_WEIGHTS = 500, 30_000
 # Fields of a family whose weights and inputs keep their ordinary scales.
 ORDINARY: dict[str, Any] = {
     "initial_scales": (1.0, 1.0),
@@ -38,10 +50,20 @@ ORDINARY: dict[str, Any] = {
 
 
 class Problem(NamedTuple):
-    """The part of a task that differs between families."""
+    """The part of a task that differs between families.
 
-    build: Callable[[int], LightningModule]
+    Attributes:
+        builder: makes `Task.build` from `task` (its name) and `optimizer` (an `OptimizerSpec`).
+        examples: the data.
+    """
+
+    builder: Callable[..., Callable[[int], LightningModule]]
     examples: Examples
+
+
+def supervised(network: NetworkSpec, loss: Loss, examples: Examples) -> Problem:
+    """Returns the problem of a network that maps inputs to targets."""
+    return Problem(partial(SupervisedBuilder, network=network, loss=loss), examples)
 
 
 @dataclass(frozen=True)
@@ -49,7 +71,7 @@ class RandomTasks(ABC):
     """What the random families share; the fields narrow the distribution.
 
     Attributes:
-        optimizers: the update rules to draw from, equally often but for those of `RARER`.
+        optimizers: the update rules to draw from, equally often except for those in `RARER`.
         min_horizon: shortest run in optimizer steps.
         max_horizon: longest run; lengths are log-uniform between the two.
         batch_sizes: the batch sizes to draw from; a task with fewer examples takes all of them.
@@ -58,7 +80,7 @@ class RandomTasks(ABC):
         wide_probability: see above.
         input_scales: range of the factor on the inputs, log-uniform; tokens have none.
         ordinary_probability: share of tasks whose weights and inputs keep their ordinary scales,
-            as most of users' do; else such a task is what it would be without this field.
+            as most users' do. The scales are all that changes in such a task.
         known_horizon_probability: share of tasks whose length the controller may know.
 
     Raises:
@@ -79,22 +101,21 @@ class RandomTasks(ABC):
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
-        _check_optimizers(self.optimizers)
-        if not self.batch_sizes or not all(2 <= size <= 256 for size in self.batch_sizes):
-            raise ConfigurationError(
-                f"batch_sizes must be sizes in 2..256, got {list(self.batch_sizes)}."
-            )
-        _check_range("min_horizon and max_horizon", (self.min_horizon, self.max_horizon))
-        _check_range("initial_scales", self.initial_scales)
-        _check_range("wide_initial_scales", self.wide_initial_scales)
-        _check_range("input_scales", self.input_scales)
-        _check_probability("wide_probability", self.wide_probability)
-        _check_probability("ordinary_probability", self.ordinary_probability)
-        _check_probability("known_horizon_probability", self.known_horizon_probability)
+        if not self.optimizers or not self.batch_sizes:
+            raise ConfigurationError("optimizers and batch_sizes must each hold at least one.")
+        for name in self.optimizers:
+            check_choice("optimizers", name, get_args(OptimizerName))
+        for size in self.batch_sizes:
+            check_integer("batch_sizes", size, 2, 256)
+        check_range("min_horizon and max_horizon", (self.min_horizon, self.max_horizon))
+        for scales in ("initial_scales", "wide_initial_scales", "input_scales"):
+            check_range(scales, getattr(self, scales))
+        for kind in ("wide", "ordinary", "known_horizon"):
+            check_number(f"{kind}_probability", getattr(self, f"{kind}_probability"), "[0, 1]")
 
     @abstractmethod
-    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
-        """Draws the model and the data of the task of this name."""
+    def problem(self, split: Split, draws: Draws) -> Problem:
+        """Draws the model and the data."""
 
     def sample(self, seed: int, split: Split = "train") -> Task:
         """Returns the task of this seed; the same for the same family, fields, split and seed.
@@ -106,7 +127,7 @@ class RandomTasks(ABC):
         Raises:
             ConfigurationError: unknown split, or data that are needed are not installed.
         """
-        # A stream of its own: the others are those of a family without ordinary tasks.
+        # A stream of its own, so that all other draws are those of a family without this field.
         ordinary = Draws(derive_seed(f"{self.name}/ordinary", split, seed))
         if ordinary.chance(self.ordinary_probability):
             return replace(self, **ORDINARY).sample(seed, split)
@@ -117,12 +138,13 @@ class RandomTasks(ABC):
         known_horizon = draws.chance(self.known_horizon_probability)
         clipped, largest_norm = draws.chance(0.2), draws.log_uniform(0.1, 10.0)
         name = f"{self.name}/{split}/{seed}"
-        build, examples = self.problem(name, split, optimizer, draws)
+        problem = self.problem(split, draws)
+        examples = problem.examples
         return Task(
             name=name,
             family=self.name,
             seed=seed,
-            build=build,
+            build=problem.builder(task=name, optimizer=optimizer),
             train_data=examples.train,
             validation_data=examples.validation,
             batch_size=min(batch_size, len(examples.train[0])),
@@ -157,7 +179,7 @@ class RandomTasks(ABC):
     def draw_mlp(self, inputs: int, outputs: int, draws: Draws) -> MLPSpec:
         """Draws a multi-layer perceptron of 500 to 30,000 weights, its biases not counted."""
         depth, width = draws.integer(1, 4), draws.log_integer(8, 96)
-        norm: MLPNorm = draws.choice(("none", "batch", "layer"), (2.0, 1.0, 1.0))
+        norm = draws.choice(MLP_NORMS)
         scale = self.draw_initial_scale(draws)
         return MLPSpec(
             inputs=inputs,
@@ -167,54 +189,54 @@ class RandomTasks(ABC):
             activation=draws.choice(ACTIVATIONS),
             norm=norm,
             dropout=0.1 if draws.chance(0.25) else 0.0,
-            initial_scale=bounded_scale(scale, depth + 1) if norm == "none" else scale,
+            initial_scale=bounded_scale(scale, depth + 1, norm),
+        )
+
+    def draw_cnn(
+        self, channels: int, outputs: int, norms: Sequence[CNNNorm], draws: Draws
+    ) -> CNNSpec:
+        """Draws a network of two or three convolutions on images (N, channels, 8, 8)."""
+        later_layers = draws.integer(1, 2)
+        first = draws.choice((4, 6, 8))
+        later = [draws.choice((8, 12, 16)) for _ in range(2)]
+        norm = draws.choice(norms)
+        scale = self.draw_initial_scale(draws)
+        return CNNSpec(
+            channels=(first, *later[:later_layers]),
+            outputs=outputs,
+            activation=draws.choice(ACTIVATIONS),
+            norm=norm,
+            downsample=draws.choice(("stride", "pool")),
+            dropout=0.1 if draws.chance(0.25) else 0.0,
+            initial_scale=bounded_scale(scale, later_layers + 2, norm),
+            inputs=channels,
         )
 
 
 def draw_examples(draws: Draws) -> int:
-    """Draws 256..2048 training examples, log-uniformly.
-
-    A multiple of eight, so that an epoch's last batch is never the single example on which
-    BatchNorm fails.
-    """
+    """Draws the number of training examples log-uniformly: 256..2048, a multiple of eight."""
     return draws.log_integer(32, 256) * 8
 
 
 def affordable_width(width: int, inputs: int, outputs: int, depth: int) -> int:
     """Returns the width nearest to `width` that keeps an MLP between 500 and 30,000 weights."""
-    fewest, most = MLP_WEIGHTS
 
     def weights(candidate: int) -> int:
         return candidate * (inputs + outputs + (depth - 1) * candidate)
 
-    while weights(width) < fewest:
+    while weights(width) < FEWEST_WEIGHTS:
         width += 1
-    while weights(width) > most:
+    while weights(width) > MOST_WEIGHTS:
         width -= 1
     return width
 
 
-def bounded_scale(scale: float, layers: int) -> float:
-    """Returns the scale per layer, limited so that its product over `layers` stays trainable."""
+def bounded_scale(scale: float, layers: int, norm: str = "none") -> float:
+    """Returns the scale per layer, limited so that a network without norms stays trainable.
+
+    limit = LARGEST_FUNCTION_SCALE^(1 / layers); the scale lies in 1 / limit..limit.
+    """
+    if norm != "none":
+        return scale
     limit = math.exp(math.log(LARGEST_FUNCTION_SCALE) / layers)
     return min(max(scale, 1.0 / limit), limit)
-
-
-def _check_optimizers(names: Sequence[str]) -> None:
-    unknown = sorted(set(names) - set(get_args(OptimizerName)))
-    if not names or unknown:
-        raise ConfigurationError(
-            f"optimizers must be chosen from {get_args(OptimizerName)}, got {list(names)}."
-        )
-
-
-def _check_range(argument: str, bounds: Sequence[float]) -> None:
-    if len(bounds) != 2 or not 0.0 < bounds[0] <= bounds[1] < math.inf:
-        raise ConfigurationError(
-            f"{argument} must be two finite bounds with 0 < low <= high, got {list(bounds)}."
-        )
-
-
-def _check_probability(argument: str, value: float) -> None:
-    if not 0.0 <= value <= 1.0:
-        raise ConfigurationError(f"{argument} must lie in [0, 1], got {value}.")

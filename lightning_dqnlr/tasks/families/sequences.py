@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple, get_args
 
-from lightning_dqnlr.tasks.data.flat import Examples
+from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.synthetic import adding, autoregression, copying
 from lightning_dqnlr.tasks.data.text import VOCABULARY, next_characters
-from lightning_dqnlr.tasks.families.random_tasks import Problem, RandomTasks, bounded_scale
-from lightning_dqnlr.tasks.modules import Loss, SupervisedBuilder
+from lightning_dqnlr.tasks.families.random_tasks import (
+    Problem,
+    RandomTasks,
+    bounded_scale,
+    supervised,
+)
+from lightning_dqnlr.tasks.modules import Loss
 from lightning_dqnlr.tasks.networks.sequences import Cell, RecurrentSpec, TransformerSpec
-from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
-Kind = Literal["adding", "copying", "autoregression"]
+SequenceName = Literal["adding", "copying", "autoregression"]
 # As many as their gradients grow by when large weights push them back through all steps.
 RECURRENT_LAYERS = 3
 CELLS: tuple[Cell, ...] = get_args(Cell)
@@ -29,39 +33,42 @@ class _Sequences(NamedTuple):
 
 @dataclass(frozen=True)
 class SyntheticRNNs(RandomTasks):
-    """GRUs and LSTMs on the adding problem, the copy problem, and noisy oscillations."""
+    """GRUs and LSTMs on the adding problem, the copy problem, and noisy oscillations.
+
+    >>> SyntheticRNNs().sample(seed=0).train_data[0].ndim  # (examples, time, features)
+    3
+    """
 
     batch_sizes: Sequence[int] = (4, 8, 16)
-
     name: ClassVar[str] = "synthetic_rnns"
 
-    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
-        data, loss, inputs, outputs, every_step = _draw_sequences(draws)
+    def problem(self, split: Split, draws: Draws) -> Problem:
+        sequences = _draw_sequences(draws)
         layers = draws.choice((1, 2), (3.0, 1.0))
         network = RecurrentSpec(
-            inputs=inputs,
-            outputs=outputs,
+            inputs=sequences.inputs,
+            outputs=sequences.outputs,
             hidden=draws.log_integer(12, 32),
             layers=layers,
             cell=draws.choice(CELLS),
-            every_step=every_step,
+            every_step=sequences.every_step,
             initial_scale=bounded_scale(self.draw_initial_scale(draws), RECURRENT_LAYERS),
         )
-        scale = self.draw_input_scale(draws)
-        train, validation = ((x * scale, y) for x, y in data)
-        build = SupervisedBuilder(task, network, loss, optimizer)
-        return Problem(build, Examples(train, validation))
+        data = sequences.data.scaled(self.draw_input_scale(draws))
+        return supervised(network, sequences.loss, data)
 
 
 @dataclass(frozen=True)
 class TextRNNs(RandomTasks):
-    """GRUs and LSTMs as character language models of the standard library's sources."""
+    """GRUs and LSTMs as character language models of the standard library's sources.
+
+    loss = mean over t of -log p(character t + 1 | characters 1..t)
+    """
 
     batch_sizes: Sequence[int] = (4, 8)
-
     name: ClassVar[str] = "text_rnns"
 
-    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
+    def problem(self, split: Split, draws: Draws) -> Problem:
         length, examples = draws.choice((16, 24, 32)), draws.log_integer(24, 64) * 8
         network = RecurrentSpec(
             inputs=VOCABULARY,
@@ -74,18 +81,20 @@ class TextRNNs(RandomTasks):
             initial_scale=bounded_scale(self.draw_initial_scale(draws), RECURRENT_LAYERS),
         )
         data = next_characters(split, length, examples, draws)
-        return Problem(SupervisedBuilder(task, network, "cross_entropy", optimizer), data)
+        return supervised(network, "cross_entropy", data)
 
 
 @dataclass(frozen=True)
 class TextTransformers(RandomTasks):
-    """Small transformers as character language models of the standard library's sources."""
+    """Small transformers as character language models of the standard library's sources.
+
+    loss = mean over t of -log p(character t + 1 | characters 1..t)
+    """
 
     batch_sizes: Sequence[int] = (4, 8)
-
     name: ClassVar[str] = "text_transformers"
 
-    def problem(self, task: str, split: Split, optimizer: OptimizerSpec, draws: Draws) -> Problem:
+    def problem(self, split: Split, draws: Draws) -> Problem:
         length, examples = draws.choice((16, 24, 32)), draws.log_integer(16, 48) * 8
         heads, width = draws.choice((1, 2, 4)), draws.choice((16, 32, 48), (3.0, 3.0, 1.0))
         network = TransformerSpec(
@@ -99,18 +108,22 @@ class TextTransformers(RandomTasks):
             initial_scale=self.draw_initial_scale(draws),
         )
         data = next_characters(split, length, examples, draws)
-        return Problem(SupervisedBuilder(task, network, "cross_entropy", optimizer), data)
+        return supervised(network, "cross_entropy", data)
 
 
 def _draw_sequences(draws: Draws) -> _Sequences:
-    kind: Kind = draws.choice(get_args(Kind))
+    name: SequenceName = draws.choice(get_args(SequenceName))
     length, examples = draws.choice((16, 24, 32)), draws.log_integer(24, 96) * 8
     symbols, copied, noise = draws.integer(2, 6), draws.integer(1, 4), draws.log_uniform(0.01, 0.5)
-    match kind:
+    match name:
         case "adding":
-            return _Sequences(adding(length, examples, draws), "mse", 2, 1, False)
+            data = adding(length, examples, draws)
+            return _Sequences(data, "mse", inputs=2, outputs=1, every_step=False)
         case "copying":
             data = copying(length, symbols, copied, examples, draws)
-            return _Sequences(data, "cross_entropy", symbols + 2, symbols + 1, True)
+            return _Sequences(
+                data, "cross_entropy", inputs=symbols + 2, outputs=symbols + 1, every_step=True
+            )
         case "autoregression":
-            return _Sequences(autoregression(length, noise, examples, draws), "mse", 1, 1, True)
+            data = autoregression(length, noise, examples, draws)
+            return _Sequences(data, "mse", inputs=1, outputs=1, every_step=True)

@@ -11,21 +11,20 @@ from lightning_dqnlr.tasks.networks.mlp_cnn import (
     Activation,
     CNNNorm,
     MLPNorm,
+    NetworkSpec,
     activation_layer,
     flat_norm,
     image_norm,
-    scale_weights,
 )
 
 
 @dataclass(frozen=True)
-class MLPAutoencoderSpec:
+class MLPAutoencoderSpec(NetworkSpec):
     """Encodes images (N, *shape) in `code` numbers and decodes them again, by linear layers.
 
     Attributes:
         shape: of one image: channels, height, width.
         width: of the hidden layer on either side of the code.
-        initial_scale: factor on PyTorch's initial weights of every layer, not its biases.
     """
 
     shape: tuple[int, int, int]
@@ -33,10 +32,8 @@ class MLPAutoencoderSpec:
     code: int
     activation: Activation = "relu"
     norm: MLPNorm = "none"
-    initial_scale: float = 1.0
 
-    def build(self) -> nn.Sequential:
-        """Returns the network with initial weights from torch's global random state."""
+    def unscaled(self) -> nn.Sequential:
         layers: list[nn.Module] = [nn.Flatten()]
         sizes = (math.prod(self.shape), self.width, self.code, self.width)
         for fan_in, fan_out in pairwise(sizes):
@@ -45,18 +42,17 @@ class MLPAutoencoderSpec:
                 layers += flat_norm(self.norm, fan_out)
             layers.append(activation_layer(self.activation))
         layers += [nn.Linear(self.width, sizes[0]), nn.Unflatten(1, self.shape)]
-        return scale_weights(nn.Sequential(*layers), self.initial_scale)
+        return nn.Sequential(*layers)
 
 
 @dataclass(frozen=True)
-class ConvAutoencoderSpec:
+class ConvAutoencoderSpec(NetworkSpec):
     """Encodes images (N, channels, 8, 8) by convolutions and decodes them by transposed ones.
 
     Attributes:
         channels: of the image.
         hidden: channels at 4x4 and at 2x2 positions.
         code: numbers in the code.
-        initial_scale: factor on PyTorch's initial weights of every layer, not its biases.
     """
 
     channels: int
@@ -64,10 +60,8 @@ class ConvAutoencoderSpec:
     code: int
     activation: Activation = "relu"
     norm: CNNNorm = "none"
-    initial_scale: float = 1.0
 
-    def build(self) -> nn.Sequential:
-        """Returns the network with initial weights from torch's global random state."""
+    def unscaled(self) -> nn.Sequential:
         (outer, inner), name = self.hidden, self.activation
         layers = [
             nn.Conv2d(self.channels, outer, 3, stride=2, padding=1),
@@ -85,7 +79,7 @@ class ConvAutoencoderSpec:
             activation_layer(name),
             nn.ConvTranspose2d(outer, self.channels, 4, stride=2, padding=1),
         ]
-        return scale_weights(nn.Sequential(*layers), self.initial_scale)
+        return nn.Sequential(*layers)
 
 
 class Residual(nn.Module):
@@ -101,13 +95,12 @@ class Residual(nn.Module):
 
 
 @dataclass(frozen=True)
-class DenoiserSpec:
+class DenoiserSpec(NetworkSpec):
     """Maps images (N, channels, H, W) to images of the same size by 3x3 convolutions.
 
     Attributes:
         depth: number of hidden convolutions, each of `width` channels.
         residual: learn what to add to the image instead (Zhang et al. 2017, arXiv:1608.03981).
-        initial_scale: factor on PyTorch's initial weights of every layer, not its biases.
     """
 
     channels: int
@@ -116,17 +109,15 @@ class DenoiserSpec:
     activation: Activation = "relu"
     norm: CNNNorm = "none"
     residual: bool = False
-    initial_scale: float = 1.0
 
-    def build(self) -> nn.Module:
-        """Returns the network with initial weights from torch's global random state."""
+    def unscaled(self) -> nn.Module:
         layers: list[nn.Module] = []
         for fan_in in [self.channels] + [self.width] * (self.depth - 1):
             layers.append(nn.Conv2d(fan_in, self.width, 3, padding=1))
             layers += image_norm(self.norm, self.width)
             layers.append(activation_layer(self.activation))
         layers.append(nn.Conv2d(self.width, self.channels, 3, padding=1))
-        body = scale_weights(nn.Sequential(*layers), self.initial_scale)
+        body = nn.Sequential(*layers)
         return Residual(body) if self.residual else body
 
 
@@ -163,7 +154,7 @@ class Sine(nn.Module):
 
 
 @dataclass(frozen=True)
-class CoordinateSpec:
+class CoordinateSpec(NetworkSpec):
     """A network from positions (N, 2) to colours (N, 3).
 
     Attributes:
@@ -172,7 +163,6 @@ class CoordinateSpec:
         features: random Fourier features of the position; 0 for sine activations instead.
         frequency: of the features (periods per unit), or the factor within the sines ("omega").
         activation: after each hidden layer, with features.
-        initial_scale: factor on the initial weights of every linear layer, not its biases.
     """
 
     width: int
@@ -180,10 +170,8 @@ class CoordinateSpec:
     features: int
     frequency: float
     activation: Activation = "relu"
-    initial_scale: float = 1.0
 
-    def build(self) -> nn.Sequential:
-        """Returns the network with initial weights from torch's global random state."""
+    def unscaled(self) -> nn.Sequential:
         fans = [2 * self.features or 2] + [self.width] * self.depth
         layers: list[nn.Module] = []
         if self.features:
@@ -197,7 +185,7 @@ class CoordinateSpec:
         net = nn.Sequential(*layers)
         if not self.features:
             _initialise_sines(net, self.frequency)
-        return scale_weights(net, self.initial_scale)
+        return net
 
 
 def _initialise_sines(net: nn.Sequential, frequency: float) -> None:

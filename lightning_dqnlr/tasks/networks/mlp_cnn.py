@@ -1,8 +1,9 @@
 """Networks for flat inputs and for images, each described by a spec whose `build` draws weights."""
 
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, Protocol, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import nn
@@ -14,50 +15,35 @@ CNNNorm = Literal["none", "batch", "group", "layer"]
 _Net = TypeVar("_Net", bound=nn.Module)
 
 
-class NetworkSpec(Protocol):
-    """Describes a network; plain numbers and names, so that tasks can be compared and sent."""
-
-    def build(self) -> nn.Module:
-        """Returns the network with initial weights from torch's global random state."""
+ACTIVATION_LAYERS: dict[Activation, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "leaky_relu": nn.LeakyReLU,
+}
 
 
 def activation_layer(name: Activation) -> nn.Module:
     """Returns the layer of that name."""
-    match name:
-        case "relu":
-            return nn.ReLU()
-        case "tanh":
-            return nn.Tanh()
-        case "gelu":
-            return nn.GELU()
-        case "silu":
-            return nn.SiLU()
-        case "leaky_relu":
-            return nn.LeakyReLU()
+    return ACTIVATION_LAYERS[name]()
 
 
 def flat_norm(name: MLPNorm, width: int) -> list[nn.Module]:
     """Returns the normalisation of activations (N, width): one layer, or none."""
-    match name:
-        case "batch":
-            return [nn.BatchNorm1d(width)]
-        case "layer":
-            return [nn.LayerNorm(width)]
-        case "none":
-            return []
+    if name == "none":
+        return []
+    return [nn.BatchNorm1d(width) if name == "batch" else nn.LayerNorm(width)]
 
 
 def image_norm(name: CNNNorm, channels: int) -> list[nn.Module]:
     """Returns the normalisation of images (N, channels, H, W): one layer, or none."""
-    match name:
-        case "batch":
-            return [nn.BatchNorm2d(channels)]
-        case "group":
-            return [nn.GroupNorm(2, channels)]
-        case "layer":  # over channels and positions, whatever the image's size: one group
-            return [nn.GroupNorm(1, channels)]
-        case "none":
-            return []
+    if name == "none":
+        return []
+    if name == "batch":
+        return [nn.BatchNorm2d(channels)]
+    # One group is a LayerNorm over channels and positions, whatever the image's size.
+    return [nn.GroupNorm(2 if name == "group" else 1, channels)]
 
 
 def scale_weights(net: _Net, scale: float) -> _Net:
@@ -71,12 +57,30 @@ def scale_weights(net: _Net, scale: float) -> _Net:
 
 
 @dataclass(frozen=True)
-class MLPSpec:
+class NetworkSpec(ABC):
+    """Describes a network by plain numbers and names, so that tasks can be compared and sent.
+
+    Attributes:
+        initial_scale: factor on the initial weights of every layer, not on biases and norms.
+    """
+
+    initial_scale: float = field(default=1.0, kw_only=True)
+
+    def build(self) -> nn.Module:
+        """Returns the network with initial weights from torch's global random state."""
+        return scale_weights(self.unscaled(), self.initial_scale)
+
+    @abstractmethod
+    def unscaled(self) -> nn.Module:
+        """Returns the network before its weights are scaled."""
+
+
+@dataclass(frozen=True)
+class MLPSpec(NetworkSpec):
     """A multi-layer perceptron on flat inputs (N, inputs).
 
     Attributes:
         depth: number of hidden layers, each of `width` units.
-        initial_scale: factor on PyTorch's initial weights of every linear layer, not its biases.
     """
 
     inputs: int
@@ -86,10 +90,8 @@ class MLPSpec:
     activation: Activation = "relu"
     norm: MLPNorm = "none"
     dropout: float = 0.0
-    initial_scale: float = 1.0
 
-    def build(self) -> nn.Sequential:
-        """Returns the network with initial weights from torch's global random state."""
+    def unscaled(self) -> nn.Sequential:
         layers: list[nn.Module] = []
         for fan_in in [self.inputs] + [self.width] * (self.depth - 1):
             layers.append(nn.Linear(fan_in, self.width))
@@ -98,19 +100,18 @@ class MLPSpec:
             if self.dropout > 0.0:
                 layers.append(nn.Dropout(self.dropout))
         layers.append(nn.Linear(self.width, self.outputs))
-        return scale_weights(nn.Sequential(*layers), self.initial_scale)
+        return nn.Sequential(*layers)
 
 
 @dataclass(frozen=True)
-class CNNSpec:
+class CNNSpec(NetworkSpec):
     """A convolutional network on images (N, inputs, 8, 8).
 
-    The last two convolutions halve the image, by their stride or by average pooling (max pooling
-    is slow under `vmap`); a linear layer reads the remaining 2x2 positions.
+    The last two convolutions halve the image, by their stride or by average pooling. Max pooling is
+    slow under `vmap`. A linear layer reads the remaining 2x2 positions.
 
     Attributes:
         channels: output channels of each 3x3 convolution; at least two, even for "group".
-        initial_scale: factor on PyTorch's initial weights of every layer, not its biases.
         inputs: channels of the image.
     """
 
@@ -120,11 +121,9 @@ class CNNSpec:
     norm: CNNNorm = "none"
     downsample: Literal["stride", "pool"] = "stride"
     dropout: float = 0.0
-    initial_scale: float = 1.0
     inputs: int = 1
 
-    def build(self) -> nn.Sequential:
-        """Returns the network with initial weights from torch's global random state."""
+    def unscaled(self) -> nn.Sequential:
         layers: list[nn.Module] = []
         for index, (fan_in, fan_out) in enumerate(pairwise((self.inputs, *self.channels))):
             halve = index >= len(self.channels) - 2
@@ -138,4 +137,4 @@ class CNNSpec:
         if self.dropout > 0.0:
             layers.append(nn.Dropout(self.dropout))
         layers.append(nn.Linear(4 * self.channels[-1], self.outputs))
-        return scale_weights(nn.Sequential(*layers), self.initial_scale)
+        return nn.Sequential(*layers)

@@ -1,9 +1,8 @@
 """Networks for sequences and tokens, each described by a spec whose `build` draws weights.
 
-All of them are written in operations that `vmap` can batch in training and in evaluation alike:
-`torch.nn.GRU` and `LSTM` cannot be batched under `torch.no_grad` (their fused kernel has no
-batching rule), so the recurrence is a loop here; the fused attention kernels would be run once per
-replica, so attention is a product and a softmax.
+All of them use operations that `vmap` can batch, in training and in evaluation alike. The fused
+kernels of `torch.nn.GRU` and `LSTM` have no batching rule under `torch.no_grad`, so the recurrence
+is a loop here. Fused attention would run once per replica, so attention is a product and a softmax.
 """
 
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from lightning_dqnlr.tasks.networks.mlp_cnn import MLPSpec, scale_weights
+from lightning_dqnlr.tasks.networks.mlp_cnn import MLPSpec, NetworkSpec
 
 Cell = Literal["gru", "lstm"]
 
@@ -70,7 +69,7 @@ class LastStep(nn.Module):
 
 
 @dataclass(frozen=True)
-class RecurrentSpec:
+class RecurrentSpec(NetworkSpec):
     """A recurrent network on sequences (N, T, inputs), or on tokens (N, T).
 
     Attributes:
@@ -78,7 +77,6 @@ class RecurrentSpec:
         hidden: units per layer.
         tokens: whether the inputs are tokens, in 0..inputs - 1, to be embedded.
         every_step: whether to read out every step: (N, T, outputs), or (N, outputs).
-        initial_scale: factor on the initial weights of every layer, not its biases.
     """
 
     inputs: int
@@ -89,10 +87,8 @@ class RecurrentSpec:
     tokens: bool = False
     every_step: bool = False
     dropout: float = 0.0
-    initial_scale: float = 1.0
 
-    def build(self) -> nn.Sequential:
-        """Returns the network with initial weights from torch's global random state."""
+    def unscaled(self) -> nn.Sequential:
         net: list[nn.Module] = []
         if self.tokens:
             net.append(nn.Embedding(self.inputs, self.hidden))
@@ -104,7 +100,7 @@ class RecurrentSpec:
         if not self.every_step:
             net.append(LastStep())
         net.append(nn.Linear(self.hidden, self.outputs))
-        return scale_weights(nn.Sequential(*net), self.initial_scale)
+        return nn.Sequential(*net)
 
 
 class CausalAttention(nn.Module):
@@ -179,14 +175,13 @@ class TokensInPlace(nn.Module):
 
 
 @dataclass(frozen=True)
-class TransformerSpec:
+class TransformerSpec(NetworkSpec):
     """A decoder-only transformer on tokens (N, T): logits (N, T, vocabulary) of the next ones.
 
     Attributes:
         length: the longest sequence.
         width: D, a multiple of `heads`.
         depth: number of blocks.
-        initial_scale: factor on the initial weights of every layer, not its biases.
     """
 
     vocabulary: int
@@ -196,22 +191,19 @@ class TransformerSpec:
     heads: int = 1
     dropout: float = 0.0
     norm_first: bool = True
-    initial_scale: float = 1.0
 
-    def build(self) -> nn.Sequential:
-        """Returns the network with initial weights from torch's global random state."""
+    def unscaled(self) -> nn.Sequential:
         blocks = (
             TransformerBlock(self.width, self.heads, self.dropout, self.norm_first)
             for _ in range(self.depth)
         )
         final = [nn.LayerNorm(self.width)] if self.norm_first else []
-        net = nn.Sequential(
+        return nn.Sequential(
             TokensInPlace(self.vocabulary, self.length, self.width),
             *blocks,
             *final,
             nn.Linear(self.width, self.vocabulary),
         )
-        return scale_weights(net, self.initial_scale)
 
 
 class MeanEmbedding(nn.Module):
@@ -227,16 +219,14 @@ class MeanEmbedding(nn.Module):
 
 
 @dataclass(frozen=True)
-class BagSpec:
+class BagSpec(NetworkSpec):
     """Classifies a bag of tokens (N, T) by an MLP on the mean of their embeddings."""
 
     vocabulary: int
     mlp: MLPSpec
 
-    def build(self) -> nn.Sequential:
-        """Returns the network with initial weights from torch's global random state."""
-        embedding = MeanEmbedding(self.vocabulary, self.mlp.inputs)
-        return nn.Sequential(scale_weights(embedding, self.mlp.initial_scale), self.mlp.build())
+    def unscaled(self) -> nn.Sequential:
+        return nn.Sequential(MeanEmbedding(self.vocabulary, self.mlp.inputs), self.mlp.unscaled())
 
 
 class Factorization(nn.Module):
@@ -263,14 +253,12 @@ class Factorization(nn.Module):
 
 
 @dataclass(frozen=True)
-class FactorizationSpec:
-    """A `Factorization` whose initial weights are scaled by `initial_scale`."""
+class FactorizationSpec(NetworkSpec):
+    """A `Factorization`."""
 
     rows: int
     columns: int
     rank: int
-    initial_scale: float = 1.0
 
-    def build(self) -> Factorization:
-        """Returns the model with initial weights from torch's global random state."""
-        return scale_weights(Factorization(self.rows, self.columns, self.rank), self.initial_scale)
+    def unscaled(self) -> Factorization:
+        return Factorization(self.rows, self.columns, self.rank)

@@ -1,0 +1,83 @@
+"""Examples to train on and to validate with, and what can be done to either.
+
+Training sets that are cut to size hold a multiple of eight examples. An epoch's last batch is then
+never a single example, on which BatchNorm fails.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.tasks.sampling import Draws
+
+
+class Examples(NamedTuple):
+    """Tuples (inputs, targets) for training and validation; first dimension = examples."""
+
+    train: tuple[Tensor, ...]
+    validation: tuple[Tensor, ...]
+
+    def scaled(self, factor: float) -> Examples:
+        """Multiplies the inputs, not the targets."""
+        train, validation = ((inputs * factor, *targets) for inputs, *targets in self)
+        return Examples(train, validation)
+
+
+def split_off(held_out: int, *tensors: Tensor) -> Examples:
+    """Holds out the last examples of tensors (N, ...)."""
+    cut = len(tensors[0]) - held_out
+    return Examples(tuple(t[:cut] for t in tensors), tuple(t[cut:] for t in tensors))
+
+
+def split_off_a_fifth(*tensors: Tensor) -> Examples:
+    """Holds out the last fifth of the examples of tensors (N, ...)."""
+    train, validation = zip(*map(four_fifths, tensors), strict=True)
+    return Examples(train, validation)
+
+
+def four_fifths(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """The first four fifths of the rows, and the rest."""
+    cut = len(rows) * 4 // 5
+    return rows[:cut], rows[cut:]
+
+
+def multiple_of_eight(count: int) -> int:
+    """Returns the largest multiple of eight up to `count`."""
+    return count - count % 8
+
+
+def standardised(columns: Tensor) -> Tensor:
+    """Returns the columns (N, ...) with mean 0 and standard deviation 1 over the examples."""
+    return (columns - columns.mean(0)) / columns.std(0)
+
+
+def imbalance(labels: Tensor, ratio: float, classes: int, draws: Draws) -> Tensor:
+    """Returns indices of examples whose class sizes fall geometrically, as in "long-tailed" data.
+
+    The k-th of C classes, in random order, keeps a share ratio^(-k / (C - 1)) of its examples
+    (Cui et al. 2019, arXiv:1901.05555, section 5.1).
+
+    Args:
+        labels: (N,) int64.
+        ratio: of the most frequent class to the rarest, if they began equally frequent.
+        classes: C.
+        draws: decides the order of the classes and which examples stay.
+
+    Returns:
+        Indices int64, a multiple of eight of them, in random order.
+    """
+    rank = torch.randperm(classes, generator=draws.generator)
+    share = ratio ** -(rank / max(1, classes - 1))
+    kept = (torch.rand(len(labels), generator=draws.generator) < share[labels]).nonzero()[:, 0]
+    kept = kept[torch.randperm(len(kept), generator=draws.generator)]
+    return kept[: multiple_of_eight(len(kept))]
+
+
+def corrupt_labels(labels: Tensor, fraction: float, classes: int, draws: Draws) -> Tensor:
+    """Returns labels of which a random `fraction` was drawn anew, uniformly over the classes."""
+    chosen = torch.rand(len(labels), generator=draws.generator) < fraction
+    random_labels = torch.randint(classes, labels.shape, generator=draws.generator)
+    return torch.where(chosen, random_labels, labels)

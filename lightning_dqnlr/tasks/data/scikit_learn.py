@@ -1,0 +1,99 @@
+"""The data sets that come with scikit-learn: handwritten digits, and four tables."""
+
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.tasks.data.examples import (
+    Examples,
+    multiple_of_eight,
+    split_off,
+    standardised,
+)
+from lightning_dqnlr.tasks.sampling import Draws
+
+DIGITS_HELD_OUT = 360
+DIGITS_CLASSES = 10
+
+TableName = Literal["breast_cancer", "wine", "iris", "diabetes"]
+TABLE_NAMES: tuple[TableName, ...] = get_args(TableName)
+
+
+def _load(tasks: str, name: str) -> tuple[Any, Any]:
+    """Returns features (N, columns) and targets (N,) of a data set, as NumPy arrays.
+
+    Args:
+        tasks: which tasks need it, for the message.
+        name: of the data set.
+
+    Raises:
+        ConfigurationError: scikit-learn is not installed.
+    """
+    try:
+        import sklearn.datasets
+    except ImportError as error:
+        raise ConfigurationError(
+            f"the {tasks} tasks need scikit-learn, which is not installed; "
+            'run: pip install "lightning-dqnlr[train]"'
+        ) from error
+    features, targets = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    return features, targets
+
+
+@lru_cache(maxsize=1)
+def _shuffled_digits() -> tuple[Tensor, Tensor]:
+    inputs, labels = _load("digits", "digits")
+    # The file is ordered by writer, so the fixed split must be shuffled.
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    # 0..16 is the file's range of grey values.
+    images = torch.tensor(inputs, dtype=torch.float32) / 16.0
+    return images[order], torch.tensor(labels, dtype=torch.int64)[order]
+
+
+def digits(scale: float = 1.0) -> Examples:
+    """Returns scikit-learn's 8x8 digits: 1437 examples to train on, 360 for validation.
+
+    Args:
+        scale: factor on the grey values, which lie in 0..1 for scale 1.
+
+    Returns:
+        Inputs float32 (N, 64) and labels int64 (N,), always in the same fixed split. The tensors
+        are the caller's own.
+
+    Raises:
+        ConfigurationError: scikit-learn is not installed.
+    """
+    images, labels = _shuffled_digits()
+    return split_off(DIGITS_HELD_OUT, images * scale, labels.clone())
+
+
+@lru_cache(maxsize=len(TABLE_NAMES))
+def _whole_table(name: TableName) -> tuple[Tensor, Tensor]:
+    features, targets = _load("table", name)
+    rows = torch.tensor(features, dtype=torch.float32)
+    if name == "diabetes":
+        return rows, standardised(torch.tensor(targets, dtype=torch.float32)).unsqueeze(1)
+    return rows, torch.tensor(targets, dtype=torch.int64)
+
+
+def table(name: TableName, draws: Draws) -> Examples:
+    """Returns one of scikit-learn's tables, its columns standardised, a fifth of its rows held out.
+
+    Args:
+        name: "breast_cancer" (569 rows, 30 columns, 2 classes), "wine" (178, 13, 3 classes),
+            "iris" (150, 4, 3 classes), or "diabetes" (442, 10, regression on one target).
+        draws: decides which rows are held out.
+
+    Returns:
+        Inputs (N, columns) float32; labels (N,) int64, or standardised targets (N, 1) float32.
+
+    Raises:
+        ConfigurationError: scikit-learn is not installed.
+    """
+    features, targets = _whole_table(name)
+    order = torch.randperm(len(features), generator=draws.generator)
+    cut = multiple_of_eight(len(features) * 4 // 5)
+    return split_off(len(features) - cut, standardised(features)[order], targets[order])
