@@ -65,9 +65,9 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
     Observation: float32 (F,), the controller's, within +-3. Action: index of an LR multiplier.
     Reward: by default the decrease of log loss over the interval. `info` holds "task" (its name),
     "step" (optimizer steps made), "lr" (that they were last made with), "loss" (mean of the
-    interval) and "tripped" (the circuit breaker undid the interval); at the end of an episode also
-    "initial_loss", "final_loss" (mean over the training set, in eval mode; NaN if the run failed)
-    and "trips".
+    interval) and "tripped" (the circuit breaker undid the interval). At the end of an episode it
+    also holds "initial_loss", "final_loss" and "trips". The final loss is the mean over the
+    training set in eval mode, NaN if the run failed.
 
     `reset(options=...)` takes "task_seed", which the family's task, and "run_seed", which fixes
     initial weights, batches and dropout; both are drawn from the environment's own seed otherwise.

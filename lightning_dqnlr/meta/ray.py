@@ -45,8 +45,8 @@ class RayWorkers:
         start_minutes: how long to wait for the cluster to have room for all workers.
 
     Raises:
-        ConfigurationError: for a number out of range, or if Ray is not installed; from `open`, if
-            there is no such cluster; from the collector, if the cluster has no room, or if the
+        ConfigurationError: for a number out of range, or if Ray is not installed. `open` raises it
+            if there is no such cluster. The collector does if the cluster has no room, or if the
             workers of one episode die again and again.
 
     Example:

@@ -34,6 +34,9 @@ class PrioritisedReplayConfig:
 
     Raises:
         ConfigurationError: a value out of range; the message names the field.
+
+    Example:
+        >>> replay = PrioritisedReplayConfig(alpha=0.7).build(capacity=1000, observation_size=42)
     """
 
     alpha: float = 0.6

@@ -82,6 +82,11 @@ class QuantileConfig(DQNConfig):
 
     Raises:
         ConfigurationError: a value out of range; the message names the field.
+
+    Example:
+        >>> learner = QuantileConfig(quantiles=5).build(ControllerSpec())
+        >>> learner.online.quantiles(torch.zeros(2, 42)).shape
+        torch.Size([2, 7, 5])
     """
 
     quantiles: int = 21

@@ -76,7 +76,7 @@ class ReplayConfig(Protocol):
 
 @dataclass(frozen=True)
 class UniformReplayConfig:
-    """Every transition alike, drawn with probability 1 / N of N: nothing to set."""
+    """Each of N transitions is drawn with probability P(i) = 1 / N: nothing to set."""
 
     def build(
         self, capacity: int, observation_size: int, device: torch.device | str = "cpu"

@@ -215,6 +215,14 @@ class FinalScore:
 
     Raises:
         ConfigurationError: a value out of range.
+
+    Example:
+        >>> start = torch.ones(1, 3)
+        >>> on = torch.ones(1, 3, dtype=torch.bool)
+        >>> interval = TrainingInterval(start, start, start, ~on, on)
+        >>> end = End(torch.tensor([0.1, 0.2, 0.5]), torch.zeros(3))
+        >>> FinalScore().pay(interval, end)
+        tensor([[ 1.3370, -0.2694, -1.0676]])
     """
 
     least_replicas: ClassVar[int] = 2
