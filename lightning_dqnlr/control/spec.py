@@ -13,7 +13,8 @@ from lightning_dqnlr.control.features import FeatureSpec
 from lightning_dqnlr.errors import ConfigurationError
 
 Decay = Literal["wsd", "cosine", "none"]
-
+# A run's first learning rate: the controller's safe one, or the optimizer's own.
+StartRate = Literal["auto", "optimizer"]
 
 DEFAULT_MULTIPLIERS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
 CLASSIC_MULTIPLIERS = (0.8, 1.0, 1.25)

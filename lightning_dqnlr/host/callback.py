@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
 from lightning_dqnlr.control.controller import LRController
-from lightning_dqnlr.control.spec import check_arguments
+from lightning_dqnlr.control.spec import StartRate, check_arguments
 from lightning_dqnlr.errors import (
     CallOrderError,
     ConfigurationError,
@@ -37,7 +37,8 @@ from lightning_dqnlr.host.trainer_checks import (
     gradient_scale,
     horizon_of,
 )
-from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.policy.choice import Policy
+from lightning_dqnlr.policy.policy import as_policy
 
 _SKIPS = 64  # steps in a row that a gradient scaler may make an optimizer skip at the start
 _SILENT = 1  # torch gives its hooks to some wrappers in `zero_grad` only, within their first step
@@ -79,9 +80,9 @@ class DQNLRCallback(Callback):
 
     def __init__(
         self,
-        policy: str | Path | LRPolicy = "default",
+        policy: str | Path | Policy = "default",
         *,
-        start: Literal["auto", "optimizer"] | None = None,
+        start: StartRate | None = None,
         horizon: int | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
@@ -93,7 +94,7 @@ class DQNLRCallback(Callback):
     ) -> None:
         super().__init__()
         check_arguments(start=start, horizon=horizon, min_lr=min_lr, max_lr=max_lr, epsilon=epsilon)
-        self.policy = policy if isinstance(policy, LRPolicy) else LRPolicy.load(policy)
+        self.policy = as_policy(policy)
         self.start, self.horizon, self.monitor = start, horizon, monitor
         self.min_lr, self.max_lr = min_lr, max_lr
         self.circuit_breaker, self.epsilon, self.seed = circuit_breaker, epsilon, seed

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.probe import Probe, norm
-from lightning_dqnlr.control.spec import check_arguments
+from lightning_dqnlr.control.spec import StartRate, check_arguments
 from lightning_dqnlr.control.telemetry import Telemetry
 from lightning_dqnlr.errors import (
     ConfigurationError,
@@ -30,9 +30,7 @@ from lightning_dqnlr.errors import (
 from lightning_dqnlr.host.decisions import Outcome, Record, Recorder
 from lightning_dqnlr.host.optimizer import GroupRates
 from lightning_dqnlr.host.snapshot import Snapshot
-from lightning_dqnlr.policy.policy import LRPolicy
-
-Start = Literal["auto", "optimizer"]
+from lightning_dqnlr.policy.choice import Policy
 
 _STATE = (
     "base_lrs", "probed", "sizes", "controller", "telemetry", "snapshot", "generator", "record",
@@ -75,9 +73,9 @@ class OptimizerDriver:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        policy: LRPolicy,
+        policy: Policy,
         *,
-        start: Start | None = None,
+        start: StartRate | None = None,
         horizon: int | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
@@ -88,7 +86,7 @@ class OptimizerDriver:
         averages: Sequence[nn.Module] = (),
         across_ranks: bool = False,
     ) -> None:
-        start = start if start is not None else policy.start  # type: ignore[assignment]
+        start = start if start is not None else policy.start
         if circuit_breaker is None:
             circuit_breaker = policy.circuit_breaker
         check_arguments(start=start, horizon=horizon, min_lr=min_lr, max_lr=max_lr, epsilon=epsilon)
@@ -236,10 +234,8 @@ class OptimizerDriver:
             )
         used, decision = self.lr, self.controller.observe(stats)
         restored = self._restore_or_keep(bool(decision.tripped), bool(decision.healthy))
-        q_values = self.policy.q_values(decision.observation)
-        action = q_values.argmax(-1)
-        if self._epsilon:
-            action = self.policy.act(decision.observation, self._epsilon, self._generator)
+        choice = self.policy.choose(decision.observation, self._epsilon, self._generator)
+        action = choice.action
         if self._across_ranks:
             action = from_rank_zero(action, self._parameters[0].device)
         before = self.controller.history.log_scale
@@ -248,7 +244,7 @@ class OptimizerDriver:
         self._telemetry.begin(self.controller.interval)
         outcome = Outcome(
             action=int(action),
-            q_values=q_values,
+            q_values=choice.q_values,
             used=used,
             lr=self.lr,
             applied=float(self.controller.history.log_scale - before),

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.host.decisions import Record
-from lightning_dqnlr.host.driver import OptimizerDriver, Start, several_ranks
+from lightning_dqnlr.host.driver import OptimizerDriver, several_ranks
 from lightning_dqnlr.host.optimizer import watch_steps
-from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.policy.choice import Policy
+from lightning_dqnlr.policy.policy import as_policy
 
 
 class DQNLRScheduler:
@@ -60,10 +62,10 @@ class DQNLRScheduler:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        policy: str | Path | LRPolicy = "default",
+        policy: str | Path | Policy = "default",
         *,
         horizon: int | None = None,
-        start: Start | None = None,
+        start: StartRate | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
         circuit_breaker: bool | None = None,
@@ -77,7 +79,7 @@ class DQNLRScheduler:
             )
         self._driver = OptimizerDriver(
             _unwrapped(optimizer),
-            policy if isinstance(policy, LRPolicy) else LRPolicy.load(policy),
+            as_policy(policy),
             start=start,
             horizon=horizon,
             min_lr=min_lr,

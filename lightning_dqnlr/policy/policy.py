@@ -21,9 +21,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.control.spec import ControllerSpec, StartRate
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.files import write_together
+from lightning_dqnlr.policy.choice import Choice, Policy, choice_by
 from lightning_dqnlr.policy.network import Network, QEnsemble, build_network
 
 FORMAT = "lightning-dqnlr-policy"
@@ -63,9 +64,10 @@ class LRPolicy:
             )
 
     @property
-    def start(self) -> str:
-        """How a run should begin, as the policy was trained: "auto" or "optimizer"."""
-        return str(self.record.get("start", "auto"))
+    def start(self) -> StartRate:
+        """The first learning rate that the policy was trained with."""
+        start: StartRate = self.record.get("start", "auto")
+        return start
 
     @property
     def circuit_breaker(self) -> bool:
@@ -78,24 +80,23 @@ class LRPolicy:
         values: Tensor = self.network(observation)
         return values
 
+    def choose(
+        self,
+        observation: Tensor,
+        epsilon: float | Tensor = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Choice:
+        """Epsilon-greedy actions and their Q-values; see `Policy.choose`."""
+        return choice_by(self.q_values(observation), epsilon, generator)
+
     def act(
         self,
         observation: Tensor,
         epsilon: float | Tensor = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Epsilon-greedy actions, int64 of shape `lead`.
-
-        Args:
-            observation: (*lead, features).
-            epsilon: probability of a uniformly random action, broadcastable to `lead`.
-            generator: of the exploration, drawn on its own device; unused if epsilon is the number
-                0.
-        """
-        q_values = self.q_values(observation)
-        if isinstance(epsilon, float | int) and epsilon == 0:
-            return q_values.argmax(dim=-1)
-        return epsilon_greedy(q_values, epsilon, generator)
+        """The actions of `choose`, int64 of shape `lead`."""
+        return self.choose(observation, epsilon, generator).action
 
     def save(self, folder: str | Path) -> Path:
         """Writes the two files into `folder`, atomically; returns the folder.
@@ -150,6 +151,11 @@ class LRPolicy:
             ) from error
         policy.network.requires_grad_(False)
         return policy
+
+
+def as_policy(given: str | Path | Policy) -> Policy:
+    """The policy itself, or the one that `LRPolicy.load` reads by this name or folder."""
+    return LRPolicy.load(given) if isinstance(given, str | Path) else given
 
 
 def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
@@ -286,26 +292,3 @@ def _read_weights(folder: Path, record: dict[str, Any]) -> bytes:
             f"{RECORD}; copy both files again."
         )
     return weights
-
-
-def epsilon_greedy(
-    q_values: Tensor, epsilon: float | Tensor, generator: torch.Generator | None = None
-) -> Tensor:
-    """With probability epsilon an action drawn evenly from all, otherwise the greedy one.
-
-    As many random numbers are drawn whatever epsilon is, so a schedule of epsilon does not change
-    the randomness that follows.
-
-    Args:
-        q_values: (..., A). Ties go to the lowest index.
-        epsilon: in [0, 1]; a tensor broadcastable to (...) gives each replica its own.
-        generator: source of the randomness; drawn on its own device.
-
-    Returns:
-        (...) int64 actions on the device of q_values.
-    """
-    shape, device = q_values.shape[:-1], q_values.device
-    source = device if generator is None else generator.device
-    explores = torch.rand(shape, generator=generator, device=source).to(device) < epsilon
-    anything = torch.randint(q_values.shape[-1], shape, generator=generator, device=source)
-    return torch.where(explores, anything.to(device), q_values.argmax(dim=-1))

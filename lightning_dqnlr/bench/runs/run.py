@@ -28,6 +28,7 @@ from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import MissingPackageError, PolicyFileError
 from lightning_dqnlr.host.callback import DQNLRCallback
 from lightning_dqnlr.host.optimizer import GroupRates
+from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.tasks.task import Task
 
 
@@ -266,8 +267,8 @@ def state_bytes(optimizer: Optimizer) -> int:
 def _kept_bytes(callback: Callback) -> int:
     """Memory of a method's callback: what it would save, and its policy."""
     policy = callback.policy if isinstance(callback, DQNLRCallback) else None
-    network = 0 if policy is None else _tensor_bytes(dict(policy.network.state_dict()))
-    return network + _tensor_bytes(callback.state_dict())
+    weights = policy.network.state_dict() if isinstance(policy, LRPolicy) else {}
+    return _tensor_bytes(dict(weights)) + _tensor_bytes(callback.state_dict())
 
 
 def _tensor_bytes(tree: Any) -> int:
