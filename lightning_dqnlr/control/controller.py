@@ -37,7 +37,7 @@ from lightning_dqnlr.control.features import (
 )
 from lightning_dqnlr.control.history import UNSEEN, History
 from lightning_dqnlr.control.probe import Probe
-from lightning_dqnlr.control.spec import ControllerSpec, check_bounds, check_horizon
+from lightning_dqnlr.control.spec import ControllerSpec, check_limits
 from lightning_dqnlr.control.telemetry import IntervalStats
 
 _TINY = 1e-30
@@ -91,11 +91,11 @@ class LRController:
         circuit_breaker: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_horizon(horizon)
-        check_bounds(min_lr, max_lr)
+        check_limits(horizon, min_lr, max_lr)
         self.spec = spec
-        self.horizon = horizon
-        self.min_lr, self.max_lr = min_lr, max_lr
+        self.horizon = None if horizon is None else int(horizon)
+        self.min_lr = min_lr
+        self.max_lr = max_lr
         self.circuit_breaker = circuit_breaker
         self.history = History.zeros(lead, device)
         self.step = 0

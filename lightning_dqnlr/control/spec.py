@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.checks import POSITIVE, check_choice, check_integer, check_number
 from lightning_dqnlr.control.features import FeatureSpec
 from lightning_dqnlr.errors import ConfigurationError
 
@@ -93,12 +94,9 @@ class ControllerSpec:
 
     def __post_init__(self) -> None:
         for name in ("decisions", "growth", "unknown_growth", "probe_size", "start_ratio"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name}={getattr(self, name)!r} must be positive.")
-        if self.decay not in get_args(Decay):
-            raise ConfigurationError(f"decay={self.decay!r} must be one of {get_args(Decay)}.")
-        if not 0 < self.decay_share <= 1:
-            raise ConfigurationError(f"decay_share={self.decay_share!r} must lie in (0, 1].")
+            check_number(name, getattr(self, name), POSITIVE)
+        check_choice("decay", self.decay, get_args(Decay))
+        check_number("decay_share", self.decay_share, "(0, 1]")
 
     def interval(self, step: int, horizon: int | None) -> int:
         """Steps from a decision at `step` to the next one: short first, then horizon/decisions."""
@@ -141,39 +139,10 @@ class ControllerSpec:
         )
 
 
-def check_horizon(horizon: int | None) -> None:
-    """Raises ConfigurationError unless `horizon` is None or a positive number of steps."""
-    whole = isinstance(horizon, int) and not isinstance(horizon, bool)
-    if horizon is not None and not (whole and horizon > 0):
-        raise ConfigurationError(
-            f"horizon={horizon!r} must be a positive number of optimizer steps, or None if unknown."
-        )
-
-
-def check_bounds(min_lr: float | None, max_lr: float | None) -> None:
-    """Raises ConfigurationError unless 0 < min_lr <= max_lr (where given)."""
-    for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigurationError(f"{name}={value!r} must be a positive, finite learning rate.")
+def check_limits(horizon: int | None, min_lr: float | None, max_lr: float | None) -> None:
+    """Raises ConfigurationError unless horizon >= 1 and 0 < min_lr <= max_lr, where given."""
+    check_integer("horizon", horizon, 1, optional=True)
+    check_number("min_lr", min_lr, POSITIVE, optional=True)
+    check_number("max_lr", max_lr, POSITIVE, optional=True)
     if min_lr is not None and max_lr is not None and min_lr > max_lr:
         raise ConfigurationError(f"min_lr={min_lr} > max_lr={max_lr}; swap them or drop one.")
-
-
-def check_arguments(
-    *,
-    start: str | None,
-    horizon: int | None,
-    min_lr: float | None,
-    max_lr: float | None,
-    epsilon: float,
-) -> None:
-    """Raises ConfigurationError, naming the argument, unless all of them can work."""
-    if start not in (None, "auto", "optimizer"):
-        raise ConfigurationError(
-            f"start={start!r} must be 'auto' (a safe start) or 'optimizer' (the optimizer's own "
-            "learning rate)."
-        )
-    check_horizon(horizon)
-    check_bounds(min_lr, max_lr)
-    if not 0.0 <= epsilon <= 1.0:
-        raise ConfigurationError(f"epsilon={epsilon!r} must be a probability, 0 to 1.")

@@ -60,15 +60,24 @@ _PACKED = len(IntervalStats._fields) - 2  # all but `losses` and `steps`
 class Telemetry:
     """Accumulates one decision interval on the device.
 
-    Per optimizer step, in this order: `before` and `after` if `observing`, then `add_loss`.
+    Per optimizer step, in this order: `before` and `after` if `observing`, then `add_loss`, which
+    counts the step. A step without `add_loss` leaves no trace: the next one overwrites it.
 
     Args:
         num_coordinates: n, the length of probe vectors.
         lead: leading dimensions.
         device: where the sums live.
         lecun_norm: see `Probe`.
-        weight_floor: smallest norm of the weights to be divided by, and to be told of: weights
-            that begin at zero would never be allowed to leave it.
+        weight_floor: smallest norm of the weights that is reported and divided by. Weights that
+            begin at zero would otherwise never be allowed to move.
+
+    Example:
+        >>> telemetry, weights = Telemetry(num_coordinates=2), torch.tensor([3.0, 4.0])
+        >>> telemetry.before(gradient=weights, weights=weights)
+        >>> telemetry.after(0.9 * weights)
+        >>> telemetry.add_loss(torch.tensor(12.5))
+        >>> round(telemetry.read(0.9 * weights).max_update_ratio.item(), 4)
+        0.1
     """
 
     def __init__(
@@ -92,6 +101,8 @@ class Telemetry:
         self._paired: list[bool] = []  # per observation: was the step before it observed too?
         self._observations = 0  # since the first step
         self._last_observed = -1
+        self._seen_before = False  # the step under way, ahead of its update
+        self._seen_after = False
         self.total_steps = 0
         self.steps = 1
         self.step = 0
@@ -104,9 +115,19 @@ class Telemetry:
 
     @property
     def observing(self) -> bool:
-        """Whether the coming step is one whose gradient and update are looked at."""
+        """Whether the step under way is one whose gradient and update are looked at."""
         stride = math.ceil(self.steps / MAX_OBSERVATIONS)
         return self.step % (2 * stride) < 2
+
+    @property
+    def half_seen(self) -> bool:
+        """Whether the step under way has been looked at before its update and not after it."""
+        return self._seen_before and not self._seen_after
+
+    @property
+    def missed(self) -> bool:
+        """Whether the step under way has not been looked at although it is observed."""
+        return self.observing and not self._seen_after
 
     @property
     def complete(self) -> bool:
@@ -121,20 +142,29 @@ class Telemetry:
             self._anchors[..., 1, :] = weights
         self._row(_G).copy_(gradient)
         self._row(_W).copy_(weights)
+        self._seen_before = True
+        self._seen_after = False
 
     def after(self, weights: Tensor) -> None:
         """Takes the probe's weights, (*lead, n), just after the step."""
         torch.sub(weights, self._row(_W), out=self._row(_D))
         torch.matmul(self._vectors, self._columns, out=self._grams[len(self._paired)])
-        self._paired.append(0 < self.total_steps == self._last_observed + 1)
-        self._last_observed = self.total_steps
-        self._observations += 1
+        self._seen_after = True
+
+    def forget_step(self) -> None:
+        """Drops what was seen of the step under way."""
+        self._seen_before = self._seen_after = False
 
     def _row(self, name: int) -> Tensor:
         return self._rows[name if self._observations % 2 == 0 else 4 - name]
 
     def add_loss(self, loss: Tensor) -> None:
-        """Adds the step's training loss, shape `lead`, and ends the step."""
+        """Adds the step's training loss, shape `lead`, and counts the step."""
+        if self._seen_after:
+            self._paired.append(0 < self.total_steps == self._last_observed + 1)
+            self._last_observed = self.total_steps
+            self._observations += 1
+        self.forget_step()
         bins = min(self.steps, MAX_BINS)
         self._bins[self.step * bins // self.steps].add_(loss)
         self.step += 1

@@ -18,7 +18,7 @@ from lightning_dqnlr.envs.process import RandomStream
 from lightning_dqnlr.envs.trainer_data import module_losses, quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import UnsupportedTrainingError
 from lightning_dqnlr.host.callback import DQNLRCallback
-from lightning_dqnlr.host.optimizer import GroupRates
+from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.policy.choice import ScriptedPolicy
 from lightning_dqnlr.tasks.task import Task
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +20,18 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from lightning_dqnlr.control.controller import LRController
-from lightning_dqnlr.control.spec import StartRate, check_arguments
+from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import (
     CallOrderError,
     ConfigurationError,
 )
-from lightning_dqnlr.host.decisions import Record
-from lightning_dqnlr.host.driver import OptimizerDriver
-from lightning_dqnlr.host.optimizer import silent_optimizer, watch_steps
+from lightning_dqnlr.host.decisions import DecisionRecord
+from lightning_dqnlr.host.driver import OptimizerDriver, silent_optimizer
+from lightning_dqnlr.host.options import ControlOptions
 from lightning_dqnlr.host.trace import plot_trace, save_trace
-from lightning_dqnlr.host.trainer_checks import (
+from lightning_dqnlr.host.trainer_queries import (
     averages,
     check_training,
     gradient_scale,
@@ -93,15 +93,14 @@ class DQNLRCallback(Callback):
         log: bool = True,
     ) -> None:
         super().__init__()
-        check_arguments(start=start, horizon=horizon, min_lr=min_lr, max_lr=max_lr, epsilon=epsilon)
+        self.options = ControlOptions(
+            start, horizon, min_lr, max_lr, circuit_breaker, epsilon, seed
+        )
         self.policy = as_policy(policy)
-        self.start, self.horizon, self.monitor = start, horizon, monitor
-        self.min_lr, self.max_lr = min_lr, max_lr
-        self.circuit_breaker, self.epsilon, self.seed = circuit_breaker, epsilon, seed
+        self.monitor = monitor
         self._logs = log  # Lightning puts its own `log` on callbacks
         self._driver: OptimizerDriver | None = None
-        self._hooks: list[RemovableHandle] = []
-        self._trace: list[Record] = []
+        self._trace: list[DecisionRecord] = []
         self._resume: dict[str, Any] = {}  # of the checkpoint that was restored last
         self._stale = False  # whether driver and checkpoint are another call's of the Trainer
         self._log_every = 0
@@ -123,7 +122,7 @@ class DQNLRCallback(Callback):
         return self._driver.controller
 
     @property
-    def trace(self) -> list[Record]:
+    def trace(self) -> list[DecisionRecord]:
         """One plain record per decision.
 
         Keys: `step`, `loss` (mean of the interval that ended), `lr` (used in it), `next_lr`,
@@ -156,25 +155,20 @@ class DQNLRCallback(Callback):
     # Before a checkpoint is restored, and before a finder saves one of its own.
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._stale:
-            self._driver, self._resume = None, {}
+            self._driver = None
+            self._resume = {}
 
     # Lightning restores the optimizer after `on_fit_start`, so everything begins here.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_training(trainer, pl_module)
-        self._remove_hooks()
+        self._unhook()
         resume = self._resume
         self._first_step = resume.get("first_step", trainer.global_step)
-        horizon = self.horizon or horizon_of(trainer, self._first_step)
+        horizon = self.options.horizon or horizon_of(trainer, self._first_step)
         driver = OptimizerDriver(
             trainer.optimizers[0],
             self.policy,
-            start=self.start,
-            horizon=horizon,
-            min_lr=self.min_lr,
-            max_lr=self.max_lr,
-            circuit_breaker=self.circuit_breaker,
-            epsilon=self.epsilon,
-            seed=self.seed,
+            replace(self.options, horizon=horizon),
             module=pl_module,
             averages=averages(trainer),
             across_ranks=trainer.world_size > 1,
@@ -182,19 +176,20 @@ class DQNLRCallback(Callback):
         if resume:
             driver.load_state_dict(resume["driver"])
             driver.change_horizon(horizon)
-        self._resume, self._skips = {}, 0
-        self._driver, self._trace = driver, driver.trace
+        self._resume = {}
+        self._skips = 0
+        self._driver = driver
+        self._trace = driver.trace
         self._log_every = self._steps_per_log(trainer)
         self._forget_batches()
-        self._hooks = watch_steps(driver.optimizer, lambda *_: driver.after_step())
+        driver.watch_steps()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if self._driver is not None:
             self._attempted = True
-            observing = self._driver.observing
-            self._driver.before_step(gradient_scale(trainer, optimizer) if observing else None)
+            self._driver.before_step(lambda: gradient_scale(trainer, optimizer))
 
     def on_train_batch_end(
         self,
@@ -217,7 +212,7 @@ class DQNLRCallback(Callback):
             self._forget_batches()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._remove_hooks()
+        self._unhook()
 
     # What `test`, or a `fit` that had nothing left to do, has restored is not for the next `fit`.
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -226,7 +221,7 @@ class DQNLRCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._remove_hooks()
+        self._unhook()
         self._stale = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -235,13 +230,13 @@ class DQNLRCallback(Callback):
         return {"first_step": self._first_step, "driver": self._driver.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resume, self._stale = state_dict, False
+        self._resume = state_dict
+        self._stale = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the run: the driver, and Lightning's bound `log` functions."""
-        run = {"log", "log_dict", "_driver", "_hooks", "_loss"}
-        kept = {k: v for k, v in self.__dict__.items() if k not in run}
-        return {**kept, "_driver": None, "_hooks": [], "_loss": None}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
+        return {**kept, "_driver": None, "_loss": None}
 
     def _add_loss(self, outputs: Any, accumulated: int) -> None:
         """Adds up the losses of an accumulation window; Lightning has divided each of them."""
@@ -255,17 +250,23 @@ class DQNLRCallback(Callback):
 
     def _finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._driver is not None
-        loss, batches = self._loss, self._batches
+        loss = self._mean_loss() if self.monitor is None else self._monitored(trainer)
         self._forget_batches()
-        if self.monitor is not None:
-            loss, batches = self._monitored(trainer), 1
         if loss is None:  # training_step returned None: nothing was learnt
             self._driver.forget_step()
             return
         used = self._driver.lr
-        self._driver.finish_step(loss if batches == 1 else loss / batches)
+        self._driver.finish_step(loss)
         if self._log_every and trainer.global_step % self._log_every == 0:
             self._log(trainer, pl_module, used)
+
+    def _mean_loss(self) -> Tensor | None:
+        """Of the accumulation window; None without a loss in it."""
+        return (
+            self._loss / self._batches
+            if self._loss is not None and self._batches > 1
+            else self._loss
+        )
 
     def _steps_per_log(self, trainer: Trainer) -> int:
         """0 where nobody looks."""
@@ -293,7 +294,9 @@ class DQNLRCallback(Callback):
         return metrics[self.monitor].detach().reshape(())
 
     def _forget_batches(self) -> None:
-        self._loss, self._batches, self._attempted = None, 0, False
+        self._loss = None
+        self._batches = 0
+        self._attempted = False
 
     def _count_skip(self, trainer: Trainer) -> None:
         """Raises UnsupportedTrainingError for an optimizer that steps without telling."""
@@ -305,7 +308,6 @@ class DQNLRCallback(Callback):
             assert self._driver is not None
             raise silent_optimizer(self._driver.optimizer)
 
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def _unhook(self) -> None:
+        if self._driver is not None:
+            self._driver.close()

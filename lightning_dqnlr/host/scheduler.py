@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
-from lightning_dqnlr.host.decisions import Record
+from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.driver import OptimizerDriver, several_ranks
-from lightning_dqnlr.host.optimizer import watch_steps
+from lightning_dqnlr.host.options import ControlOptions
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
@@ -77,24 +77,18 @@ class DQNLRScheduler:
             raise ConfigurationError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
             )
+        options = ControlOptions(start, horizon, min_lr, max_lr, circuit_breaker, epsilon, seed)
         self._driver = OptimizerDriver(
             _unwrapped(optimizer),
             as_policy(policy),
-            start=start,
-            horizon=horizon,
-            min_lr=min_lr,
-            max_lr=max_lr,
-            circuit_breaker=circuit_breaker,
-            epsilon=epsilon,
-            seed=seed,
+            options,
             module=module,
             across_ranks=several_ranks(),
         )
-        self._horizon = horizon
-        self._hooks = watch_steps(self._driver.optimizer, self._after_step, self._before_step)
+        self._driver.watch_steps(self._before_step)
 
     @property
-    def trace(self) -> list[Record]:
+    def trace(self) -> list[DecisionRecord]:
         """One plain record per decision."""
         return self._driver.trace
 
@@ -141,14 +135,12 @@ class DQNLRScheduler:
             ConfigurationError: if the state is of another model or optimizer.
         """
         self._driver.load_state_dict(state)
-        if self._horizon is not None:
-            self._driver.change_horizon(self._horizon)
+        if self._driver.options.horizon is not None:
+            self._driver.change_horizon(self._driver.options.horizon)
 
     def close(self) -> None:
         """Takes the hooks off the optimizer; its learning rates stay as they are."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._driver.close()
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -160,10 +152,7 @@ class DQNLRScheduler:
                 "call backward() first and then optimizer.step()."
             )
         # A gradient scaler leaves the unscaling to a fused optimizer, and the scale here.
-        self._driver.before_step(getattr(optimizer, "grad_scale", None))
-
-    def _after_step(self, *_: object) -> None:
-        self._driver.after_step()
+        self._driver.before_step(lambda: getattr(optimizer, "grad_scale", None))
 
     def _scaler_skipped(self) -> bool:
         groups = self._driver.optimizer.param_groups

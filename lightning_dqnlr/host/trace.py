@@ -12,12 +12,12 @@ from typing import Any
 
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError
 from lightning_dqnlr.files import write_atomically
-from lightning_dqnlr.host.decisions import Record
+from lightning_dqnlr.host.decisions import DecisionRecord
 
 _LR, _LOSS, _TRIP = "#1b6ca8", "#c8553d", "#7d2e8d"
 
 
-def save_trace(trace: Sequence[Record], path: str | Path) -> Path:
+def save_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
     """Writes one line per decision as CSV, atomically; Q-values as a JSON list in their column.
 
     Raises:
@@ -33,7 +33,7 @@ def save_trace(trace: Sequence[Record], path: str | Path) -> Path:
     return write_atomically(path, text.getvalue().encode())
 
 
-def plot_trace(trace: Sequence[Record], path: str | Path) -> Path:
+def plot_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
     """Draws learning rate and training loss over the steps, with the restores marked.
 
     Args:
@@ -71,7 +71,7 @@ def plot_trace(trace: Sequence[Record], path: str | Path) -> Path:
     return write_atomically(path, image.getvalue())
 
 
-def _draw(figure: Any, trace: Sequence[Record]) -> Any:
+def _draw(figure: Any, trace: Sequence[DecisionRecord]) -> Any:
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
     steps = [record["step"] for record in trace]
     losses, rates = [r["loss"] for r in trace], [r["lr"] for r in trace]
@@ -102,7 +102,7 @@ def _mark_trips(upper: Any, lower: Any, steps: Sequence[int]) -> None:
         upper.legend(frameon=False, loc="upper right", fontsize="small")
 
 
-def _check(trace: Sequence[Record]) -> None:
+def _check(trace: Sequence[DecisionRecord]) -> None:
     if not trace:
         raise CallOrderError(
             "there is no trace yet: no decision has been taken. Train for at least one optimizer "

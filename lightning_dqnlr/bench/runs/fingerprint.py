@@ -28,11 +28,12 @@ _ALWAYS = (
     "bench/runs/run.py",
     "bench/runs/evaluation.py",
     "envs/trainer_data.py",
-    "host/optimizer.py",
+    "host/group_rates.py",
 )
 _CONTROLLER = (
     "control", "bench/methods/controls.py", "host/callback.py", "host/driver.py", "envs/trainer_run.py",
-    "policy/network.py", "policy/policy.py", "host/snapshot.py", "host/trainer_checks.py",
+    "policy/choice.py", "policy/network.py", "policy/policy.py", "host/snapshot.py",
+    "host/trainer_queries.py",
 )  # fmt: skip
 _PLAIN = (str, int, float)
 _VERSIONS = ("torch", "lightning", "prodigyopt", "dadaptation", "schedulefree")

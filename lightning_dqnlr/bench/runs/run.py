@@ -27,7 +27,7 @@ from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import MissingPackageError, PolicyFileError
 from lightning_dqnlr.host.callback import DQNLRCallback
-from lightning_dqnlr.host.optimizer import GroupRates
+from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.tasks.task import Task
 
