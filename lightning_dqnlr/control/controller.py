@@ -2,13 +2,13 @@
 
 The caller puts a policy between `observe` and `apply`. Greedy use in a Trainer, epsilon-greedy
 exploration over R replicas, a Gymnasium agent and scripted baselines therefore run through the
-same code, elementwise over leading dimensions: what the policy met in meta-training is what it
+same code, elementwise over leading dimensions. What the policy met in meta-training is what it
 meets in a user's run.
 
 The learning rate is `scale * decay(progress)`. The decay falls to zero at the end when the horizon
-is known and is 1 when it is not; the actions multiply the scale. The scale starts where the first
-update moves the weights by 1e-4 of their norm, so that the user's learning rate cannot hurt, and
-the policy climbs from there.
+is known; it is 1 when the horizon is unknown. The actions multiply the scale. The scale starts
+where the first update moves the weights by 1e-4 of their norm, and the policy climbs from there.
+The user's learning rate therefore cannot hurt.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ _DROPS = 0.7  # decay per decision of what was gained and what was forecast
 class Decision(NamedTuple):
     """What `observe` returns, all of leading shape `lead`.
 
-    The host restores its last snapshot but one where `tripped` (of the last one's weights no loss
-    has been seen yet) and takes a new one where `healthy`, in that order, before it applies an
-    action.
+    Before it applies an action, the host restores its last snapshot but one where `tripped`. It
+    then takes a new snapshot where `healthy`. No loss has been seen yet of the last one's weights.
     """
 
     observation: Tensor  # (*lead, features)
@@ -73,11 +72,19 @@ class LRController:
         device: where the state lives.
 
     Attributes:
+        lr: the learning rate of the coming steps, shape `lead`.
         start_multiplier: what a safe start is multiplied by, of shape `lead` or a number; for
             exploration from elsewhere.
 
     Raises:
         ConfigurationError: for a non-positive horizon or bound, or min_lr > max_lr.
+
+    Example:
+        controller = LRController(policy.spec, horizon=1000)
+        controller.safe_start(gradient_norm, weight_norm, probe, follows_gradient=False)
+        ...  # controller.interval steps at controller.lr, fed to a Telemetry
+        decision = controller.observe(telemetry.read(weights))
+        controller.apply(policy.choose(decision.observation).action)
     """
 
     def __init__(
@@ -112,10 +119,10 @@ class LRController:
     ) -> Tensor:
         """Sets the first learning rate from the first gradient; returns it, shape `lead`.
 
-        An update of SGD is lr * g. Of any other optimizer nothing is known yet but that steps of
-        the Adam kind have coordinates of about lr, so the larger of the two guesses is taken, and
-        the first measured update corrects it. A gradient of zero (a batch without a target) says
-        nothing of those to come: SGD then starts where the Adam kind does.
+        An update of SGD is lr * g. A step of the Adam kind has coordinates of about lr. For other
+        optimizers than SGD the larger of the two guesses is taken, and the first measured update
+        corrects it. A gradient of zero (a batch without a target) tells nothing about later ones:
+        SGD then starts where the Adam kind does.
 
         Args:
             gradient_norm: of the first gradient, all of it, shape `lead`.
@@ -229,7 +236,7 @@ class LRController:
     def _correct_start(self, stats: IntervalStats) -> None:
         h, ratio = self.history, _update_ratio(stats)
         factor = (self.spec.start_ratio / ratio.clamp_min(_TINY)).clamp(1.0, 1e6)
-        # A first update of exactly zero (a masked or frozen start) says nothing about the scale.
+        # A first update of exactly zero (a masked or frozen start) tells nothing about the scale.
         factor = torch.where((ratio > 0) & ratio.isfinite(), factor, torch.ones_like(factor))
         log_scale = h.log_scale + factor.log()
         self.history = replace(
@@ -239,8 +246,8 @@ class LRController:
     def _allowed_log_scale(self) -> Tensor:
         """The largest scale that keeps the update within its cap, by the last interval's ratio.
 
-        Right after a restore there is none: the ratio is of weights that blew up and are gone, and
-        would take the rate down by as many decades as these were away.
+        Right after a restore there is no cap. The ratio is then that of the weights that blew up,
+        and it would lower the rate by as many decades as these weights were away.
         """
         factor = self.spec.max_update_ratio / self._ratio.nan_to_num(1.0).clamp_min(_TINY)
         log_lr = self.lr.clamp_min(_TINY).log() + factor.clamp_max(1e12).log()
@@ -254,7 +261,7 @@ class LRController:
         lr = self.history.log_scale.exp() * self._decay()
         if self.min_lr is not None or self.max_lr is not None:
             lr = lr.clamp(self.min_lr, self.max_lr)
-            # The scale stays where the bound put it; else it would run on, out of reach.
+            # The scale stays where the bound put it; otherwise it would run on, out of reach.
             self.history = replace(self.history, log_scale=(lr / self._decay()).log())
         self.lr = lr
         return lr
@@ -274,13 +281,15 @@ class LRController:
         """Restores what `state_dict` returned; the horizon becomes the saved one.
 
         Raises:
-            ConfigurationError: if another version saved it, which remembered less.
+            ConfigurationError: if the state is of a version that remembered less.
         """
         device = self.lr.device
         self.history = History.from_state(state["history"], device)
-        self.lr, self._ratio = state["lr"].to(device), state["ratio"].to(device)
+        self.lr = state["lr"].to(device)
+        self._ratio = state["ratio"].to(device)
         self.step, self.decisions, self.interval = state["counters"]
-        self.horizon, self._rescale = state["horizon"], state["rescale"]
+        self.horizon = state["horizon"]
+        self._rescale = state["rescale"]
         self._fixed = False  # looked at anew
 
 

@@ -27,6 +27,10 @@ class ActionSpec:
 
     Raises:
         ConfigurationError: if the table is not ascending, not positive, or has no 1.
+
+    Example:
+        >>> ActionSpec((0.5, 1.0, 2.0)).log_multiplier(torch.tensor([1, 2]))
+        tensor([0.0000, 0.6931])
     """
 
     multipliers: tuple[float, ...] = DEFAULT_MULTIPLIERS
@@ -68,8 +72,8 @@ class ControllerSpec:
             scale and then lets it fall linearly to zero (warm-up, stable, decay; Hu et al. 2024,
             arXiv:2404.06395, with the warm-up left to the policy), "cosine" is half a cosine.
         decay_share: share of the run over which "wsd" falls.
-        cuts_in_decay: whether actions may lower the scale while "wsd" falls. The loss pays a cut at
-            once and the end of the run pays for it, so that a policy cuts too early and too deep.
+        cuts_in_decay: whether actions may lower the scale while "wsd" falls. A cut lowers the loss
+            at once and harms the end of the run, so a policy would cut too early and too deep.
         probe_size: sampled coordinates.
         start_ratio: norm of the first update over the weights' norm.
         max_update_ratio: cap on that ratio at any time.
@@ -77,6 +81,10 @@ class ControllerSpec:
 
     Raises:
         ConfigurationError: naming the field that is out of range.
+
+    Example:
+        >>> ControllerSpec(decisions=10).interval(step=100, horizon=1000)
+        50
     """
 
     features: FeatureSpec = field(default_factory=FeatureSpec)

@@ -4,9 +4,8 @@ At observed steps the gradient and the weights are read at the coordinates of a 
 every inner product that the features need (gradient with gradient, gradient with update, update
 with update, ...) comes out of one small Gram matrix. `Telemetry` keeps those matrices and the
 losses of one decision interval on the device; `Telemetry.read` turns them into one flat tensor, so
-that a host needs exactly one transfer per decision. Long intervals observe 8 of their steps (four
-adjacent pairs, because the cosines compare consecutive steps); the loss is averaged over all of
-them.
+that a host needs exactly one transfer per decision. Long intervals observe 8 of their steps: four
+adjacent pairs, because the cosines compare consecutive steps. The loss is averaged over all steps.
 
 Everything has leading dimensions `lead`: `()` for one run, `(R,)` for R replicas side by side.
 """

@@ -1,11 +1,11 @@
 """`DQNLRCallback`: the learned learning-rate control in a Lightning Trainer.
 
-Glue only: it tells the driver of gradients, optimizer steps and losses at the right moments of
+The callback tells the driver of gradients, optimizer steps and losses at the right moments of
 Lightning's loop. The gradients are read in `on_before_optimizer_step`, unscaled and not yet
-clipped; Lightning runs the whole forward and backward pass inside `optimizer.step`, so torch's own
-pre-hook would be too early. Real steps are counted by torch's post-hook, because `global_step`
-counts those that mixed precision skips as well. A learning rate set at a batch's end acts on the
-next step.
+clipped. Torch's own pre-hook would be too early, because Lightning runs the whole forward and
+backward pass inside `optimizer.step`. Torch's post-hook counts the real steps, because
+`global_step` also counts those that mixed precision skips. A learning rate set at a batch's end
+acts on the next step.
 """
 
 from __future__ import annotations
@@ -41,29 +41,29 @@ from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
 _SKIPS = 64  # steps in a row that a gradient scaler may make an optimizer skip at the start
-_SILENT = 1  # torch gives its hooks to some wrappers in `zero_grad` only, within their first step
+_SILENT = 1  # some wrappers get torch's hooks only in `zero_grad`, within their first step
 
 
 class DQNLRCallback(Callback):
-    """Sets the learning rate of a Trainer's optimizer: `Trainer(callbacks=[DQNLRCallback()])`.
+    """Sets the learning rate of a Trainer's optimizer.
 
-    Whatever learning rate `configure_optimizers` names, training starts at a safe one and a
-    Q-network raises or lowers it from there. With several parameter groups the ratios between
-    their learning rates are kept. Resuming from a checkpoint continues exactly.
+    Training starts at a safe learning rate, whatever `configure_optimizers` names, and a Q-network
+    raises or lowers it from there. With several parameter groups the ratios between their learning
+    rates are kept. Resuming from a checkpoint continues exactly.
 
     Args:
         policy: "default" for the bundled policy, the folder of a saved one, or an `LRPolicy`.
         start: "auto" for a safe start independent of the optimizer's learning rate, "optimizer" to
             start at that; None for what the policy was trained with ("auto" for the bundled one).
         horizon: optimizer steps of the whole run; None to take them from the Trainer (max_steps,
-            or max_epochs times the loader's length). Without either the run has no known end and
-            the learning rate no built-in decay.
+            or max_epochs times the loader's length). Without either the end of the run is unknown
+            and the learning rate has no built-in decay.
         min_lr: lower bound of the learning rate (of the parameter group with the largest one).
         max_lr: upper bound.
-        monitor: name of a metric that `training_step` logs at every step, to be followed instead
-            of the loss it returns. It must be a training loss, to be minimised.
+        monitor: name of a metric that `training_step` logs at every step. The callback follows it
+            instead of the loss that `training_step` returns; it must be a training loss.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
-            weights, buffers and optimizer state, of which two copies are then kept; None for what
+            weights, buffers and optimizer state. Two copies of them are then kept. None for what
             the policy was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
@@ -74,8 +74,11 @@ class DQNLRCallback(Callback):
         ConfigurationError: for an argument out of range.
         PolicyFileError: if the policy cannot be read.
         UnsupportedTrainingError: when training starts, if there is not exactly one optimizer, or
-            anything else sets the learning rate, or under FSDP and DeepSpeed; after the second
+            anything else sets the learning rate, or under FSDP and DeepSpeed. After the second
             step, if the optimizer tells of no step.
+
+    Example:
+        trainer = Trainer(callbacks=[DQNLRCallback()])
     """
 
     def __init__(
@@ -101,14 +104,16 @@ class DQNLRCallback(Callback):
         self._logs = log  # Lightning puts its own `log` on callbacks
         self._driver: OptimizerDriver | None = None
         self._trace: list[DecisionRecord] = []
-        self._resume: dict[str, Any] = {}  # of the checkpoint that was restored last
-        self._stale = False  # whether driver and checkpoint are another call's of the Trainer
+        self._resume: dict[str, Any] = {}  # state of the checkpoint that was restored last
+        self._stale = (
+            False  # whether driver and checkpoint are those of an earlier call
+        )
         self._log_every = 0
         self._first_step = 0  # the Trainer's global_step when control began
         self._loss: Tensor | None = None  # sum over the batches of one optimizer step
         self._batches = 0
         self._attempted = False
-        self._skips: int | None = 0  # in a row at the start; None once a step has been told of
+        self._skips: int | None = 0  # in a row at the start; None after the first real step
 
     @property
     def controller(self) -> LRController:
@@ -152,7 +157,7 @@ class DQNLRCallback(Callback):
         """
         return save_trace(self.trace, path)
 
-    # Before a checkpoint is restored, and before a finder saves one of its own.
+    # Lightning calls this before it restores a checkpoint and before a finder saves its own.
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._stale:
             self._driver = None
@@ -214,7 +219,7 @@ class DQNLRCallback(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unhook()
 
-    # What `test`, or a `fit` that had nothing left to do, has restored is not for the next `fit`.
+    # A checkpoint that `test` or an already finished `fit` restored is not for the next `fit`.
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stale = True
 
@@ -252,7 +257,7 @@ class DQNLRCallback(Callback):
         assert self._driver is not None
         loss = self._mean_loss() if self.monitor is None else self._monitored(trainer)
         self._forget_batches()
-        if loss is None:  # training_step returned None: nothing was learnt
+        if loss is None:  # training_step returned None, so there is nothing to count
             self._driver.forget_step()
             return
         used = self._driver.lr
@@ -261,7 +266,7 @@ class DQNLRCallback(Callback):
             self._log(trainer, pl_module, used)
 
     def _mean_loss(self) -> Tensor | None:
-        """Of the accumulation window; None without a loss in it."""
+        """The mean loss of the accumulation window; None without a loss in it."""
         return (
             self._loss / self._batches
             if self._loss is not None and self._batches > 1
@@ -269,12 +274,12 @@ class DQNLRCallback(Callback):
         )
 
     def _steps_per_log(self, trainer: Trainer) -> int:
-        """0 where nobody looks."""
+        """0 where neither a logger nor a progress bar shows it."""
         heard = bool(trainer.loggers) or trainer.progress_bar_callback is not None
         return max(0, trainer.log_every_n_steps) if self._logs and heard else 0  # type: ignore[attr-defined]
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, used: float) -> None:
-        """Logs where somebody looks; each call costs as much as a small model's step."""
+        """Logs where it is seen, because each call costs as much as a small model's step."""
         if trainer.loggers:
             pl_module.log("dqnlr/lr", used, on_step=True, on_epoch=False)
         if trainer.progress_bar_callback is not None:

@@ -27,11 +27,11 @@ class GroupRates:
         UnsupportedTrainingError: for LBFGS.
 
     Example:
-        >>> groups = [{"params": [torch.zeros(1)], "lr": lr} for lr in (0.1, 0.01)]
+        >>> groups = [{"params": [torch.zeros(1)], "lr": lr} for lr in (0.4, 0.1)]
         >>> optimizer = torch.optim.SGD(groups)
         >>> GroupRates(optimizer).set(2.0)
         >>> [group["lr"] for group in optimizer.param_groups]
-        [2.0, 0.2]
+        [2.0, 0.5]
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:

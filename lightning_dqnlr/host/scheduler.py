@@ -30,8 +30,8 @@ class DQNLRScheduler:
             scheduler.step(loss)
 
     It hooks into `optimizer.step()` to see the gradients just before it, and sets the first, safe
-    learning rate there. Gradients that the loop clips are therefore seen clipped. In a
-    data-parallel run every process does the same; the statistics are averaged over them.
+    learning rate there. If the loop clips gradients, it sees the clipped ones. In a data-parallel
+    run every process does the same, and the statistics are averaged over them.
 
     Args:
         optimizer: any `torch.optim` optimizer but LBFGS, or Fabric's wrapper of one.
@@ -43,12 +43,12 @@ class DQNLRScheduler:
         min_lr: lower bound of the learning rate (of the parameter group with the largest one).
         max_lr: upper bound.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
-            weights and optimizer state, of which two copies are then kept; None for what the policy
+            weights and optimizer state. Two copies of them are then kept. None for what the policy
             was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
-        module: the model. Its buffers (BatchNorm's statistics) are then restored along with the
-            weights, and frozen parameters that follow them (a target network).
+        module: the model. The breaker then also restores its buffers (BatchNorm's statistics) and
+            frozen parameters that follow the weights (a target network).
 
     Attributes:
         trace: one plain record per decision.
@@ -148,7 +148,7 @@ class DQNLRScheduler:
         # The hooks get the optimizer itself as the first of the arguments, too.
         if any(callable(a) for a in args[1:]) or kwargs.get("closure") is not None:
             raise UnsupportedTrainingError(
-                "optimizer.step(closure) makes the gradients inside, where they cannot be seen; "
+                "optimizer.step(closure) makes the gradients inside, where they cannot be read; "
                 "call backward() first and then optimizer.step()."
             )
         # A gradient scaler leaves the unscaling to a fused optimizer, and the scale here.

@@ -30,7 +30,7 @@ from lightning_dqnlr.policy.network import Network, QEnsemble, build_network
 FORMAT = "lightning-dqnlr-policy"
 FORMAT_VERSION = 1
 WEIGHTS, RECORD = "policy.safetensors", "policy.json"
-# The one that ships to be used, and two that it is compared with: the textbook recipe on raw
+# "default" is the one to use. The others are for comparison: the textbook recipe on raw
 # statistics, and Q-learning in a table.
 BUNDLED = ("default", "classic", "q_table")
 # The part of a record's settings of collection that says what a Q-value is.
@@ -48,6 +48,11 @@ class LRPolicy:
 
     Raises:
         ConfigurationError: if network and specification disagree in size.
+
+    Example:
+        >>> policy = LRPolicy.load("default")
+        >>> policy.choose(torch.zeros(3, len(policy.spec.features))).q_values.shape
+        torch.Size([3, 7])
     """
 
     network: Network
@@ -162,13 +167,15 @@ def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
     """The policy that acts on the mean Q-values of several, of whatever kind of network.
 
     They must share a specification, start and circuit breaker, and have learned from the same
-    reward, credited alike: the mean of values in different units would follow whichever member has
-    the larger ones. The record holds those of the members; what all of them have in common stands
-    once.
+    reward, credited alike. In different units the member with the larger values would decide. The
+    record holds the members' own records; what all of them have in common stands once.
 
     Raises:
         ConfigurationError: for fewer than two policies, different specifications, or records
             that name different rewards, credits, starts or circuit breakers.
+
+    Example:
+        combine([LRPolicy.load("one"), LRPolicy.load("other")]).save("both")
     """
     if len(policies) < 2 or any(p.spec != policies[0].spec for p in policies):
         raise ConfigurationError(
@@ -209,8 +216,12 @@ def with_settings(policy: LRPolicy, texts: Sequence[str]) -> LRPolicy:
         texts: each `name=value`, the value in JSON or a bare word.
 
     Raises:
-        ConfigurationError: for what is no such text, for a value out of range, and for features
-            and actions, which the networks' shapes depend on.
+        ConfigurationError: for another form, a value out of range, and for features and actions,
+            because the networks' shapes depend on them.
+
+    Example:
+        >>> with_settings(LRPolicy.load("default"), ["decay_share=0.2"]).spec.decay_share
+        0.2
     """
     fields = ("features", "actions")
     own = {name: value for name, value in asdict(policy.spec).items() if name not in fields}
@@ -238,7 +249,7 @@ def _kind(value: object) -> type:
 
 
 def _totals(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What training the members took; of moments of one run, the last one includes the others."""
+    """What training the members took. The last of several moments of a run includes the others."""
     runs: dict[str, list[Mapping[str, Any]]] = {}
     for i, record in enumerate(records):
         # The runs of a sweep share a command; what tells them apart are their overrides.
