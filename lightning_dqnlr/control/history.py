@@ -18,9 +18,7 @@ NO_CEILING = 100.0  # a natural log of a learning rate, out of reach
 class History:
     """What is remembered from one decision to the next; every tensor has the shape `lead`."""
 
-    initial_loss: (
-        Tensor  # the largest of the first interval in which not all are zero
-    )
+    initial_loss: Tensor  # the largest of the first interval in which not all are zero
     loss: Tensor  # mean loss of the last interval
     level: Tensor  # compressed loss of the last interval (after a restore: of the restored state)
     fast: Tensor  # exponential averages of it

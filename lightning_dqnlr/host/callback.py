@@ -97,7 +97,13 @@ class DQNLRCallback(Callback):
     ) -> None:
         super().__init__()
         self.options = ControlOptions(
-            start, horizon, min_lr, max_lr, circuit_breaker, epsilon, seed
+            start=start,
+            horizon=horizon,
+            min_lr=min_lr,
+            max_lr=max_lr,
+            circuit_breaker=circuit_breaker,
+            epsilon=epsilon,
+            seed=seed,
         )
         self.policy = as_policy(policy)
         self.monitor = monitor
@@ -105,9 +111,7 @@ class DQNLRCallback(Callback):
         self._driver: OptimizerDriver | None = None
         self._trace: list[DecisionRecord] = []
         self._resume: dict[str, Any] = {}  # state of the checkpoint that was restored last
-        self._stale = (
-            False  # whether driver and checkpoint are those of an earlier call
-        )
+        self._stale = False  # whether driver and checkpoint are those of an earlier call
         self._log_every = 0
         self._first_step = 0  # the Trainer's global_step when control began
         self._loss: Tensor | None = None  # sum over the batches of one optimizer step
@@ -267,11 +271,9 @@ class DQNLRCallback(Callback):
 
     def _mean_loss(self) -> Tensor | None:
         """The mean loss of the accumulation window; None without a loss in it."""
-        return (
-            self._loss / self._batches
-            if self._loss is not None and self._batches > 1
-            else self._loss
-        )
+        if self._loss is None or self._batches == 1:
+            return self._loss
+        return self._loss / self._batches
 
     def _steps_per_log(self, trainer: Trainer) -> int:
         """0 where neither a logger nor a progress bar shows it."""

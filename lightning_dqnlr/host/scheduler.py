@@ -77,7 +77,15 @@ class DQNLRScheduler:
             raise ConfigurationError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
             )
-        options = ControlOptions(start, horizon, min_lr, max_lr, circuit_breaker, epsilon, seed)
+        options = ControlOptions(
+            start=start,
+            horizon=horizon,
+            min_lr=min_lr,
+            max_lr=max_lr,
+            circuit_breaker=circuit_breaker,
+            epsilon=epsilon,
+            seed=seed,
+        )
         self._driver = OptimizerDriver(
             _unwrapped(optimizer),
             as_policy(policy),

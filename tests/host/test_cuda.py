@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none. `pytest tests/test_cuda.py -n 0`."""
+"""What only a GPU can show; skipped where there is none. `pytest tests/host/test_cuda.py -n 0`."""
 
 from contextlib import contextmanager, nullcontext
 
