@@ -105,7 +105,8 @@ def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdic
     high = torch.where(above | lost, history.high + 0.5 + 0.5 * above, 0.0)
     tripped = (recent > limit + 4 * error) | (high >= PATIENCE)
     if early:
-        high, tripped = torch.zeros_like(high), torch.zeros_like(tripped)
+        high = torch.zeros_like(high)
+        tripped = torch.zeros_like(tripped)
     tripped = tripped | ~stats.finite
     good = torch.minimum(history.reference + HEALTHY_MARGIN, history.best + 2 * HEALTHY_MARGIN)
     kept = whole <= history.origin - KEPT_SHARE * progress + lost_error

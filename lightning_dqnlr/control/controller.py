@@ -169,14 +169,14 @@ class LRController:
         verdict = judge(stats, before, early)
         if not self.circuit_breaker:
             verdict = verdict._replace(tripped=torch.zeros_like(verdict.tripped))
-        tripped, healthy, _ = verdict
         self._ratio = _update_ratio(stats)
-        self.history = cut(_remember(before, stats, verdict, early), tripped)
+        self.history = cut(_remember(before, stats, verdict, early), verdict.tripped)
         self.decisions += 1
         self.interval = self.spec.interval(self.step, self.horizon)
         clock = Clock(self.step, self.interval, self.horizon, self.decisions)
         features = all_features(stats, self.history, before, clock)
-        return Decision(self.spec.features.select(features), tripped, healthy)
+        observation = self.spec.features.select(features)
+        return Decision(observation, verdict.tripped, verdict.healthy)
 
     def apply(self, action: Tensor) -> Tensor:
         """Turns actions, int64 of shape `lead`, into the learning rate of the coming interval."""
@@ -227,14 +227,16 @@ class LRController:
         )
 
     def _fix_gradient_scale(self, stats: IntervalStats) -> None:
-        h, norm = self.history, stats.gradient_norm
+        h = self.history
+        norm = stats.gradient_norm
         unfixed = (h.first_log_gradient == UNSEEN) & (norm > 0) & norm.isfinite()
         first = torch.where(unfixed, norm.log(), h.first_log_gradient)
         log_gradient = torch.where(unfixed, first, h.log_gradient)
         self.history = replace(h, first_log_gradient=first, log_gradient=log_gradient)
 
     def _correct_start(self, stats: IntervalStats) -> None:
-        h, ratio = self.history, _update_ratio(stats)
+        h = self.history
+        ratio = _update_ratio(stats)
         factor = (self.spec.start_ratio / ratio.clamp_min(_TINY)).clamp(1.0, 1e6)
         # A first update of exactly zero (a masked or frozen start) tells nothing about the scale.
         factor = torch.where((ratio > 0) & ratio.isfinite(), factor, torch.ones_like(factor))
@@ -299,7 +301,7 @@ def _update_ratio(stats: IntervalStats) -> Tensor:
 
 def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> History:
     """The history with the interval in it; a tripped interval leaves the loss terms alone."""
-    tripped, healthy, high = verdict
+    tripped = verdict.tripped
     loss = torch.where(tripped, h.loss, s.losses.mean(-1))
     level = torch.where(tripped, h.reference, compressed_loss(loss, h.initial_loss))
     ok = ~tripped
@@ -311,7 +313,8 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
     rate = s.losses.shape[-1] / 32
     measured = step_noise(s.losses, h.level, h.initial_loss, s.steps).square()
     variance = (1 - rate) * h.noise.square() + rate * measured
-    drop, forecast = h.level - level, predicted_drop(s, loss, h.initial_loss) * s.steps
+    drop = h.level - level
+    forecast = predicted_drop(s, loss, h.initial_loss) * s.steps
     return replace(
         h,
         loss=loss,
@@ -323,16 +326,16 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
         log_gradient=torch.where(seen, s.gradient_norm.log(), h.log_gradient),
         path=torch.where(ok, h.path + s.steps * s.update_norm.square(), h.path),
         peak_log_scale=torch.where(
-            healthy, torch.maximum(h.peak_log_scale, h.log_scale), h.peak_log_scale
+            verdict.healthy, torch.maximum(h.peak_log_scale, h.log_scale), h.peak_log_scale
         ),
-        reference=torch.where(healthy, level, h.reference),
+        reference=torch.where(verdict.healthy, level, h.reference),
         origin=origin,
         low=low,
         since_trip=torch.where(tripped, torch.zeros_like(h.trips), h.since_trip + 1),
         trips=h.trips + tripped,
         restored=tripped.to(h.level),
         undone=torch.where(tripped, compressed_loss(s.losses.mean(-1), h.initial_loss), h.undone),
-        high=torch.where(ok, high, torch.zeros_like(high)),
+        high=torch.where(ok, verdict.high, 0.0),
         drop=torch.where(ok, torch.lerp(drop, h.drop, _DROPS), 0.0).nan_to_num(0.0),
         forecast=torch.where(ok, torch.lerp(forecast, h.forecast, _DROPS), 0.0).nan_to_num(0.0),
     )

@@ -247,7 +247,8 @@ def all_features(
 def _feature_names() -> tuple[str, ...]:
     h = History.zeros((), "cpu")
     zero = torch.zeros(())
-    stats = IntervalStats(torch.zeros(1), *[zero] * 12, zero > -1, 1)  # type: ignore[arg-type, call-arg]
+    summaries = dict.fromkeys(IntervalStats._fields[1:-1], zero)
+    stats = IntervalStats(losses=torch.zeros(1), steps=1, **summaries)
     return tuple(all_features(stats, h, h, Clock(1, 1, None, 0)))
 
 

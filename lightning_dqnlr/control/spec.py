@@ -138,13 +138,11 @@ class ControllerSpec:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ControllerSpec:
         """The inverse of `to_dict`."""
-        values = dict(data)
-        features, actions = dict(values.pop("features")), dict(values.pop("actions"))
-        return cls(
-            features=FeatureSpec(tuple(features["names"]), features["version"]),
-            actions=ActionSpec(tuple(actions["multipliers"])),
-            **values,
-        )
+        specs = {
+            "features": FeatureSpec(**data["features"]),
+            "actions": ActionSpec(**data["actions"]),
+        }
+        return cls(**{**data, **specs})
 
 
 def check_limits(horizon: int | None, min_lr: float | None, max_lr: float | None) -> None:

@@ -53,7 +53,7 @@ class IntervalStats(NamedTuple):
     steps: int
 
 
-_PACKED = len(IntervalStats._fields) - 2  # all but `losses` and `steps`
+_SUMMARIES = IntervalStats._fields[1:-1]  # all but `losses` and `steps`
 
 
 class Telemetry:
@@ -108,7 +108,8 @@ class Telemetry:
 
     def begin(self, steps: int) -> None:
         """Starts an interval of `steps` optimizer steps."""
-        self.steps, self.step = steps, 0
+        self.steps = steps
+        self.step = 0
         self._paired.clear()
         self._losses.zero_()
 
@@ -188,10 +189,11 @@ class Telemetry:
             packed = reduce(packed)
         if device is not None:
             packed = packed.to(device)
-        losses, rest = packed[..., :-_PACKED], packed[..., -_PACKED:].unbind(-1)
+        count = len(_SUMMARIES)
+        summaries = dict(zip(_SUMMARIES, packed[..., -count:].unbind(-1), strict=True))
         # The mean over processes is 1 only where all of them were finite.
-        finite = rest[-1] > 0.999
-        return IntervalStats(losses, *rest[:-1], finite, self.steps)  # type: ignore[arg-type, call-arg]
+        summaries["finite"] = summaries["finite"] > 0.999
+        return IntervalStats(losses=packed[..., :-count], steps=self.steps, **summaries)
 
     def _mean_losses(self) -> Tensor:
         bins = min(self.steps, MAX_BINS)
@@ -208,21 +210,21 @@ class Telemetry:
         moved = (weights.unsqueeze(-2) - self._anchors).square().sum(-1).sqrt()
         ratio = squared_update / squared_weight
         weight_norm = squared_weight.mean(-1).sqrt()
-        columns = [
-            squared_gradient.mean(-1).sqrt(),
-            (squared_gradient + _TINY).log().std(-1, correction=0),
-            _cosine(pairs, _G, _G_PREV),
-            _cosine(pairs, _G, _D_PREV),
-            _cosine(grams, _G, _D),
-            _cosine(pairs, _D, _D_PREV),
-            squared_update.mean(-1).sqrt(),
-            ratio.amax(-1).sqrt(),
-            weight_norm,
-            weight_norm / self._lecun_norm,
-            moved[..., 1],
-            moved[..., 0],
-        ]
-        sums = torch.stack(columns, dim=-1)
+        columns = {
+            "gradient_norm": squared_gradient.mean(-1).sqrt(),
+            "gradient_spread": (squared_gradient + _TINY).log().std(-1, correction=0),
+            "cos_gradients": _cosine(pairs, _G, _G_PREV),
+            "cos_gradient_last_update": _cosine(pairs, _G, _D_PREV),
+            "cos_gradient_update": _cosine(grams, _G, _D),
+            "cos_updates": _cosine(pairs, _D, _D_PREV),
+            "update_norm": squared_update.mean(-1).sqrt(),
+            "max_update_ratio": ratio.amax(-1).sqrt(),
+            "weight_norm": weight_norm,
+            "weight_scale": weight_norm / self._lecun_norm,
+            "displacement": moved[..., 1],
+            "distance": moved[..., 0],
+        }
+        sums = torch.stack([columns[name] for name in _SUMMARIES[:-1]], dim=-1)
         finite = (sums.sum(-1) + self._losses.sum(-1)).isfinite()
         return torch.cat([sums, finite.unsqueeze(-1)], dim=-1)
 

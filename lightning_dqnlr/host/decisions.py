@@ -94,7 +94,8 @@ class DecisionLog:
         return "" if finite else f"{what}, circuit breaker off"
 
     def _choice(self, made: AppliedDecision) -> str:
-        multiplier, q_values = self._multipliers[made.action], made.q_values.tolist()
+        multiplier = self._multipliers[made.action]
+        q_values = made.q_values.tolist()
         if made.action != int(made.q_values.argmax()):
             return f"exploring: x{multiplier:g}"
         keep = self._controller.spec.actions.keep

@@ -99,17 +99,14 @@ class Snapshot:
         """Puts the proven state back; returns the number of the step it was taken after."""
         if len(self._copies) == 2:
             self._spare = self._copies.pop().saved
-        step, state = self._copies[0]
-        saved: dict[str, dict[str, Any]] = defaultdict(dict)
-        for key, value in state.items():
-            kind, _, rest = key.partition("/")
-            saved[kind][rest] = value
+        proven = self._copies[0]
         live = self._everything()
-        kept = {key: value for key, value in state.items() if key in live}
+        kept = {key: value for key, value in proven.saved.items() if key in live}
         _copy_into({key: live[key] for key in kept}, kept)
+        saved = _nested(proven.saved)
         self._restore_settings(saved["group"])
         self._restore_optimizer(saved["state"])
-        return step
+        return proven.step
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -162,18 +159,15 @@ class Snapshot:
         }
 
     def _restore_settings(self, saved: dict[str, Any]) -> None:
-        for key, value in saved.items():
-            index, _, name = key.partition("/")
-            self._optimizer.param_groups[int(index)][name] = _copy(value)
+        for index, settings in _nested(saved).items():
+            group = self._optimizer.param_groups[int(index)]
+            group.update({name: _copy(value) for name, value in settings.items()})
 
     def _restore_optimizer(self, saved: dict[str, Any]) -> None:
-        states: dict[int, dict[str, Any]] = defaultdict(dict)
-        for key, value in saved.items():
-            index, _, name = key.partition("/")
-            states[int(index)][name] = value
+        states = _nested(saved)
         for position, parameter in enumerate(self._parameters()):
             live = self._optimizer.state.get(parameter, {})
-            wanted = states.get(position, {})
+            wanted = states.get(str(position), {})
             # Torch's optimizers initialise an empty state again, as at the first step.
             for name in set(live) - set(wanted):
                 del live[name]
@@ -183,18 +177,20 @@ class Snapshot:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtins."""
         copies = [
-            {"step": step, "saved": {k: _copy(v) for k, v in saved.items()}}
-            for step, saved in self._copies
+            {"step": copy.step, "saved": {k: _copy(v) for k, v in copy.saved.items()}}
+            for copy in self._copies
         ]
         return {"copies": copies}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned, onto the devices of the live tensors."""
         self._copies = [_Copy(c["step"], self._at_home(c["saved"])) for c in state["copies"]]
-        self._spare, self._groups = {}, -1
+        self._spare = {}
+        self._groups = -1
 
     def _at_home(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        parameters, live = self._parameters(), self._everything()
+        parameters = self._parameters()
+        live = self._everything()
         copies = {key: _copy(value) for key, value in saved.items()}
         for key, value in copies.items():
             kind, _, rest = key.partition("/")
@@ -213,6 +209,15 @@ def _named(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
         for name, tensor in tensors
         if not is_lazy(tensor) and not _expanded(tensor)
     }
+
+
+def _nested(saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Values by the first part of their keys, then by the rest."""
+    nested: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in saved.items():
+        first, _, rest = key.partition("/")
+        nested[first][rest] = value
+    return nested
 
 
 def _expanded(tensor: Tensor) -> bool:
