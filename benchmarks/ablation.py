@@ -150,19 +150,19 @@ def page(runs: Sequence[Run], plot_name: str) -> str:
     steps = statistics.mean(run.record["inner_steps"] for run in runs)
     return f"""# Agents at equal compute
 
-{len(seeds)} seeds each, {first["episodes"]} episodes, {first["updates"]:,} updates and
-{steps / 1e6:.2f} million inner steps per run; one evaluation at the end, on {tasks} validation
-tasks. Regret is log((L + e) / (L_cos + e)) of the training loss, e = 1% of the initial loss, L_cos
-that of the tuned cosine: 0 is as good. The score is its mean with each run clipped to [-0.5, 2].
-Runs of one seed share their training tasks, so "against {BASE}" compares them pair by pair (mean,
-range): what changes sign from seed to seed is no difference. Times are those of the whole training
-and depend on what else the machine did.
+The agents have {len(seeds)} seeds each, {first["episodes"]} episodes, {first["updates"]:,} updates
+and {steps / 1e6:.2f} million inner steps per run. Each run is evaluated once, at its end, on
+{tasks} validation tasks. Regret is log((L + e) / (L_cos + e)), with L the training loss, e = 1% of
+the initial loss, and L_cos the loss of the tuned cosine: 0 is as good. The score is the mean
+regret, with each run clipped to [-0.5, 2]. Runs of one seed share their training tasks. So
+"against {BASE}" compares them pair by pair (mean, range). What changes sign from seed to seed is no
+difference. Times are those of the whole training and depend on what else the machine did.
 
 {table(runs)}
 
 ![One point per run]({plot_name})
 
-Each agent is `agent=<name>`; `conf/agent/classic.yaml` says how they differ. Made by
+Each agent is `agent=<name>`; `conf/agent/classic.yaml` says how they differ. The page was made by
 `benchmarks/ablation.py` at commit {str(first["commit"])[:7]}, {first["created"][:10]}.
 """
 

@@ -20,7 +20,8 @@ from lightning_dqnlr.errors import ConfigurationError
 if TYPE_CHECKING:
     from lightning_dqnlr.bench.runs.archive import Store
     from lightning_dqnlr.bench.runs.record import Record
-    from lightning_dqnlr.bench.runs.suite import PlannedRun, Progress, Suite
+    from lightning_dqnlr.bench.runs.run import PlannedRun
+    from lightning_dqnlr.bench.runs.suite import Progress, Suite
     from lightning_dqnlr.bench.tasks.task import BenchTask
 
 _GO_ON = "what was finished is stored, and the same command goes on with what is missing"
@@ -54,12 +55,19 @@ def run(config: DictConfig, name: str) -> Path | None:
     """
     from lightning_dqnlr.bench.methods import with_policies
     from lightning_dqnlr.bench.runs.archive import Archive, Store
-    from lightning_dqnlr.bench.runs.suite import SHARE, estimate, missing, plan, rounds
+    from lightning_dqnlr.bench.runs.suite import (
+        SHARE,
+        estimate,
+        missing,
+        missing_in_rounds,
+        plan,
+        rounds,
+    )
 
     workers = _workers(config.workers)
     suite, folder = instantiate(config.suite), Path(config.folder)
     archive = None if config.archive is None else Archive(config.archive)
-    runs = list(plan(suite, _tasks(config), with_policies(config.policies), archive))
+    runs = list(plan(suite, _tasks(config), with_policies(config.policies)))
     store = Store(folder / "runs", archive)
     if config.pack:
         _pack(runs, store)
@@ -78,10 +86,8 @@ def run(config: DictConfig, name: str) -> Path | None:
         return None
     if config.report_only:
         return _report(_some_stored(runs, store, config.archive), runs, folder / name, suite)
-    _make(todo, store, workers)
-    known = {run.key for run in first.wanted}
-    second = [run for run in rounds(runs, store, margin).wanted if run.key not in known]
-    _make(missing(second, store, retry_failed=retry), store, workers)
+    for missing_now in missing_in_rounds(runs, store, margin, retry_failed=retry):
+        _make(missing_now, store, workers)
     return _report(_stored(runs, store), runs, folder / name, suite)
 
 
@@ -115,8 +121,7 @@ def _pack(runs: Sequence[PlannedRun], store: Store) -> None:
             "pack=true needs a folder to pack into: archive=benchmarks/records."
         )
     records = _stored(runs, store)
-    portable = {run.key: run.portable for run in runs}
-    count = store.archive.pack(records, [run.key for run in runs], portable)
+    count = store.archive.pack(records, [run.key for run in runs])
     print(
         f"{len(records)} of {len(runs)} runs packed; {store.archive.folder} holds {count} of them."
     )

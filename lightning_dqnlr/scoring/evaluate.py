@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.rl.rewards import log_progress
 from lightning_dqnlr.scoring.cosine import TunedCosine, regret, tune_cosine
 from lightning_dqnlr.scoring.statistics import interquartile_mean
-from lightning_dqnlr.scoring.task_content import task_content
+from lightning_dqnlr.scoring.task_content import task_digest
 from lightning_dqnlr.tasks.task import Task
 
 Act = Callable[[Tensor], Tensor]
@@ -61,9 +60,7 @@ class Rivals:
 
 def fingerprint(task: Task) -> str:
     """A name for exactly this problem: changes with its data, model, optimizer or length."""
-    settings = (task.name, task.batch_size, task.horizon, task.gradient_clip, task.shuffle)
-    digest = hashlib.sha256(repr(settings).encode() + task_content(task))
-    return f"{task.name.replace('/', '-')}-{digest.hexdigest()[:12]}"
+    return f"{task.name.replace('/', '-')}-{task_digest(task)[:12]}"
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,52 @@
-"""What a task is, as bytes: a cached result belongs to exactly these."""
+"""What a task is, as bytes and as a digest of them: a cached result belongs to exactly these."""
 
 from __future__ import annotations
 
 import ast
+import hashlib
 import inspect
-import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.tasks.task import Task
 
-_PROJECTIONS = 4
 _SETTINGS = (bool, int, float, str, tuple)
 
 
-def task_content(task: Task, *, portable: bool = False) -> bytes:
+def task_digest(task: Task) -> str:
+    """Sixteen hex digits that change with the task's settings, data, model or optimizer.
+
+    Where its code lies does not matter. A user's own task is known by this in caches and records.
+
+    Example:
+        >>> from lightning_dqnlr.tasks import TeacherMLPs
+        >>> task = TeacherMLPs().sample(0)
+        >>> task_digest(task) == task_digest(task)
+        True
+    """
+    settings = (task.name, task.batch_size, task.horizon, task.known_horizon)
+    digest = hashlib.sha256(repr((*settings, task.gradient_clip, task.shuffle)).encode())
+    digest.update(task_content(task))
+    return digest.hexdigest()[:16]
+
+
+def task_content(task: Task, summary: Callable[[Sequence[Tensor]], bytes] | None = None) -> bytes:
     """Initial weights, data, optimizer, and the settings and code of the module and its layers.
 
     Args:
         task: whose.
-        portable: a sketch for weights and data instead of all of their bits.
+        summary: of weights and of data; None for all of their bits.
     """
-    module = task.build(0)
-    weights = list(module.state_dict().values())
-    data = [*pytree.tree_leaves(task.train_data), *pytree.tree_leaves(task.validation_data)]
-    parts = [_sketch(weights), _sketch(data)] if portable else [*map(_bits, weights + data)]
+    module, summary = task.build(0), summary or _bits
+    data = pytree.tree_leaves((task.train_data, task.validation_data))
+    parts = [summary(list(module.state_dict().values())), summary(data)]
     kinds = {kind for part in module.modules() for kind in type(part).__mro__}
     try:
         optimizer = configured_optimizer(module)
@@ -42,8 +56,7 @@ def task_content(task: Task, *, portable: bool = False) -> bytes:
         parts.append(type(error).__name__.encode())
     parts.append(repr(module).encode())
     parts += [repr(_attributes(part)).encode() for part in module.modules()]
-    for kind in sorted(kinds, key=lambda k: (k.__module__, k.__qualname__)):
-        parts.append(_kind_source(kind).encode())
+    parts += sorted(_kind_source(kind).encode() for kind in kinds)
     return b"".join(parts)
 
 
@@ -54,28 +67,8 @@ def _attributes(part: nn.Module) -> list[tuple[str, Any]]:
     return sorted((k, v) for k, v in own.items() if v is None or isinstance(v, _SETTINGS))
 
 
-def _bits(tensor: Tensor) -> bytes:
-    return bytes(tensor.detach().cpu().contiguous().numpy().tobytes())
-
-
-def _sketch(tensors: Sequence[Tensor]) -> bytes:
-    """Shapes, norms, and four sums with random signs over all values, each tensor at norm 1.
-
-    Other values give other sums, which have a standard deviation of about 1 per tensor. Last bits
-    move sums and norms by some 1e-7 of themselves, which changes none of the digits that are kept
-    but in one case of ten thousand.
-    """
-    sums, norms = [0.0] * _PROJECTIONS, []
-    generator = torch.Generator().manual_seed(0)  # integers, which are the same on every CPU
-    for tensor in tensors:
-        values = tensor.detach().cpu().reshape(-1).double().nan_to_num()
-        norms.append(f"{values.norm():.3g}")
-        unit = values / values.norm().clamp_min(1e-300)
-        for place in range(_PROJECTIONS):
-            signs = torch.randint(2, unit.shape, generator=generator, dtype=torch.int8)
-            sums[place] += float(unit @ signs.double().mul_(2).sub_(1))
-    shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
-    return repr((shapes, norms, [math.floor(100 * value + 0.5) for value in sums])).encode()
+def _bits(tensors: Sequence[Tensor]) -> bytes:
+    return b"".join(t.detach().cpu().contiguous().numpy().tobytes() for t in tensors)
 
 
 @cache
@@ -89,7 +82,7 @@ def _kind_source(kind: type) -> str:
         return ""
     try:
         if package == "lightning_dqnlr":
-            return _meaning(textwrap.dedent(inspect.getsource(kind)))
+            return meaning(textwrap.dedent(inspect.getsource(kind)))
         return _module_source(kind.__module__)
     except (OSError, TypeError):  # defined in an interactive session
         return kind.__qualname__
@@ -97,10 +90,10 @@ def _kind_source(kind: type) -> str:
 
 @cache
 def _module_source(name: str) -> str:
-    return _meaning(inspect.getsource(import_module(name)))
+    return meaning(inspect.getsource(import_module(name)))
 
 
-def _meaning(source: str) -> str:
+def meaning(source: str) -> str:
     """The code without comments and docstrings."""
     tree = ast.parse(source)
     for node in ast.walk(tree):

@@ -2,7 +2,7 @@
 
 Two rules are here for what they do to a learning rate, not because people use them: `RobbinsMonro`
 shrinks its steps by itself, and `Signum`'s steps do not shrink with the gradient, and a policy for
-anyone's optimizer should have met both traits (what came of it: docs/research-log.md). Adagrad and
+anyone's optimizer should have met both traits (what came of it: docs/research/). Adagrad and
 Lion, which have them, stay out of training: the benchmark asks how the policy does with optimizers
 that it never met.
 """

@@ -26,7 +26,7 @@ def record(task="t", method="dqnlr", lr=None, seed=0, **fields):
         "extra_bytes": 0,
         "tries": 1,
         "failure": None,
-        "code": "c0de",
+        "version": "protocol=1 task=1 method=1",
         "policy": None,
     }
     return Record(task=task, method=method, lr=lr, seed=seed, **{**values, **fields})

@@ -12,7 +12,7 @@ from lightning_dqnlr.bench.report.comparison import Comparison
 from lightning_dqnlr.bench.report.losing import losing
 from lightning_dqnlr.bench.report.numbers import costs, duels
 from lightning_dqnlr.bench.report.write import write_report
-from lightning_dqnlr.bench.runs.fingerprint import code_hash
+from lightning_dqnlr.bench.runs.run import run_key
 from lightning_dqnlr.bench.runs.suite import Suite, plan
 from lightning_dqnlr.bench.tasks import TASKS
 from lightning_dqnlr.bench.tasks.images import vision_transformer
@@ -142,7 +142,7 @@ def test_keeping_the_length_secret_changes_nothing_else_of_a_task(family):
     ]
     assert all(torch.equal(x, y) for x, y in zip(*of, strict=True))
     # A run that was told is no record of one that was not.
-    assert code_hash(Plain(), told) != code_hash(Plain(), untold)
+    assert run_key(Plain(), told) != run_key(Plain(), untold)
 
 
 def test_no_two_tasks_are_one_draw_of_a_family():

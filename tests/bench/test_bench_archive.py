@@ -48,16 +48,16 @@ def test_packing_twice_in_another_order_gives_the_same_bytes(tmp_path):
 
 
 def test_what_is_superseded_is_dropped_and_nothing_else(tmp_path):
-    old_code, old_policy = replace(RECORD, code="old"), replace(RECORD, seed=1, policy="old")
-    other_rate, other_method = replace(RECORD, lr=0.5), replace(old_code, method="wsd")
-    shares_the_file = replace(old_code, task="digits_MLP")
-    other_task = replace(old_code, task="another")
-    decoys = (old_code, old_policy, other_rate, other_method, shares_the_file, other_task)
+    old_version, old_policy = replace(RECORD, version="old"), replace(RECORD, seed=1, policy="old")
+    other_rate, other_method = replace(RECORD, lr=0.5), replace(old_version, method="wsd")
+    shares_the_file = replace(old_version, task="digits_MLP")
+    other_task = replace(old_version, task="another")
+    decoys = (old_version, old_policy, other_rate, other_method, shares_the_file, other_task)
     packed(tmp_path, *decoys)
     archive = packed(tmp_path, RECORD)
     kept = (RECORD, other_rate, other_method, shares_the_file, other_task)
     assert all(archive.get(record.key) == record for record in kept)
-    assert archive.get(old_code.key) is None
+    assert archive.get(old_version.key) is None
     assert archive.get(old_policy.key) is None
 
 

@@ -62,7 +62,7 @@ def test_a_wider_margin_keeps_more():
 def lr_losses(store, runs, losses):
     for run in runs:
         if run.lr in losses and run.seed == 0:
-            fields = {"code": run.key[4], "final_train": losses[run.lr]}
+            fields = {"version": run.key.version, "final_train": losses[run.lr]}
             store.put(record(run.task.name, run.method.name, run.lr, 0, **fields))
 
 

@@ -28,7 +28,7 @@ RECORD = Record(
     extra_bytes=0,
     tries=1,
     failure=None,
-    code="c0",
+    version="v0",
     policy=None,
 )
 OTHERS = {
@@ -36,7 +36,7 @@ OTHERS = {
     "method": "cosine ",
     "lr": 1.0000001e-3,
     "seed": 1,
-    "code": "c1",
+    "version": "v1",
     "policy": "p",
 }
 

@@ -13,8 +13,9 @@ from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.methods import METHODS
 from lightning_dqnlr.bench.runs.archive import Store
-from lightning_dqnlr.bench.runs.processes import Call, run_calls
-from lightning_dqnlr.bench.runs.run import run
+from lightning_dqnlr.bench.runs.processes import make_runs
+from lightning_dqnlr.bench.runs.record import RunKey
+from lightning_dqnlr.bench.runs.run import PlannedRun, run
 from lightning_dqnlr.bench.runs.suite import (
     Suite,
     choose,
@@ -43,6 +44,11 @@ every_task = pytest.mark.parametrize("named", TASKS, ids=lambda task: task.name.
 def tiny(name="tiny", horizon=20, **changed):
     build = Sampled(TeacherMLPs, "adam", horizon, 0, 1e-3)
     return BenchTask(**{"name": name, "split": "new seeds", "build": build, "lr": 1e-3, **changed})
+
+
+def planned(task, method, lr=None, seed=0):
+    key = RunKey(task.name, method.name, lr, seed, "v", None)
+    return PlannedRun(task, method, lr, seed, key)
 
 
 def suite_of(name):
@@ -274,24 +280,24 @@ def one_thread():
 
 @pytest.mark.usefixtures("one_thread")
 def test_the_number_of_processes_changes_no_result():
-    calls = [Call(tiny(), Plain(), lr, seed) for lr in (1e-3, 1e-2) for seed in (0, 1)]
-    outcomes = dict(run_calls(calls, 2, lambda _: False))
+    runs = [planned(tiny(), Plain(), lr, seed) for lr in (1e-3, 1e-2) for seed in (0, 1)]
+    outcomes = dict(make_runs(runs, 2, lambda _: False))
     there = [outcomes[i].final_train for i in range(4)]
-    here = [run(call.method, call.task.open(), call.lr, call.seed) for call in calls]
+    here = [run(one.method, one.task.open(), one.lr, one.seed) for one in runs]
     assert there == [record.final_train for record in here]
     assert len(set(there)) == 4
 
 
 def test_a_process_that_is_killed_is_named_with_its_remedy():
-    calls = [Call(tiny(), Killer(), None, 0)]
+    runs = [planned(tiny(), Killer())]
     with pytest.raises(ConfigurationError, match="ended with code 9"):
-        list(run_calls(calls, 1, lambda _: False))
+        list(make_runs(runs, 1, lambda _: False))
 
 
 def test_a_task_that_cannot_be_sent_is_refused():
     local = BenchTask("local", "your own", lambda: tiny().open(), 1e-3)
     with pytest.raises(ConfigurationError, match="cannot be sent to another process"):
-        list(run_calls([Call(local, Plain(), None, 0)], 1, lambda _: False))
+        list(make_runs([planned(local, Plain())], 1, lambda _: False))
 
 
 def test_every_suite_has_a_configuration():

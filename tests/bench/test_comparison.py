@@ -102,7 +102,7 @@ def test_a_sweep_keeps_the_seeds_that_every_lr_has():
 
 def test_two_records_of_one_run_are_refused():
     with pytest.raises(ConfigurationError, match="two runs"):
-        Comparison([record(code="old"), record(code="new")])
+        Comparison([record(version="old"), record(version="new")])
 
 
 def test_a_task_in_two_splits_is_refused():

@@ -68,7 +68,7 @@ class Prodigy:
             return made
 
         follow = FollowShape(half_cosine, setting.task.horizon)
-        return Plan(optimizer=replace, callbacks=(follow,))
+        return Plan(optimizer=replace, callbacks=(follow,), lr_of=effective_lr)
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class DAdaptation:
             return made
 
         follow = FollowShape(half_cosine, setting.task.horizon)
-        return Plan(optimizer=replace, callbacks=(follow,))
+        return Plan(optimizer=replace, callbacks=(follow,), lr_of=effective_lr)
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,8 @@ class ScheduleFree:
                 made = package.AdamWScheduleFree(groups, betas=betas, warmup_steps=warm_up)
             return made
 
-        return Plan(lr=setting.lr, optimizer=replace, callbacks=(TrainMode(),))
+        callbacks = (TrainMode(),)
+        return Plan(setting.lr, optimizer=replace, callbacks=callbacks, lr_of=effective_lr)
 
 
 class TrainMode(Callback):

@@ -35,6 +35,11 @@ def as_it_is(optimizer: Optimizer) -> Optimizer:
     return optimizer
 
 
+def largest_lr(optimizer: Optimizer) -> float:
+    """The largest learning rate among the parameter groups."""
+    return max(float(group["lr"]) for group in optimizer.param_groups)
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a method adds to a plain run.
@@ -48,6 +53,8 @@ class Plan:
         callbacks: of the Trainer.
         tries: runs that this one costs, with those that choose its learning rate.
         recovers: whether weights that are not finite may become so again.
+        lr_of: the learning rate of the step just made, for optimizers that find their own.
+        keeps: what the method holds in memory besides its callbacks' states: a tree of tensors.
     """
 
     lr: float | None = None
@@ -56,6 +63,8 @@ class Plan:
     callbacks: tuple[Callback, ...] = field(default_factory=tuple)
     tries: int = 1
     recovers: bool = False
+    lr_of: Callable[[Optimizer], float] = largest_lr
+    keeps: Callable[[], Any] = dict
 
 
 class Method(Protocol):

@@ -152,5 +152,9 @@ def _controlled(policy: Policy, setting: Setting) -> Plan:
     callback = DQNLRCallback(policy, log=False)
     conditions = Conditions(setting.task, None, None)
     conditions.callback = callback
-    callbacks = (conditions, callback)
-    return Plan(lr=setting.lr, callbacks=callbacks, recovers=policy.circuit_breaker)
+    return Plan(
+        lr=setting.lr,
+        callbacks=(conditions, callback),
+        recovers=policy.circuit_breaker,
+        keeps=policy.network.state_dict if isinstance(policy, LRPolicy) else dict,
+    )

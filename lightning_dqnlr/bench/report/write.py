@@ -101,7 +101,7 @@ def _origin(comparison: Comparison, command: str) -> Section:
     here, records = provenance(), comparison.records
     machine, versions = here["machine"], here["versions"]
     accelerators = ", ".join(machine["accelerators"]) or "no accelerator"
-    codes = sorted({record.code for record in records})
+    made_by = sorted({record.version for record in records})
     policies = sorted({record.policy for record in records if record.policy})
     seeds = sorted({record.seed for record in records})
     hours = sum(record.seconds for record in records) / 3600
@@ -112,7 +112,7 @@ def _origin(comparison: Comparison, command: str) -> Section:
         f"Machine: {machine['platform']}, {machine['cpus']} CPUs, {accelerators}.",
         f"{len(records)} runs, {hours:.1f} hours of training, {len(comparison.tasks)} tasks, "
         f"{len(comparison.methods)} methods, seeds {', '.join(map(str, seeds))}.",
-        f"Code hashes: {_some(codes)}. Policy hashes: {_some(policies)}.",
+        f"Versions of runs: {_some(made_by)}. Policy hashes: {_some(policies)}.",
     ]
     return Section("Where it comes from", (Points(tuple(item for item in items if item)),))
 

@@ -10,21 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lightning_dqnlr.bench.runs.record import Key, Record, slug
+from lightning_dqnlr.bench.runs.record import Record, RunKey, slug
 from lightning_dqnlr.errors import ConfigurationError, RecordError
 from lightning_dqnlr.files import write_atomically, write_together
 
-CODES = "codes.json"
 DIGITS = 6  # of losses, curves and seconds; a key's learning rate keeps all of its own
 _SUFFIX = ".jsonl.xz"
-Codes = dict[str, dict[str, str]]  # "task/method" to portable hash to code
 
 
 class Archive:
     """The records of a folder, one file `<task>.jsonl.xz` per task, one record per line.
 
-    Each file is read once, when a record of its task is first asked for. Another file tells by
-    portable hashes which code the records are of, for machines that compute other last bits.
+    Each file is read once, when a record of its task is first asked for.
 
     Args:
         folder: one that does not exist is empty.
@@ -32,18 +29,17 @@ class Archive:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._read: dict[str, Mapping[Key, Record]] = {}
-        self._known: Codes | None = None
+        self._read: dict[str, Mapping[RunKey, Record]] = {}
 
-    def get(self, key: Key) -> Record | None:
+    def get(self, key: RunKey) -> Record | None:
         """The record of this key; None if there is none.
 
         Raises:
             ConfigurationError: the task's file is damaged.
         """
-        return self.of(key[0]).get(key)
+        return self.of(key.task).get(key)
 
-    def of(self, task: str) -> Mapping[Key, Record]:
+    def of(self, task: str) -> Mapping[RunKey, Record]:
         """All records in the file of a task, by key.
 
         Raises:
@@ -54,25 +50,7 @@ class Archive:
             self._read[name] = _load(self.folder / f"{name}{_SUFFIX}")
         return self._read[name]
 
-    def code_of(self, task: str, method: str, portable: str) -> str | None:
-        """The code of the records of a task and method, if they have this portable hash.
-
-        Raises:
-            ConfigurationError: the file of codes is damaged.
-        """
-        return self._codes().get(f"{task}/{method}", {}).get(portable)
-
-    def _codes(self) -> Codes:
-        if self._known is None:
-            self._known = _load_codes(self.folder / CODES)
-        return self._known
-
-    def pack(
-        self,
-        records: Iterable[Record],
-        keys: Iterable[Key],
-        portable: Mapping[Key, str] | None = None,
-    ) -> int:
+    def pack(self, records: Iterable[Record], keys: Iterable[RunKey]) -> int:
         """Adds records, and drops those of the same task and method that are superseded.
 
         The same records give the same bytes. Files are replaced only when all are written.
@@ -80,8 +58,7 @@ class Archive:
         Args:
             records: to be added; they replace those of the same key.
             keys: of today's runs. What the archive has of a task and method among them, but with
-                code or a policy of none of them, is dropped.
-            portable: hashes that go with the codes of keys.
+                a version or a policy of none of them, is dropped.
 
         Returns:
             How many records the files of these tasks hold now.
@@ -90,38 +67,34 @@ class Archive:
             ConfigurationError: a file that is there is damaged, or the folder cannot be written.
         """
         today: dict[tuple[str, str], set[tuple[str, str | None]]] = defaultdict(set)
-        for task, method, _, _, code, policy in keys:
-            today[task, method].add((code, policy))
-        files: dict[str, dict[Key, Record]] = {}
+        for key in keys:
+            today[key.task, key.method].add((key.version, key.policy))
+        files: dict[str, dict[RunKey, Record]] = {}
         for task in sorted({task for task, _ in today}):
             files.setdefault(slug(task), dict(self.of(task)))
         for record in records:
             files[slug(record.task)][record.key] = record
         kept = {name: _current(found, today) for name, found in files.items()}
-        written = {
-            self.folder / f"{name}{_SUFFIX}": _dump(found) for name, found in kept.items() if found
-        }
-        codes = dict(self._codes())
-        for (task, method, *_, code, _), sketch in (portable or {}).items():
-            codes[f"{task}/{method}"] = {sketch: code}
-        if codes:
-            written[self.folder / CODES] = (
-                json.dumps(codes, indent=0, sort_keys=True) + "\n"
-            ).encode()
-        write_together(written)
+        write_together(
+            {
+                self.folder / f"{name}{_SUFFIX}": _dump(found)
+                for name, found in kept.items()
+                if found
+            }
+        )
         self._read.clear()
-        self._known = None
         return sum(map(len, kept.values()))
 
 
 def _current(
-    found: Mapping[Key, Record], today: Mapping[tuple[str, str], set[tuple[str, str | None]]]
+    found: Mapping[RunKey, Record], today: Mapping[tuple[str, str], set[tuple[str, str | None]]]
 ) -> list[Record]:
-    """The records but those that other code or another policy has superseded."""
+    """The records but those that another version or policy has superseded."""
     return [
         record
-        for (task, method, _, _, code, policy), record in found.items()
-        if (task, method) not in today or (code, policy) in today[task, method]
+        for key, record in found.items()
+        if (key.task, key.method) not in today
+        or (key.version, key.policy) in today[key.task, key.method]
     ]
 
 
@@ -143,19 +116,7 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
-def _load_codes(path: Path) -> Codes:
-    try:
-        codes = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"archive: {path} cannot be read ({error}); fetch it again (git checkout)."
-        ) from error
-    return dict(codes)
-
-
-def _load(path: Path) -> dict[Key, Record]:
+def _load(path: Path) -> dict[RunKey, Record]:
     try:
         with lzma.open(path, "rt", encoding="utf-8") as lines:
             records = [Record.from_json(line) for line in lines]
@@ -184,17 +145,16 @@ class Store:
     def __init__(self, folder: str | Path, archive: Archive | None = None) -> None:
         self.folder, self.archive = Path(folder), archive
 
-    def path(self, key: Key) -> Path:
+    def path(self, key: RunKey) -> Path:
         """Where the record of this key lies, or will lie."""
-        task, method, *_ = key
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-        return self.folder / slug(task) / f"{slug(method)}-{digest}.json"
+        return self.folder / slug(key.task) / f"{slug(key.method)}-{digest}.json"
 
-    def has(self, key: Key) -> bool:
+    def has(self, key: RunKey) -> bool:
         """Whether the run of this key is there, and whole; errors as `get`."""
         return self.get(key) is not None
 
-    def get(self, key: Key) -> Record | None:
+    def get(self, key: RunKey) -> Record | None:
         """The record of this key, else the archive's; None if it is missing or damaged.
 
         Raises:
@@ -214,7 +174,7 @@ class Store:
         return write_atomically(self.path(record.key), record.to_json().encode())
 
     def records(self) -> Iterator[Record]:
-        """The folder's whole records, of every code and policy, in order of the files' names."""
+        """The folder's whole records, of every version and policy, in order of the files' names."""
         for path in sorted(self.folder.glob("*/*.json")):
             record = _read(path)
             if record is not None:

@@ -15,25 +15,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import NamedTuple
 
 import torch
 
-from lightning_dqnlr.bench.methods.plan import Method
 from lightning_dqnlr.bench.runs.record import Record
-from lightning_dqnlr.bench.runs.run import run
+from lightning_dqnlr.bench.runs.run import PlannedRun
 from lightning_dqnlr.bench.tasks.task import BenchTask
 from lightning_dqnlr.errors import ConfigurationError, MissingPackageError
 from lightning_dqnlr.tasks.task import Task
-
-
-class Call(NamedTuple):
-    """The arguments of one run."""
-
-    task: BenchTask
-    method: Method
-    lr: float | None
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -43,74 +32,54 @@ class Refusal:
     reason: str
 
 
-class _Job(NamedTuple):
-    """A call as it is sent: tasks may be large, so they are sent once, and then named."""
-
-    call: int
-    task: int
-    method: int
-    lr: float | None
-    seed: int
-
-
 @dataclass
 class _Worker:
     process: SpawnProcess
     connection: Connection
 
 
-def run_calls(
-    calls: Sequence[Call], workers: int, skip: Callable[[Call], bool]
+def make_runs(
+    runs: Sequence[PlannedRun], workers: int, skip: Callable[[PlannedRun], bool]
 ) -> Iterator[tuple[int, Record | Refusal | None]]:
     """Makes runs in several processes, which end when this iterator does.
 
     Args:
-        calls: the runs; those of a task should follow each other, because a process keeps the last
-            task that it opened.
+        runs: those of a task should follow each other, because a process keeps the last task that
+            it opened.
         workers: number of processes.
         skip: asked right before a run would begin.
 
     Yields:
-        The place in `calls`, and what became of it (None if skipped), in the order in which runs
+        The place in `runs`, and what became of it (None if skipped), in the order in which runs
         end.
 
     Raises:
         ConfigurationError: a task or method cannot be sent to another process, or one was killed.
     """
-    tasks, methods = _distinct([c.task for c in calls]), _distinct([c.method for c in calls])
-    waiting = iter(range(len(calls)))
-    with _open(min(workers, len(calls)), (list(tasks.values()), list(methods.values()))) as pool:
+    with _open(min(workers, len(runs)), runs) as pool:
         idle, busy = list(pool), 0
-        for index in waiting:
-            call = calls[index]
-            if skip(call):
+        for index, run in enumerate(runs):
+            if skip(run):
                 yield index, None
                 continue
             if not idle:
                 yield _receive(idle, pool)
                 busy -= 1
-                if skip(call):
+                if skip(run):
                     yield index, None
                     continue
-            places = list(tasks).index(id(call.task)), list(methods).index(id(call.method))
-            _send(idle.pop(), _Job(index, *places, call.lr, call.seed))
+            _send(idle.pop(), index)
             busy += 1
         for _ in range(busy):
             yield _receive(idle, pool)
 
 
-def _distinct(items: Sequence[BenchTask] | Sequence[Method]) -> dict[int, BenchTask | Method]:
-    return {id(item): item for item in items}
-
-
 @contextmanager
-def _open(
-    count: int, inventory: tuple[list[BenchTask | Method], list[BenchTask | Method]]
-) -> Iterator[list[_Worker]]:
+def _open(count: int, runs: Sequence[PlannedRun]) -> Iterator[list[_Worker]]:
     pool: list[_Worker] = []
     try:
         for _ in range(count):
-            pool.append(_start(inventory))
+            pool.append(_start(runs))
         yield pool
     finally:
         for worker in pool:  # not `terminate`: Lightning lets a run go on after SIGTERM
@@ -119,10 +88,10 @@ def _open(
             worker.process.join()
 
 
-def _start(inventory: tuple[list[BenchTask | Method], list[BenchTask | Method]]) -> _Worker:
+def _start(runs: Sequence[PlannedRun]) -> _Worker:
     context = multiprocessing.get_context("spawn")  # fork would copy torch's threads half-alive
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, *inventory), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, runs), daemon=True)
     try:
         process.start()
     except Exception as error:  # whatever a user's object raises when it is to be sent
@@ -134,7 +103,7 @@ def _start(inventory: tuple[list[BenchTask | Method], list[BenchTask | Method]])
     return _Worker(process, ours)
 
 
-def _send(worker: _Worker, job: _Job) -> None:
+def _send(worker: _Worker, job: int) -> None:
     try:
         worker.connection.send(job)
     except OSError as error:
@@ -162,25 +131,29 @@ def _ended(worker: _Worker) -> ConfigurationError:
     )
 
 
-def _serve(connection: Connection, tasks: list[BenchTask], methods: list[Method]) -> None:
-    """Makes runs until the connection closes."""
+def _serve(connection: Connection, runs: Sequence[PlannedRun]) -> None:
+    """Makes the runs whose places it is sent, until the connection closes.
+
+    All runs are sent once, at the start: their tasks may be large, and many runs share one.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends this
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    opened: tuple[int, Task] | None = None
+    opened: tuple[BenchTask, Task] | None = None
     while True:
         try:
-            job: _Job = connection.recv()
+            index: int = connection.recv()
         except EOFError:
             return
-        if opened is None or opened[0] != job.task:
-            opened = job.task, tasks[job.task].open()
-        connection.send((job.call, _make(job, tasks[job.task], methods[job.method], opened[1])))
+        run = runs[index]
+        if opened is None or opened[0] is not run.task:
+            opened = (run.task, run.task.open())
+        connection.send((index, _outcome(run, opened[1])))
 
 
-def _make(job: _Job, named: BenchTask, method: Method, task: Task) -> Record | Refusal:
+def _outcome(run: PlannedRun, task: Task) -> Record | Refusal:
     try:
-        return run(method, task, job.lr, job.seed, named.split)
+        return run.make(task)
     except MissingPackageError as error:
         return Refusal(str(error))
 

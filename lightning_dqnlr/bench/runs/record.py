@@ -6,17 +6,27 @@ import json
 import math
 import re
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning_dqnlr.errors import RecordError
 
-Key = tuple[str, str, float | None, int, str, str | None]
 _CURVES = ("step", "train", "validation", "lr")
 
 
 def slug(name: str) -> str:
     """What a task or method is called in file names; two names may share one."""
     return re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:60] or "_"
+
+
+class RunKey(NamedTuple):
+    """What tells runs apart: a run whose key is known need not be made again."""
+
+    task: str
+    method: str
+    lr: float | None
+    seed: int
+    version: str
+    policy: str | None
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Record:
         extra_bytes: memory that the method keeps beyond a plain run of the task's optimizer.
         tries: runs that this one cost, those inside the method that choose its rate included.
         failure: an exception's text; the run counts as diverged.
-        code: hash of what the result depends on besides the policy's weights.
+        version: of the method, the task and what else decides the result (`run_version`).
         policy: hash of the policy's weights; None for methods without one.
     """
 
@@ -68,13 +78,13 @@ class Record:
     extra_bytes: int
     tries: int
     failure: str | None
-    code: str
+    version: str
     policy: str | None
 
     @property
-    def key(self) -> Key:
-        """Tells runs apart: a run whose key is known need not be made again."""
-        return (self.task, self.method, self.lr, self.seed, self.code, self.policy)
+    def key(self) -> RunKey:
+        """Tells this run from others."""
+        return RunKey(self.task, self.method, self.lr, self.seed, self.version, policy=self.policy)
 
     @property
     def diverged(self) -> bool:

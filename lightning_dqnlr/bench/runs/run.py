@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,18 +18,17 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from lightning_dqnlr.bench.methods.packages import effective_lr
 from lightning_dqnlr.bench.methods.plan import Method, Plan, Setting, as_it_is
 from lightning_dqnlr.bench.runs.evaluation import Evaluation
-from lightning_dqnlr.bench.runs.fingerprint import code_hash, policy_hash
-from lightning_dqnlr.bench.runs.record import Key, Record
+from lightning_dqnlr.bench.runs.record import Record, RunKey
+from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
+from lightning_dqnlr.bench.tasks.task import BenchTask
 from lightning_dqnlr.envs.process import RandomStream, interruptible
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import MissingPackageError, PolicyFileError
-from lightning_dqnlr.host.callback import DQNLRCallback
 from lightning_dqnlr.host.group_rates import GroupRates
-from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.scoring.task_content import task_digest
 from lightning_dqnlr.tasks.task import Task
 
 
@@ -41,6 +41,7 @@ def run(
     evaluations: int = 24,
     *,
     device: str = "cpu",
+    version: str | None = None,
 ) -> Record:
     """Trains a task once.
 
@@ -52,6 +53,7 @@ def run(
         split: a word for the record.
         evaluations: about how many points the curve has besides the one before training.
         device: kind of device to train on.
+        version: of a task of the benchmark; None for any other, whose content counts.
 
     Returns:
         The record, of a run that diverged or raised as well.
@@ -61,23 +63,69 @@ def run(
         PolicyFileError: if the method's policy cannot be read.
         KeyboardInterrupt: when interrupted; nothing else that happens in the run is raised.
     """
-    attempt = _Attempt(method, Setting(task, seed, lr, device), evaluations)
+    setting = Setting(task, seed, lr, device)
+    key = run_key(method, task, lr, seed, device=device, version=version)
+    attempt = _Attempt(method, setting, key, evaluations)
     with quiet():
         attempt.make()
     return attempt.record(split)
 
 
-def run_key(method: Method, task: Task, lr: float | None = None, seed: int = 0) -> Key:
-    """The key that the record of a run will have."""
-    return (task.name, method.name, lr, seed, code_hash(method, task), policy_hash(method))
+def run_key(
+    method: Method,
+    task: Task,
+    lr: float | None = None,
+    seed: int = 0,
+    *,
+    device: str = "cpu",
+    version: str | None = None,
+) -> RunKey:
+    """The key that the record of a run will have; the arguments are those of `run`."""
+    decided_by = run_version(method, version or task_digest(task), device)
+    return RunKey(task.name, method.name, lr, seed, decided_by, policy_hash(method))
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a suite, and the key that its record has or will have.
+
+    Attributes:
+        task: of the benchmark, not yet opened.
+        method: sets the learning rate.
+        lr: the user's, or the peak of a schedule; None for the module's own.
+        seed: of weights, data order and dropout.
+        key: of the record.
+        device: kind of device to train on.
+        evaluations: about how many points the curve has.
+    """
+
+    task: BenchTask
+    method: Method
+    lr: float | None
+    seed: int
+    key: RunKey
+    device: str = "cpu"
+    evaluations: int = 24
+
+    def make(self, task: Task) -> Record:
+        """The record of the run, made now; `task` is what `self.task.open()` gave.
+
+        Raises:
+            MissingPackageError: if the method's own package is not installed.
+            PolicyFileError: if the method's policy cannot be read.
+        """
+        where = {"device": self.device, "version": self.task.version}
+        split = self.task.split
+        return run(self.method, task, self.lr, self.seed, split, self.evaluations, **where)
 
 
 class _Attempt:
     """A run that may fail at any point, and what is known of it by then."""
 
-    def __init__(self, method: Method, setting: Setting, evaluations: int) -> None:
-        self._key = run_key(method, setting.task, setting.lr, setting.seed)
-        self._method, self._setting = method, setting
+    def __init__(self, method: Method, setting: Setting, key: RunKey, evaluations: int) -> None:
+        self._method = method
+        self._setting = setting
+        self._key = key
         self._observer = Observer(setting.task, evaluations)
         self._plan = Plan()
         self._planning = 0.0
@@ -111,20 +159,20 @@ class _Attempt:
 
     def record(self, split: str) -> Record:
         """What is known."""
-        seen, task, (_, name, lr, seed, code, policy) = (
-            self._observer,
-            self._setting.task,
-            self._key,
-        )
-        curve, ended = seen.curve(), seen.ended and self._failure is None
-        train, validation = curve["train"], curve["validation"]
+        seen = self._observer
+        task = self._setting.task
+        key = self._key
+        curve = seen.curve()
+        ended = seen.ended and self._failure is None
+        train = curve["train"]
+        validation = curve["validation"]
         return Record(
             task=task.name,
             split=split,
             optimizer=task.optimizer,
-            method=name,
-            lr=lr,
-            seed=seed,
+            method=key.method,
+            lr=key.lr,
+            seed=key.seed,
             horizon=task.horizon,
             batch_size=task.batch_size,
             parameters=self._parameters,
@@ -137,8 +185,8 @@ class _Attempt:
             extra_bytes=seen.extra_bytes,
             tries=self._plan.tries,
             failure=self._failure,
-            code=code,
-            policy=policy,
+            version=key.version,
+            policy=key.policy,
         )
 
     @property
@@ -185,7 +233,7 @@ class Observer(Callback):
         """Evaluates the final weights."""
         self._stop_clock()
         optimizer = trainer.optimizers[0]
-        kept = sum(_kept_bytes(callback) for callback in self.plan.callbacks)
+        kept = _tensor_bytes([self.plan.keeps(), *(c.state_dict() for c in self.plan.callbacks)])
         if self.plan.optimizer is not as_it_is:
             kept += state_bytes(optimizer) - self.plain_bytes
         self.extra_bytes = kept
@@ -212,7 +260,7 @@ class Observer(Callback):
     def _note_rate(self, optimizer: Optimizer, *_: Any) -> None:
         self._steps += 1
         if self._steps == 1 or self._steps in self._points:
-            self._rates[self._steps] = effective_lr(optimizer)
+            self._rates[self._steps] = self.plan.lr_of(optimizer)
 
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop_clock()
@@ -262,13 +310,6 @@ def _bytes_after_a_step(optimizer: Optimizer) -> int:
 def state_bytes(optimizer: Optimizer) -> int:
     """Memory of an optimizer's state."""
     return _tensor_bytes(dict(optimizer.state))
-
-
-def _kept_bytes(callback: Callback) -> int:
-    """Memory of a method's callback: what it would save, and its policy."""
-    policy = callback.policy if isinstance(callback, DQNLRCallback) else None
-    weights = policy.network.state_dict() if isinstance(policy, LRPolicy) else {}
-    return _tensor_bytes(dict(weights)) + _tensor_bytes(callback.state_dict())
 
 
 def _tensor_bytes(tree: Any) -> int:

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
 from lightning_dqnlr.bench.methods.plan import Method
-from lightning_dqnlr.bench.runs.archive import Archive, Store
-from lightning_dqnlr.bench.runs.fingerprint import code_hash, policy_hash
+from lightning_dqnlr.bench.runs.archive import Store
 from lightning_dqnlr.bench.runs.losses import survivors
-from lightning_dqnlr.bench.runs.processes import Call, Refusal, run_calls
-from lightning_dqnlr.bench.runs.record import Key, Record
+from lightning_dqnlr.bench.runs.processes import Refusal, make_runs
+from lightning_dqnlr.bench.runs.record import Record, RunKey
+from lightning_dqnlr.bench.runs.run import PlannedRun
+from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
 from lightning_dqnlr.bench.tasks.task import APART, BenchTask
+from lightning_dqnlr.checks import NOT_NEGATIVE, check_choice, check_integer, check_number
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.scoring.task_content import task_content
+from lightning_dqnlr.scoring.task_content import task_digest
 from lightning_dqnlr.tasks.task import Task
 
 _Named = TypeVar("_Named", BenchTask, Method)
@@ -39,7 +41,9 @@ class Suite:
         apart_methods: those that run on the splits that ask a question of their own
             (`task.APART`); None for all of `methods`.
         first: methods that run before the others on each task, in this order.
-        race_margin: see `comparison.survivors`; None if all peaks of a grid run with all seeds.
+        race_margin: see `losses.survivors`; None if all peaks of a grid run with all seeds.
+        device: kind of device to train on, "cpu" or "cuda".
+        evaluations: about how many points the curve of a run has.
 
     Raises:
         ConfigurationError: a number is out of range.
@@ -55,40 +59,16 @@ class Suite:
     apart_methods: Sequence[str] | None = None
     first: Sequence[str] = ()
     race_margin: float | None = None
+    device: str = "cpu"
+    evaluations: int = 24
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "points"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{name}={value!r} must be an integer of at least 1.")
-        if not 0.0 < self.decades <= 12.0:
-            raise ConfigurationError(f"decades={self.decades!r} must lie in (0, 12].")
-        if self.race_margin is not None and not 0.0 <= self.race_margin < float("inf"):
-            raise ConfigurationError(
-                f"race_margin={self.race_margin!r} must be at least 0, or null for no race."
-            )
-        if self.sensitivity_decades not in range(2, 14, 2):
-            raise ConfigurationError(
-                f"sensitivity_decades={self.sensitivity_decades!r} must be one of 2, 4, ..., 12."
-            )
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """One run of a suite, and the key that its record has or will have.
-
-    Attributes:
-        exact: hash of the code here; that of the key may be an archive's.
-        portable: hash that the archive knows the code by.
-    """
-
-    task: BenchTask
-    method: Method
-    lr: float | None
-    seed: int
-    key: Key
-    exact: str = ""
-    portable: str = ""
+        check_integer("seeds", self.seeds, 1)
+        check_integer("points", self.points, 1)
+        check_integer("evaluations", self.evaluations, 1)
+        check_number("decades", self.decades, "(0, 12]")
+        check_number("race_margin", self.race_margin, NOT_NEGATIVE, optional=True)
+        check_choice("sensitivity_decades", self.sensitivity_decades, range(2, 14, 2))
 
 
 class Progress(NamedTuple):
@@ -138,7 +118,11 @@ def your_own(task: Task, lr: float | None = None) -> BenchTask:
                 f"the LR of {task.name!r} cannot be told from its configure_optimizers ({error}); "
                 "give the one you would begin with: lr=0.001."
             ) from error
-    return BenchTask(task.name, "your own", Opened(task), float(lr), seconds=task.horizon / 300)
+    seconds = task.horizon / 300
+    version = task_digest(task)
+    return BenchTask(
+        task.name, "your own", Opened(task), float(lr), seconds=seconds, version=version
+    )
 
 
 def grid(lr: float, points: int, decades: float) -> tuple[float, ...]:
@@ -185,22 +169,17 @@ def _restricted(suite: Suite, task: BenchTask) -> bool:
 
 
 def plan(
-    suite: Suite,
-    tasks: Sequence[BenchTask],
-    methods: Sequence[Method],
-    archive: Archive | None = None,
+    suite: Suite, tasks: Sequence[BenchTask], methods: Sequence[Method]
 ) -> Iterator[PlannedRun]:
-    """All runs of a suite, task by task.
+    """All runs of a suite, task by task. No task is opened.
 
     Args:
         suite: what to compare.
         tasks: to choose from.
         methods: to choose from.
-        archive: whose records count as those of this code where all but the last bits is the same.
 
     Raises:
-        ConfigurationError: an unknown name, the archive is damaged, or a task's data are not
-            installed.
+        ConfigurationError: an unknown name.
         PolicyFileError: a method's policy cannot be read.
     """
     chosen = _ordered(choose(methods, suite.methods, "suite.methods"), suite.first)
@@ -211,21 +190,20 @@ def plan(
     policies = {method.name: policy_hash(method) for method in chosen}
     few = {method.name for method in choose(methods, suite.apart_methods, "suite.apart_methods")}
     for task in choose(tasks, suite.tasks, "suite.tasks"):
-        opened = task.open()
-        content = task_content(opened)
-        sketch = b"" if archive is None else task_content(opened, portable=True)
         for method in chosen:
-            if _restricted(suite, task) and method.name not in few:
-                continue
-            exact, portable = code_hash(method, opened, content), ""
-            code = exact
-            if archive is not None:
-                portable = code_hash(method, opened, sketch)
-                code = archive.code_of(task.name, method.name, portable) or exact
-            for lr in rates(suite, method, task):
-                for seed in range(suite.seeds):
-                    key = (task.name, method.name, lr, seed, code, policies[method.name])
-                    yield PlannedRun(task, method, lr, seed, key, exact, portable)
+            if not _restricted(suite, task) or method.name in few:
+                yield from _runs(suite, method, task, policies[method.name])
+
+
+def _runs(
+    suite: Suite, method: Method, task: BenchTask, policy: str | None
+) -> Iterator[PlannedRun]:
+    """One method on one task, at all its learning rates and seeds."""
+    version = run_version(method, task.version, suite.device)
+    for lr in rates(suite, method, task):
+        for seed in range(suite.seeds):
+            key = RunKey(task.name, method.name, lr, seed, version, policy)
+            yield PlannedRun(task, method, lr, seed, key, suite.device, suite.evaluations)
 
 
 def _ordered(methods: Sequence[Method], first: Sequence[str]) -> list[Method]:
@@ -270,18 +248,21 @@ def complete(
         The methods that could not be run at all, and why (a package is missing, say).
 
     Raises:
-        ConfigurationError: the store cannot be written, or a process was killed.
+        ConfigurationError: a task's data are not installed, the store cannot be written, or a
+            process was killed.
     """
+    for task in {id(run.task): run.task for run in runs}.values():
+        task.open()  # what is not installed is named before any run begins
     refused: dict[str, str] = {}
-    calls = [Call(run.task, run.method, run.lr, run.seed) for run in runs]
-    started, whole, over = time.monotonic(), estimate(runs, 1), 0.0
-    outcomes = run_calls(calls, workers, lambda call: call.method.name in refused)
+    started = time.monotonic()
+    whole = estimate(runs, 1)
+    over = 0.0
+    outcomes = make_runs(runs, workers, lambda run: run.method.name in refused)
     for done, (index, outcome) in enumerate(outcomes, 1):
-        run, failure = runs[index], None
+        run = runs[index]
+        failure = None
         if isinstance(outcome, Record):
-            # The archive's code; but a source may have been edited since the plan was made.
-            as_planned = outcome.code == run.exact
-            store.put(replace(outcome, code=run.key[4]) if as_planned else outcome)
+            store.put(outcome)
             failure = outcome.failure
         elif isinstance(outcome, Refusal):
             refused[run.method.name] = outcome.reason
@@ -336,6 +317,20 @@ def rounds(runs: Sequence[PlannedRun], store: Store, margin: float | None) -> Ro
         elif run.lr in stay[grid]:
             result.wanted.append(run)
     return result
+
+
+def missing_in_rounds(
+    runs: Sequence[PlannedRun], store: Store, margin: float | None, *, retry_failed: bool = False
+) -> Iterator[list[PlannedRun]]:
+    """The runs to be made, round by round: what a race leaves is known after the first round.
+
+    The caller makes the runs of one round before it asks for the next.
+    """
+    first = rounds(runs, store, margin).wanted
+    yield missing(first, store, retry_failed=retry_failed)
+    known = {run.key for run in first}
+    second = [run for run in rounds(runs, store, margin).wanted if run.key not in known]
+    yield missing(second, store, retry_failed=retry_failed)
 
 
 def _decided(

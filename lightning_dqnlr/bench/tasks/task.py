@@ -53,7 +53,7 @@ class BenchTask:
         seconds: that one run takes on one core, roughly; for the estimate of the time left.
         centre: of the grid of peaks, if not `lr`: where the best peak of the grid around `lr` is at
             its edge, the rivals would be judged by too narrow a search.
-        identity: tells apart tasks whose `build` has the same sources (a user's own).
+        version: raised by whoever changes what the task is, so that its runs are made again.
 
     Raises:
         ConfigurationError: unknown split, or an LR or centre that is not positive.
@@ -64,8 +64,8 @@ class BenchTask:
     build: Callable[[], Task]
     lr: float
     seconds: float = 2.0
-    identity: str = ""
     centre: float | None = None
+    version: str = "1"
 
     def __post_init__(self) -> None:
         if self.split not in get_args(BenchSplit):

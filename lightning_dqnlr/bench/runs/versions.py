@@ -1,0 +1,73 @@
+"""What a result depends on, as versions that a person bumps.
+
+Whoever changes what a run's result is raises a number here (or the task's own `version`), and the
+runs are made again. Where code lies, and what it is called, does not matter. Gymnasium's
+environments ("CartPole-v1") and the tasks of lm-evaluation-harness are kept the same way. A test
+compares digests of the deciding code with those of the last bump, so that no change goes unsaid.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from lightning_dqnlr.bench.methods.plan import Learned, Method
+
+PROTOCOL = 1  # how a run is made and measured, for all methods
+CONTROLLER = 1  # how a policy drives a run: features, actions, start, breaker, decay
+METHODS: Mapping[str, int] = {}  # by name; 1 for those that are not here
+_PLAIN = (str, int, float)
+
+
+def run_version(method: Method, task_version: str, device: str = "cpu") -> str:
+    """The version of one method's runs on one task, as records have it.
+
+    Args:
+        method: sets the learning rate.
+        task_version: `BenchTask.version`; for a user's own task a digest of its content.
+        device: kind of device; runs on a GPU are no records of runs on a CPU.
+
+    Example:
+        >>> from lightning_dqnlr.bench.methods.schedules import ScheduledLR, constant
+        >>> run_version(ScheduledLR("constant", constant), "1")
+        'protocol=1 task=1 method=1'
+    """
+    parts: dict[str, Any] = {
+        "protocol": PROTOCOL,
+        "task": task_version,
+        "method": METHODS.get(method.name, 1),
+    }
+    parts |= _changed_settings(method)
+    if isinstance(method, Learned):
+        parts["controller"] = CONTROLLER
+    if device != "cpu":
+        parts["device"] = device
+    return " ".join(f"{name}={version}" for name, version in parts.items())
+
+
+def _changed_settings(method: object) -> dict[str, Any]:
+    """Numbers and words of a method that are not its class's defaults; its name is in the key."""
+    if not is_dataclass(method):
+        return {}
+    own = [field for field in fields(method) if field.name not in ("name", "policy")]
+    values = {field.name: (getattr(method, field.name), field.default) for field in own}
+    return {k: v for k, (v, usual) in values.items() if isinstance(v, _PLAIN) and v != usual}
+
+
+def policy_hash(method: Method) -> str | None:
+    """Hash of a method's policy, weights and specification; None for methods without one.
+
+    Raises:
+        PolicyFileError: if the policy cannot be read.
+    """
+    if not isinstance(method, Learned):
+        return None
+    policy = method.load()
+    digest = hashlib.sha256(json.dumps(policy.spec.to_dict(), sort_keys=True).encode())
+    digest.update(f"{policy.start} {policy.circuit_breaker}".encode())
+    for name, tensor in policy.network.state_dict().items():
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
