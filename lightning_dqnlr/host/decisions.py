@@ -19,27 +19,16 @@ _LONG_STREAK = 20
 
 
 class AppliedDecision(NamedTuple):
-    """One decision and what came of it.
+    """One decision and what came of it."""
 
-    Attributes:
-        stats: of the interval that ended.
-        action: index of the multiplier chosen.
-        q_values: (actions,).
-        used_lr: learning rate of the interval that ended.
-        next_lr: learning rate of the interval to come.
-        applied: change of the scale, natural log.
-        tripped: whether the interval was undone.
-        restored_step: the step that the circuit breaker went back to.
-    """
-
-    stats: IntervalStats
-    action: int
-    q_values: Tensor
-    used_lr: float
-    next_lr: float
-    applied: float
-    tripped: bool
-    restored_step: int | None
+    stats: IntervalStats  # of the interval that ended
+    action: int  # index of the multiplier chosen
+    q_values: Tensor  # (actions,)
+    used_lr: float  # learning rate of the interval that ended
+    next_lr: float  # learning rate of the interval to come
+    applied: float  # change of the scale, natural log
+    tripped: bool  # whether the interval was undone
+    restored_step: int | None  # the step that the circuit breaker went back to
 
 
 class DecisionLog:

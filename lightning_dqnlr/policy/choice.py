@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lightning_dqnlr.control.spec import ControllerSpec, StartRate
 
+Act = Callable[[Tensor], Tensor]  # observations (*lead, features) -> int64 actions of shape `lead`
+
 
 class Choice(NamedTuple):
     """Actions, and what they were chosen by; `lead` is the observation's leading shape.
@@ -65,7 +67,7 @@ class ScriptedPolicy:
     """A policy whose actions come from a function; its Q-values are 1 for them and 0 for others.
 
     Args:
-        act: observations (*lead, features) -> actions, int64 of shape `lead`.
+        act: gives the actions.
         spec: of the controller.
         start: the first learning rate of a run.
         circuit_breaker: whether blown-up intervals are undone.
@@ -77,7 +79,7 @@ class ScriptedPolicy:
         tensor([3, 3])
     """
 
-    act: Callable[[Tensor], Tensor]
+    act: Act
     spec: ControllerSpec
     start: StartRate = "auto"
     circuit_breaker: bool = True

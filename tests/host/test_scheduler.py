@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -161,6 +162,14 @@ def test_a_state_that_an_older_version_saved_goes_on_at_the_rates_of_that_versio
         scheduler.step(loss)
     assert rates == pytest.approx(saved["rates"], rel=1e-4)
     assert len(set(rates)) == 8
+
+
+def test_a_horizon_of_numpy_is_saved_as_plain_data(tmp_path):
+    for given in (Loop(horizon=np.int64(200)), Loop(horizon=400)):
+        given.scheduler.load_state_dict(Loop(horizon=np.int64(200)).scheduler.state_dict())
+        given.run(20)
+        torch.save(given.scheduler.state_dict(), tmp_path / "state.pt")
+        torch.load(tmp_path / "state.pt", weights_only=True)
 
 
 def test_step_without_an_optimizer_step_is_an_error():

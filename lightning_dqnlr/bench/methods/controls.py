@@ -9,7 +9,7 @@ adaptation to the run at hand.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,13 +18,11 @@ from lightning_dqnlr.control.features import CLIP
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Engine, Terms
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.policy.choice import Policy, ScriptedPolicy
+from lightning_dqnlr.policy.choice import Act, Policy, ScriptedPolicy
 from lightning_dqnlr.policy.network import build_network
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.rewards import log_progress
 from lightning_dqnlr.tasks.task import Task
-
-Act = Callable[[Tensor], Tensor]
 
 _POINTS = 64
 
