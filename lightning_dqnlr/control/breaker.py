@@ -137,7 +137,11 @@ def after_restore(stats: IntervalStats, history: History) -> History:
 
 
 def cut(history: History, tripped: Tensor) -> History:
-    """Divides the scale by four where the breaker tripped, and moves its floor and its ceiling."""
+    """Divides the scale by four where the breaker tripped, and moves its floor and its ceiling.
+
+    There log_scale falls by log 4, the ceiling becomes the old log_scale - log 2, and the peak, by
+    which the floor is measured, at most the new log_scale + log 16.
+    """
     h = history
     ceiling = torch.where(tripped, h.log_scale + CEILING, h.ceiling + CEILING_RISE)
     log_scale = torch.where(tripped, h.log_scale - CUT, h.log_scale)

@@ -226,7 +226,7 @@ def step_noise(losses: Tensor, before: Tensor, initial_loss: Tensor, steps: int)
 def all_features(
     stats: IntervalStats, history: History, before: History, clock: Clock
 ) -> dict[str, Tensor]:
-    """Every feature by name, each of shape `lead`.
+    """Every feature by name, each of shape `lead`; `FeatureSpec.select` stacks some of them.
 
     Args:
         stats: the interval that just ended.

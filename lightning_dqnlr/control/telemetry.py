@@ -33,7 +33,7 @@ class IntervalStats(NamedTuple):
     """The statistics of one decision interval; every tensor has the shape `lead`.
 
     Norms are estimates for the whole model, in the units of the parameters. Cosines are means over
-    consecutive observed steps and 0 where none was observed.
+    consecutive observed steps and 0 where none was observed: cos(a, b) = a.b / (||a|| ||b||).
     """
 
     losses: Tensor  # (*lead, bins): mean training loss over each of up to 16 stretches

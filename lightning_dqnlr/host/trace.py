@@ -20,6 +20,9 @@ _LR, _LOSS, _TRIP = "#1b6ca8", "#c8553d", "#7d2e8d"
 def save_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
     """Writes one line per decision as CSV, atomically; the Q-values are a JSON list in one column.
 
+    Example:
+        save_trace(callback.trace, "run.csv")
+
     Raises:
         CallOrderError: if there is no decision yet.
         ConfigurationError: if the file cannot be written.
@@ -35,6 +38,9 @@ def save_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
 
 def plot_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
     """Draws learning rate and training loss over the steps, with the restores marked.
+
+    Example:
+        plot_trace(callback.trace, "run.png")
 
     Args:
         trace: the decisions.

@@ -159,7 +159,12 @@ class LRPolicy:
 
 
 def as_policy(given: str | Path | Policy) -> Policy:
-    """The policy itself, or the one that `LRPolicy.load` reads by this name or folder."""
+    """The policy itself, or the one that `LRPolicy.load` reads by this name or folder.
+
+    Example:
+        >>> as_policy("default").start
+        'auto'
+    """
     return LRPolicy.load(given) if isinstance(given, str | Path) else given
 
 
