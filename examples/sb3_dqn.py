@@ -29,8 +29,8 @@ from stable_baselines3 import DQN
 from lightning_dqnlr.control.features import compressed_loss
 from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec
 from lightning_dqnlr.envs.gym import ENV_ID
+from lightning_dqnlr.policy.choice import epsilon_greedy
 from lightning_dqnlr.policy.network import QNetwork
-from lightning_dqnlr.policy.policy import epsilon_greedy
 from lightning_dqnlr.rl.dqn import DQNConfig, DQNLearner
 from lightning_dqnlr.rl.replay import ReplayBuffer, Transitions
 from lightning_dqnlr.tasks import NoisyQuadratics

@@ -1,17 +1,22 @@
 """The circuit breaker: is an interval healthy, suspicious or to be undone, and what follows.
 
-A run that climbs past stability rarely finds back, so a blown-up interval is undone: the host
-restores healthy weights and optimizer state, and the learning rate is cut. Seven rules keep the
-breaker itself from doing harm. The first few intervals are not judged by their losses, because
-their noise is not known yet and the learning rate is near its start. Only a healthy state is ever
-stored, and none that has lost a quarter of the run's progress: a run that is ruined slowly, each
-interval within the noise of the one before, would else be compared with its own ruin. What is
-restored is the state before the one stored last, because losses are those before each update, and
-nobody has seen yet what an interval's last update did. After a restore the threshold is raised to
-the restored state's own loss, so that it cannot trip at once again. The floor of the learning rate
-follows every cut down, so that the cut always acts. A ceiling at half of the scale that blew up,
-which rises slowly, keeps a policy from climbing there again and again. And the ceiling is lifted
-if the restored state turns out to be no better than what was undone.
+A run that climbs past stability rarely recovers by itself. A blown-up interval is therefore
+undone: the host restores healthy weights and optimizer state, and the learning rate is cut. Seven
+rules keep the breaker itself from doing harm:
+
+1. The first few intervals are not judged by their losses. Their noise is not known yet, and the
+   learning rate is near its start.
+2. Only a healthy state is stored, and none that has lost a quarter of the run's progress. A run
+   may be ruined slowly, each interval within the noise of the one before; it would otherwise be
+   compared with its own ruin.
+3. The restored state is the one before the state stored last. A loss belongs to the weights before
+   an update, so no loss has shown yet what an interval's last update did.
+4. After a restore the threshold rises to the restored state's own loss. The breaker cannot trip
+   again at once.
+5. The floor of the learning rate follows every cut down, so that the cut always acts.
+6. A ceiling at half of the scale that blew up keeps a policy from climbing there again and again.
+   The ceiling rises slowly.
+7. The ceiling is lifted if the restored state turns out to be no better than what was undone.
 """
 
 from __future__ import annotations
@@ -31,14 +36,14 @@ CUT = math.log(4.0)
 TRIP_MARGIN = math.log(2.0)
 HEALTHY_MARGIN = 0.25
 INITIAL_MARGIN = 0.5
-LOST_SHARE = 0.25  # a run that has kept no more of its progress has lost its way
-KEPT_SHARE = 0.75  # and one that has kept less is on its way there: not a state to go back to
-ORIGIN_INTERVALS = 4  # what a run is measured by: the first loss may be that of a lucky batch
+LOST_SHARE = 0.25  # a run that has kept no more of its progress is lost
+KEPT_SHARE = 0.75  # a state that has kept less of it is not stored
+ORIGIN_INTERVALS = 4  # several, because the first loss may be that of a lucky batch
 DEFAULT_NOISE = 0.25
 PEAK_ABOVE_CUT = math.log(16.0)
-CEILING = math.log(0.5)  # of the scale that blew up, which it reaches again in 16 decisions
+CEILING = math.log(0.5)  # relative to the scale that blew up; 16 decisions lead back to it
 CEILING_RISE = math.log(2.0) / 16
-PATIENCE = 4.0  # intervals in a row that are high: noise does not do that
+PATIENCE = 4.0  # high intervals in a row; noise alone does not cause that many
 
 
 class Verdict(NamedTuple):
@@ -47,8 +52,9 @@ class Verdict(NamedTuple):
     Attributes:
         tripped: undo the interval.
         healthy: store its end. Never together with `tripped`; neither: keep on, store nothing.
-        high: in a row, this one included, intervals whose mean loss was above the limit by more
-            than its standard error, and half of those that had only lost their progress.
+        high: a count of intervals in a row, this one included. An interval counts 1 if its mean
+            loss was above the limit by more than its standard error. It counts 1/2 if it had only
+            lost its progress.
     """
 
     tripped: Tensor
@@ -59,15 +65,23 @@ class Verdict(NamedTuple):
 def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdict:
     """Compares the end of the interval with the last healthy state, in units of log loss.
 
-    The limit is the reference (the last healthy state's loss) plus a factor of two, or the origin
-    (the largest loss of the first few intervals) plus a smaller one. Trips when the last quarter's
-    loss is above it by four standard errors of its own noise, when the whole interval's was by one
-    in `PATIENCE` intervals in a row (a noisy loss may stay a factor of five above where it was and
-    yet within four standard errors of it), when a quarter or less was left of the way from the
-    origin to the lowest loss in twice as many (a destroyed network may settle there), or when
-    anything in the interval was not finite. Healthy means no worse at the end than the reference
-    and the best so far by the smaller margins, and on the whole neither above the limit nor a
-    quarter of the progress behind: of a short interval the last quarter is a single loss.
+    The reference is the last healthy state's loss; the origin is the largest loss of the first few
+    intervals. In units of log loss
+
+        limit = max(min(reference + log 2, origin + 1/2), reference + 1/4)
+
+    The breaker trips in four cases:
+
+    - The last quarter's loss is above the limit by four standard errors of its own noise.
+    - The whole interval's loss is above it by one standard error, `PATIENCE` intervals in a row. A
+      noisy loss may stay at five times its former value and yet within four standard errors.
+    - A quarter or less is left of the progress from the origin to the lowest loss, in twice as many
+      intervals. A destroyed network may settle there.
+    - Anything in the interval is not finite.
+
+    An interval is healthy if its end is no worse than the reference and the best so far, by smaller
+    margins. Its mean must also be below the limit and keep three quarters of the progress, because
+    the last quarter of a short interval is a single loss.
 
     Args:
         stats: the interval that just ended.
@@ -79,19 +93,20 @@ def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdic
     recent = compressed_loss(stats.losses[..., -quarter:].mean(-1), history.initial_loss)
     error = history.noise / math.sqrt(max(1.0, quarter * stats.steps / bins))
     whole = compressed_loss(stats.losses.mean(-1), history.initial_loss)
-    # What it is compared with has noise of its own: the initial loss is that of a single batch.
+    # The initial loss, which it is compared with, is that of a single batch and noisy itself.
     whole_error = history.noise * math.sqrt(1 + 1 / stats.steps)
     limit = torch.minimum(history.reference + TRIP_MARGIN, history.origin + INITIAL_MARGIN)
     limit = torch.maximum(limit, history.reference + HEALTHY_MARGIN)
     above = whole > limit + whole_error
-    # A run that blew up makes noise of its own, behind which it must not hide.
+    # A run that blew up is noisy, and that noise must not hide it.
     lost_error = history.noise.clamp_max(DEFAULT_NOISE) / math.sqrt(stats.steps)
     progress = (history.origin - history.low - 4 * lost_error).clamp_min(0.0)
     lost = whole > history.origin - LOST_SHARE * progress + lost_error
     high = torch.where(above | lost, history.high + 0.5 + 0.5 * above, 0.0)
     tripped = (recent > limit + 4 * error) | (high >= PATIENCE)
     if early:
-        high, tripped = torch.zeros_like(high), torch.zeros_like(tripped)
+        high = torch.zeros_like(high)
+        tripped = torch.zeros_like(tripped)
     tripped = tripped | ~stats.finite
     good = torch.minimum(history.reference + HEALTHY_MARGIN, history.best + 2 * HEALTHY_MARGIN)
     kept = whole <= history.origin - KEPT_SHARE * progress + lost_error
@@ -102,9 +117,9 @@ def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdic
 def after_restore(stats: IntervalStats, history: History) -> History:
     """The history by which an interval is judged: the old one, unless a restore came before it.
 
-    Then the restored state's own loss becomes the reference. If it is nearer to the loss of the
-    interval that was undone than to the old reference, this one was too low (that of a lucky
-    batch, or of a part of the data) and the alarm false: the ceiling is lifted.
+    After a restore the restored state's own loss becomes the reference. The alarm was false if
+    this loss is nearer to that of the undone interval than to the old reference. The old reference
+    then came from a lucky batch or from a part of the data, and the ceiling is lifted.
 
     Args:
         stats: the interval that just ended; its first loss is that of the restored weights.
@@ -122,7 +137,11 @@ def after_restore(stats: IntervalStats, history: History) -> History:
 
 
 def cut(history: History, tripped: Tensor) -> History:
-    """Cuts the scale where the breaker tripped, with its floor and its ceiling."""
+    """Divides the scale by four where the breaker tripped, and moves its floor and its ceiling.
+
+    There log_scale falls by log 4, the ceiling becomes the old log_scale - log 2, and the peak, by
+    which the floor is measured, at most the new log_scale + log 16.
+    """
     h = history
     ceiling = torch.where(tripped, h.log_scale + CEILING, h.ceiling + CEILING_RISE)
     log_scale = torch.where(tripped, h.log_scale - CUT, h.log_scale)

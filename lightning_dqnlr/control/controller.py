@@ -2,13 +2,13 @@
 
 The caller puts a policy between `observe` and `apply`. Greedy use in a Trainer, epsilon-greedy
 exploration over R replicas, a Gymnasium agent and scripted baselines therefore run through the
-same code, elementwise over leading dimensions: what the policy met in meta-training is what it
+same code, elementwise over leading dimensions. What the policy met in meta-training is what it
 meets in a user's run.
 
 The learning rate is `scale * decay(progress)`. The decay falls to zero at the end when the horizon
-is known and is 1 when it is not; the actions multiply the scale. The scale starts where the first
-update moves the weights by 1e-4 of their norm, so that the user's learning rate cannot hurt, and
-the policy climbs from there.
+is known; it is 1 when the horizon is unknown. The actions multiply the scale. The scale starts
+where the first update moves the weights by 1e-4 of their norm, and the policy climbs from there.
+The user's learning rate therefore cannot hurt.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from lightning_dqnlr.control.features import (
 )
 from lightning_dqnlr.control.history import UNSEEN, History
 from lightning_dqnlr.control.probe import Probe
-from lightning_dqnlr.control.spec import ControllerSpec, check_bounds, check_horizon
+from lightning_dqnlr.control.spec import ControllerSpec, check_limits
 from lightning_dqnlr.control.telemetry import IntervalStats
 
 _TINY = 1e-30
@@ -48,9 +48,8 @@ _DROPS = 0.7  # decay per decision of what was gained and what was forecast
 class Decision(NamedTuple):
     """What `observe` returns, all of leading shape `lead`.
 
-    The host restores its last snapshot but one where `tripped` (of the last one's weights no loss
-    has been seen yet) and takes a new one where `healthy`, in that order, before it applies an
-    action.
+    Before it applies an action, the host restores its last snapshot but one where `tripped`. It
+    then takes a new snapshot where `healthy`. No loss has been seen yet of the last one's weights.
     """
 
     observation: Tensor  # (*lead, features)
@@ -73,11 +72,19 @@ class LRController:
         device: where the state lives.
 
     Attributes:
+        lr: the learning rate of the coming steps, shape `lead`.
         start_multiplier: what a safe start is multiplied by, of shape `lead` or a number; for
             exploration from elsewhere.
 
     Raises:
         ConfigurationError: for a non-positive horizon or bound, or min_lr > max_lr.
+
+    Example:
+        controller = LRController(policy.spec, horizon=1000)
+        controller.safe_start(gradient_norm, weight_norm, probe, follows_gradient=False)
+        ...  # controller.interval steps at controller.lr, fed to a Telemetry
+        decision = controller.observe(telemetry.read(weights))
+        controller.apply(policy.choose(decision.observation).action)
     """
 
     def __init__(
@@ -91,11 +98,11 @@ class LRController:
         circuit_breaker: bool = True,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_horizon(horizon)
-        check_bounds(min_lr, max_lr)
+        check_limits(horizon, min_lr, max_lr)
         self.spec = spec
-        self.horizon = horizon
-        self.min_lr, self.max_lr = min_lr, max_lr
+        self.horizon = None if horizon is None else int(horizon)
+        self.min_lr = min_lr
+        self.max_lr = max_lr
         self.circuit_breaker = circuit_breaker
         self.history = History.zeros(lead, device)
         self.step = 0
@@ -112,10 +119,10 @@ class LRController:
     ) -> Tensor:
         """Sets the first learning rate from the first gradient; returns it, shape `lead`.
 
-        An update of SGD is lr * g. Of any other optimizer nothing is known yet but that steps of
-        the Adam kind have coordinates of about lr, so the larger of the two guesses is taken, and
-        the first measured update corrects it. A gradient of zero (a batch without a target) says
-        nothing of those to come: SGD then starts where the Adam kind does.
+        An update of SGD is lr * g. A step of the Adam kind has coordinates of about lr. For other
+        optimizers than SGD the larger of the two guesses is taken, and the first measured update
+        corrects it. A gradient of zero (a batch without a target) tells nothing about later ones:
+        SGD then starts where the Adam kind does.
 
         Args:
             gradient_norm: of the first gradient, all of it, shape `lead`.
@@ -162,14 +169,14 @@ class LRController:
         verdict = judge(stats, before, early)
         if not self.circuit_breaker:
             verdict = verdict._replace(tripped=torch.zeros_like(verdict.tripped))
-        tripped, healthy, _ = verdict
         self._ratio = _update_ratio(stats)
-        self.history = cut(_remember(before, stats, verdict, early), tripped)
+        self.history = cut(_remember(before, stats, verdict, early), verdict.tripped)
         self.decisions += 1
         self.interval = self.spec.interval(self.step, self.horizon)
         clock = Clock(self.step, self.interval, self.horizon, self.decisions)
         features = all_features(stats, self.history, before, clock)
-        return Decision(self.spec.features.select(features), tripped, healthy)
+        observation = self.spec.features.select(features)
+        return Decision(observation, verdict.tripped, verdict.healthy)
 
     def apply(self, action: Tensor) -> Tensor:
         """Turns actions, int64 of shape `lead`, into the learning rate of the coming interval."""
@@ -220,16 +227,18 @@ class LRController:
         )
 
     def _fix_gradient_scale(self, stats: IntervalStats) -> None:
-        h, norm = self.history, stats.gradient_norm
+        h = self.history
+        norm = stats.gradient_norm
         unfixed = (h.first_log_gradient == UNSEEN) & (norm > 0) & norm.isfinite()
         first = torch.where(unfixed, norm.log(), h.first_log_gradient)
         log_gradient = torch.where(unfixed, first, h.log_gradient)
         self.history = replace(h, first_log_gradient=first, log_gradient=log_gradient)
 
     def _correct_start(self, stats: IntervalStats) -> None:
-        h, ratio = self.history, _update_ratio(stats)
+        h = self.history
+        ratio = _update_ratio(stats)
         factor = (self.spec.start_ratio / ratio.clamp_min(_TINY)).clamp(1.0, 1e6)
-        # A first update of exactly zero (a masked or frozen start) says nothing about the scale.
+        # A first update of exactly zero (a masked or frozen start) tells nothing about the scale.
         factor = torch.where((ratio > 0) & ratio.isfinite(), factor, torch.ones_like(factor))
         log_scale = h.log_scale + factor.log()
         self.history = replace(
@@ -239,8 +248,8 @@ class LRController:
     def _allowed_log_scale(self) -> Tensor:
         """The largest scale that keeps the update within its cap, by the last interval's ratio.
 
-        Right after a restore there is none: the ratio is of weights that blew up and are gone, and
-        would take the rate down by as many decades as these were away.
+        Right after a restore there is no cap. The ratio is then that of the weights that blew up,
+        and it would lower the rate by as many decades as these weights were away.
         """
         factor = self.spec.max_update_ratio / self._ratio.nan_to_num(1.0).clamp_min(_TINY)
         log_lr = self.lr.clamp_min(_TINY).log() + factor.clamp_max(1e12).log()
@@ -254,7 +263,7 @@ class LRController:
         lr = self.history.log_scale.exp() * self._decay()
         if self.min_lr is not None or self.max_lr is not None:
             lr = lr.clamp(self.min_lr, self.max_lr)
-            # The scale stays where the bound put it; else it would run on, out of reach.
+            # The scale stays where the bound put it; otherwise it would run on, out of reach.
             self.history = replace(self.history, log_scale=(lr / self._decay()).log())
         self.lr = lr
         return lr
@@ -274,13 +283,15 @@ class LRController:
         """Restores what `state_dict` returned; the horizon becomes the saved one.
 
         Raises:
-            ConfigurationError: if another version saved it, which remembered less.
+            ConfigurationError: if the state is of a version that remembered less.
         """
         device = self.lr.device
         self.history = History.from_state(state["history"], device)
-        self.lr, self._ratio = state["lr"].to(device), state["ratio"].to(device)
+        self.lr = state["lr"].to(device)
+        self._ratio = state["ratio"].to(device)
         self.step, self.decisions, self.interval = state["counters"]
-        self.horizon, self._rescale = state["horizon"], state["rescale"]
+        self.horizon = state["horizon"]
+        self._rescale = state["rescale"]
         self._fixed = False  # looked at anew
 
 
@@ -290,7 +301,7 @@ def _update_ratio(stats: IntervalStats) -> Tensor:
 
 def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> History:
     """The history with the interval in it; a tripped interval leaves the loss terms alone."""
-    tripped, healthy, high = verdict
+    tripped = verdict.tripped
     loss = torch.where(tripped, h.loss, s.losses.mean(-1))
     level = torch.where(tripped, h.reference, compressed_loss(loss, h.initial_loss))
     ok = ~tripped
@@ -302,7 +313,8 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
     rate = s.losses.shape[-1] / 32
     measured = step_noise(s.losses, h.level, h.initial_loss, s.steps).square()
     variance = (1 - rate) * h.noise.square() + rate * measured
-    drop, forecast = h.level - level, predicted_drop(s, loss, h.initial_loss) * s.steps
+    drop = h.level - level
+    forecast = predicted_drop(s, loss, h.initial_loss) * s.steps
     return replace(
         h,
         loss=loss,
@@ -314,16 +326,16 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
         log_gradient=torch.where(seen, s.gradient_norm.log(), h.log_gradient),
         path=torch.where(ok, h.path + s.steps * s.update_norm.square(), h.path),
         peak_log_scale=torch.where(
-            healthy, torch.maximum(h.peak_log_scale, h.log_scale), h.peak_log_scale
+            verdict.healthy, torch.maximum(h.peak_log_scale, h.log_scale), h.peak_log_scale
         ),
-        reference=torch.where(healthy, level, h.reference),
+        reference=torch.where(verdict.healthy, level, h.reference),
         origin=origin,
         low=low,
         since_trip=torch.where(tripped, torch.zeros_like(h.trips), h.since_trip + 1),
         trips=h.trips + tripped,
         restored=tripped.to(h.level),
         undone=torch.where(tripped, compressed_loss(s.losses.mean(-1), h.initial_loss), h.undone),
-        high=torch.where(ok, high, torch.zeros_like(high)),
+        high=torch.where(ok, verdict.high, 0.0),
         drop=torch.where(ok, torch.lerp(drop, h.drop, _DROPS), 0.0).nan_to_num(0.0),
         forecast=torch.where(ok, torch.lerp(forecast, h.forecast, _DROPS), 0.0).nan_to_num(0.0),
     )

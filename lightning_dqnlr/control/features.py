@@ -1,12 +1,13 @@
 """Telemetry and a short history -> the observation of the decision process.
 
-Nothing here depends on the scale of the loss or of the gradients, nor on the length of the run,
-except the features whose name starts with `raw_`, which exist for the `classic` recipe. Of the
-scale of the weights, `weight_scale` alone tells, in units of LeCun's initialisation. The features
-follow LHOPT (Almeida et al. 2021, arXiv:2106.00958: log ratios, clipped inputs, cosines against
-their noise), hypergradient descent (Baydin et al. 2018, the sign of cos(g_t, dtheta_{t-1})), DoG
-(Ivgi et al. 2023, distance over root of summed squared updates) and trust-region methods (the gain:
-how much of what the gradients promised came true).
+No feature depends on the scale of the loss or of the gradients, nor on the length of the run. The
+exceptions have names that start with `raw_` and exist for the `classic` recipe. Only `weight_scale`
+tells the scale of the weights, in units of LeCun's initialisation. The features follow
+
+- LHOPT (Almeida et al. 2021, arXiv:2106.00958): log ratios, clipped inputs, cosines against noise;
+- hypergradient descent (Baydin et al. 2018): the sign of cos(g_t, dtheta_{t-1});
+- DoG (Ivgi et al. 2023): distance over the root of summed squared updates;
+- trust-region methods: the gain, the share of the predicted fall of the loss that came true.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ def compressed_loss(loss: Tensor, initial_loss: Tensor) -> Tensor:
     Args:
         loss: any shape.
         initial_loss: broadcastable to it.
+
+    Example:
+        >>> compressed_loss(torch.tensor([2.0, 0.0]), initial_loss=torch.tensor(2.0))
+        tensor([4.6151, 0.0000])
     """
     return loss.sign() * torch.log1p(loss.abs() / _floor(initial_loss))
 
@@ -119,7 +124,7 @@ def _descent_features(
     s: IntervalStats, h: History, before: History, clock: Clock
 ) -> dict[str, Tensor]:
     predicted = predicted_drop(s, h.loss, h.initial_loss)
-    # What a step of the weights' own norm, straight down, could buy.
+    # The relative fall of the loss that a step of the weights' own norm, straight down, promises.
     elasticity = s.gradient_norm * s.weight_norm / _slope(h.loss, h.initial_loss)
     return {
         "descent": (_log10(predicted.clamp_min(1e-12)) + 2) / 1.5,
@@ -181,6 +186,10 @@ def trend(y: Tensor) -> Tensor:
     """t-statistic of the least-squares slope of y over its last dimension, negative when falling.
 
     (*lead, n) -> lead; 0 where n < 3. Bounded by +-20 so that a noiseless line is finite.
+
+    Example:
+        >>> trend(torch.tensor([3.0, 2.0, 1.0]))
+        tensor(-20.)
     """
     n = y.shape[-1]
     if n < 3:
@@ -196,9 +205,9 @@ def step_noise(losses: Tensor, before: Tensor, initial_loss: Tensor, steps: int)
     """Standard deviation of one step's compressed loss about the interval's trend.
 
     The mean squared second difference of white noise is 6 sigma^2 (von Neumann's ratio, one order
-    up), and a linear trend leaves it untouched. Of one or two bins, which is what the intervals of
-    runs under 160 steps have, the first differences are taken, from the previous interval's level
-    on: 2 sigma^2 of white noise. A trend then counts as noise, and the breaker is more patient.
+    up), and a linear trend leaves it untouched. The intervals of runs under 160 steps have one or
+    two bins. Their first differences are taken, from the previous interval's level on: 2 sigma^2 of
+    white noise. A trend then counts as noise, and the breaker is more patient.
 
     Args:
         losses: (*lead, bins), averages of `steps / bins` steps each.
@@ -217,7 +226,7 @@ def step_noise(losses: Tensor, before: Tensor, initial_loss: Tensor, steps: int)
 def all_features(
     stats: IntervalStats, history: History, before: History, clock: Clock
 ) -> dict[str, Tensor]:
-    """Every feature by name, each of shape `lead`.
+    """Every feature by name, each of shape `lead`; `FeatureSpec.select` stacks some of them.
 
     Args:
         stats: the interval that just ended.
@@ -238,7 +247,8 @@ def all_features(
 def _feature_names() -> tuple[str, ...]:
     h = History.zeros((), "cpu")
     zero = torch.zeros(())
-    stats = IntervalStats(torch.zeros(1), *[zero] * 12, zero > -1, 1)  # type: ignore[arg-type, call-arg]
+    summaries = dict.fromkeys(IntervalStats._fields[1:-1], zero)
+    stats = IntervalStats(losses=torch.zeros(1), steps=1, **summaries)
     return tuple(all_features(stats, h, h, Clock(1, 1, None, 0)))
 
 
@@ -255,6 +265,10 @@ class FeatureSpec:
     Raises:
         PolicyFileError: if the version is another than this code's, or a name is unknown.
         ConfigurationError: if no name is given.
+
+    Example:
+        >>> FeatureSpec(("progress", "loss_change")).limits
+        (3.0, 3.0)
     """
 
     names: tuple[str, ...] = SCALE_FREE

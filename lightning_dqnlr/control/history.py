@@ -18,7 +18,7 @@ NO_CEILING = 100.0  # a natural log of a learning rate, out of reach
 class History:
     """What is remembered from one decision to the next; every tensor has the shape `lead`."""
 
-    initial_loss: Tensor  # of the first interval with one that is not zero, the largest
+    initial_loss: Tensor  # the largest of the first interval in which not all are zero
     loss: Tensor  # mean loss of the last interval
     level: Tensor  # compressed loss of the last interval (after a restore: of the restored state)
     fast: Tensor  # exponential averages of it
@@ -61,7 +61,7 @@ class History:
         """The inverse of `state_dict`.
 
         Raises:
-            ConfigurationError: if another version saved it, which remembered less.
+            ConfigurationError: if the state is of a version that remembered less.
         """
         names = [f.name for f in fields(cls)]
         missing = [name for name in names if name not in state]

@@ -33,8 +33,13 @@ class Probe:
         lecun_norm: what the weights' norm would be by LeCun's initialisation, whose variance is
             1 / fan_in (LeCun et al. 1998, Efficient BackProp, eq. 16): a squared norm of one per
             row of a matrix or kernel; a vector counts as one row.
-        weight_floor: norm below which the weights count as not yet initialised (a head that
-            begins at zero): a tenth of that.
+        weight_floor: a tenth of `lecun_norm`. Weights below it count as not yet initialised (a
+            head that begins at zero).
+
+    Example:
+        >>> probe = Probe([(3, 2), (3,)])
+        >>> probe.read([torch.ones(3, 2), None])
+        tensor([1., 1., 1., 1., 1., 1., 0., 0., 0.])
     """
 
     def __init__(self, shapes: Sequence[Sequence[int]], max_coordinates: int = 1024) -> None:
@@ -66,7 +71,7 @@ class Probe:
         sampled = dict.fromkeys(kept, 0)
         for index, start, stop in spans:
             sampled[index] += stop - start
-        lost = self.total / max(covered, 1)  # what the tensors not looked at weigh
+        lost = self.total / max(covered, 1)  # the weight of the tensors that are not looked at
         self.columns = torch.cat([torch.arange(a, b) + offsets[i] for i, a, b in spans])
         self.weight = torch.cat(
             [torch.full((b - a,), math.sqrt(sizes[i] / sampled[i] * lost)) for i, a, b in spans]
@@ -90,7 +95,7 @@ class Probe:
         addresses = [p.data_ptr() for p in parameters]
         if addresses != self._addresses:
             self._views = self._cut(parameters)
-            # The slices of a tensor that is not contiguous are copies, good for once only.
+            # The slices of a tensor that is not contiguous are copies, and stale at the next call.
             lasting = all(p.layout == torch.strided and p.is_contiguous() for p in parameters)
             self._addresses = addresses if lasting else []
         return self._join(self._views)
@@ -126,7 +131,7 @@ class Probe:
     def read_flat(self, flat: Tensor) -> Tensor:
         """The same sample from concatenated tensors: (*lead, total) -> (*lead, n).
 
-        Of a model small enough to be sampled whole it is `flat` itself, not a copy.
+        For a model small enough to be sampled whole the sample is `flat` itself, not a copy.
         """
         if self._whole_model:
             return flat
@@ -137,7 +142,12 @@ class Probe:
 
 
 def norm(tensors: Sequence[Tensor | None]) -> Tensor:
-    """Euclidean norm of all elements together, a scalar; None (no gradient) counts as zero."""
+    """Euclidean norm of all elements together, a scalar; None (no gradient) counts as zero.
+
+    Example:
+        >>> norm([torch.tensor([3.0]), None, torch.tensor([4.0])])
+        tensor(5.)
+    """
     norms = [torch.linalg.vector_norm(_elements(t)).float() for t in tensors if t is not None]
     return torch.stack(norms).norm() if norms else torch.zeros(())
 
@@ -152,6 +162,6 @@ def _elements(tensor: Tensor) -> Tensor:
 
 
 def _in_order(tensor: Tensor) -> Tensor:
-    """The tensor, or if its elements do not lie in order in memory, a copy whose do."""
+    """The tensor, or a copy of it if its elements do not lie in order in memory."""
     tensor = tensor.detach()
     return tensor.contiguous() if tensor.layout == torch.strided else tensor.to_dense()

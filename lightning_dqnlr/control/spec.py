@@ -9,11 +9,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.checks import POSITIVE, check_choice, check_integer, check_number
 from lightning_dqnlr.control.features import FeatureSpec
 from lightning_dqnlr.errors import ConfigurationError
 
 Decay = Literal["wsd", "cosine", "none"]
-
+# A run's first learning rate: the controller's safe one, or the optimizer's own.
+StartRate = Literal["auto", "optimizer"]
 
 DEFAULT_MULTIPLIERS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
 CLASSIC_MULTIPLIERS = (0.8, 1.0, 1.25)
@@ -25,6 +27,10 @@ class ActionSpec:
 
     Raises:
         ConfigurationError: if the table is not ascending, not positive, or has no 1.
+
+    Example:
+        >>> ActionSpec((0.5, 1.0, 2.0)).log_multiplier(torch.tensor([1, 2]))
+        tensor([0.0000, 0.6931])
     """
 
     multipliers: tuple[float, ...] = DEFAULT_MULTIPLIERS
@@ -66,8 +72,8 @@ class ControllerSpec:
             scale and then lets it fall linearly to zero (warm-up, stable, decay; Hu et al. 2024,
             arXiv:2404.06395, with the warm-up left to the policy), "cosine" is half a cosine.
         decay_share: share of the run over which "wsd" falls.
-        cuts_in_decay: whether actions may lower the scale while "wsd" falls. The loss pays a cut at
-            once and the end of the run pays for it, so that a policy cuts too early and too deep.
+        cuts_in_decay: whether actions may lower the scale while "wsd" falls. A cut lowers the loss
+            at once and harms the end of the run, so a policy would cut too early and too deep.
         probe_size: sampled coordinates.
         start_ratio: norm of the first update over the weights' norm.
         max_update_ratio: cap on that ratio at any time.
@@ -75,6 +81,10 @@ class ControllerSpec:
 
     Raises:
         ConfigurationError: naming the field that is out of range.
+
+    Example:
+        >>> ControllerSpec(decisions=10).interval(step=100, horizon=1000)
+        50
     """
 
     features: FeatureSpec = field(default_factory=FeatureSpec)
@@ -92,12 +102,9 @@ class ControllerSpec:
 
     def __post_init__(self) -> None:
         for name in ("decisions", "growth", "unknown_growth", "probe_size", "start_ratio"):
-            if not getattr(self, name) > 0:
-                raise ConfigurationError(f"{name}={getattr(self, name)!r} must be positive.")
-        if self.decay not in get_args(Decay):
-            raise ConfigurationError(f"decay={self.decay!r} must be one of {get_args(Decay)}.")
-        if not 0 < self.decay_share <= 1:
-            raise ConfigurationError(f"decay_share={self.decay_share!r} must lie in (0, 1].")
+            check_number(name, getattr(self, name), POSITIVE)
+        check_choice("decay", self.decay, get_args(Decay))
+        check_number("decay_share", self.decay_share, "(0, 1]")
 
     def interval(self, step: int, horizon: int | None) -> int:
         """Steps from a decision at `step` to the next one: short first, then horizon/decisions."""
@@ -131,48 +138,17 @@ class ControllerSpec:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ControllerSpec:
         """The inverse of `to_dict`."""
-        values = dict(data)
-        features, actions = dict(values.pop("features")), dict(values.pop("actions"))
-        return cls(
-            features=FeatureSpec(tuple(features["names"]), features["version"]),
-            actions=ActionSpec(tuple(actions["multipliers"])),
-            **values,
-        )
+        specs = {
+            "features": FeatureSpec(**data["features"]),
+            "actions": ActionSpec(**data["actions"]),
+        }
+        return cls(**{**data, **specs})
 
 
-def check_horizon(horizon: int | None) -> None:
-    """Raises ConfigurationError unless `horizon` is None or a positive number of steps."""
-    whole = isinstance(horizon, int) and not isinstance(horizon, bool)
-    if horizon is not None and not (whole and horizon > 0):
-        raise ConfigurationError(
-            f"horizon={horizon!r} must be a positive number of optimizer steps, or None if unknown."
-        )
-
-
-def check_bounds(min_lr: float | None, max_lr: float | None) -> None:
-    """Raises ConfigurationError unless 0 < min_lr <= max_lr (where given)."""
-    for name, value in (("min_lr", min_lr), ("max_lr", max_lr)):
-        if value is not None and not 0 < value < math.inf:
-            raise ConfigurationError(f"{name}={value!r} must be a positive, finite learning rate.")
+def check_limits(horizon: int | None, min_lr: float | None, max_lr: float | None) -> None:
+    """Raises ConfigurationError unless horizon >= 1 and 0 < min_lr <= max_lr, where given."""
+    check_integer("horizon", horizon, 1, optional=True)
+    check_number("min_lr", min_lr, POSITIVE, optional=True)
+    check_number("max_lr", max_lr, POSITIVE, optional=True)
     if min_lr is not None and max_lr is not None and min_lr > max_lr:
         raise ConfigurationError(f"min_lr={min_lr} > max_lr={max_lr}; swap them or drop one.")
-
-
-def check_arguments(
-    *,
-    start: str | None,
-    horizon: int | None,
-    min_lr: float | None,
-    max_lr: float | None,
-    epsilon: float,
-) -> None:
-    """Raises ConfigurationError, naming the argument, unless all of them can work."""
-    if start not in (None, "auto", "optimizer"):
-        raise ConfigurationError(
-            f"start={start!r} must be 'auto' (a safe start) or 'optimizer' (the optimizer's own "
-            "learning rate)."
-        )
-    check_horizon(horizon)
-    check_bounds(min_lr, max_lr)
-    if not 0.0 <= epsilon <= 1.0:
-        raise ConfigurationError(f"epsilon={epsilon!r} must be a probability, 0 to 1.")

@@ -4,9 +4,8 @@ At observed steps the gradient and the weights are read at the coordinates of a 
 every inner product that the features need (gradient with gradient, gradient with update, update
 with update, ...) comes out of one small Gram matrix. `Telemetry` keeps those matrices and the
 losses of one decision interval on the device; `Telemetry.read` turns them into one flat tensor, so
-that a host needs exactly one transfer per decision. Long intervals observe 8 of their steps (four
-adjacent pairs, because the cosines compare consecutive steps); the loss is averaged over all of
-them.
+that a host needs exactly one transfer per decision. Long intervals observe 8 of their steps: four
+adjacent pairs, because the cosines compare consecutive steps. The loss is averaged over all steps.
 
 Everything has leading dimensions `lead`: `()` for one run, `(R,)` for R replicas side by side.
 """
@@ -34,7 +33,7 @@ class IntervalStats(NamedTuple):
     """The statistics of one decision interval; every tensor has the shape `lead`.
 
     Norms are estimates for the whole model, in the units of the parameters. Cosines are means over
-    consecutive observed steps and 0 where none was observed.
+    consecutive observed steps and 0 where none was observed: cos(a, b) = a.b / (||a|| ||b||).
     """
 
     losses: Tensor  # (*lead, bins): mean training loss over each of up to 16 stretches
@@ -54,21 +53,30 @@ class IntervalStats(NamedTuple):
     steps: int
 
 
-_PACKED = len(IntervalStats._fields) - 2  # all but `losses` and `steps`
+_SUMMARIES = IntervalStats._fields[1:-1]  # all but `losses` and `steps`
 
 
 class Telemetry:
     """Accumulates one decision interval on the device.
 
-    Per optimizer step, in this order: `before` and `after` if `observing`, then `add_loss`.
+    Per optimizer step, in this order: `before` and `after` if `observing`, then `add_loss`, which
+    counts the step. A step without `add_loss` leaves no trace: the next one overwrites it.
 
     Args:
         num_coordinates: n, the length of probe vectors.
         lead: leading dimensions.
         device: where the sums live.
         lecun_norm: see `Probe`.
-        weight_floor: smallest norm of the weights to be divided by, and to be told of: weights
-            that begin at zero would never be allowed to leave it.
+        weight_floor: smallest norm of the weights that is reported and divided by. Weights that
+            begin at zero would otherwise never be allowed to move.
+
+    Example:
+        >>> telemetry, weights = Telemetry(num_coordinates=2), torch.tensor([3.0, 4.0])
+        >>> telemetry.before(gradient=weights, weights=weights)
+        >>> telemetry.after(0.9 * weights)
+        >>> telemetry.add_loss(torch.tensor(12.5))
+        >>> round(telemetry.read(0.9 * weights).max_update_ratio.item(), 4)
+        0.1
     """
 
     def __init__(
@@ -92,21 +100,34 @@ class Telemetry:
         self._paired: list[bool] = []  # per observation: was the step before it observed too?
         self._observations = 0  # since the first step
         self._last_observed = -1
+        self._seen_before = False  # the step under way, ahead of its update
+        self._seen_after = False
         self.total_steps = 0
         self.steps = 1
         self.step = 0
 
     def begin(self, steps: int) -> None:
         """Starts an interval of `steps` optimizer steps."""
-        self.steps, self.step = steps, 0
+        self.steps = steps
+        self.step = 0
         self._paired.clear()
         self._losses.zero_()
 
     @property
     def observing(self) -> bool:
-        """Whether the coming step is one whose gradient and update are looked at."""
+        """Whether the step under way is one whose gradient and update are looked at."""
         stride = math.ceil(self.steps / MAX_OBSERVATIONS)
         return self.step % (2 * stride) < 2
+
+    @property
+    def half_seen(self) -> bool:
+        """Whether the step under way has been looked at before its update and not after it."""
+        return self._seen_before and not self._seen_after
+
+    @property
+    def missed(self) -> bool:
+        """Whether the step under way has not been looked at although it is observed."""
+        return self.observing and not self._seen_after
 
     @property
     def complete(self) -> bool:
@@ -121,20 +142,29 @@ class Telemetry:
             self._anchors[..., 1, :] = weights
         self._row(_G).copy_(gradient)
         self._row(_W).copy_(weights)
+        self._seen_before = True
+        self._seen_after = False
 
     def after(self, weights: Tensor) -> None:
         """Takes the probe's weights, (*lead, n), just after the step."""
         torch.sub(weights, self._row(_W), out=self._row(_D))
         torch.matmul(self._vectors, self._columns, out=self._grams[len(self._paired)])
-        self._paired.append(0 < self.total_steps == self._last_observed + 1)
-        self._last_observed = self.total_steps
-        self._observations += 1
+        self._seen_after = True
+
+    def forget_step(self) -> None:
+        """Drops what was seen of the step under way."""
+        self._seen_before = self._seen_after = False
 
     def _row(self, name: int) -> Tensor:
         return self._rows[name if self._observations % 2 == 0 else 4 - name]
 
     def add_loss(self, loss: Tensor) -> None:
-        """Adds the step's training loss, shape `lead`, and ends the step."""
+        """Adds the step's training loss, shape `lead`, and counts the step."""
+        if self._seen_after:
+            self._paired.append(0 < self.total_steps == self._last_observed + 1)
+            self._last_observed = self.total_steps
+            self._observations += 1
+        self.forget_step()
         bins = min(self.steps, MAX_BINS)
         self._bins[self.step * bins // self.steps].add_(loss)
         self.step += 1
@@ -159,10 +189,11 @@ class Telemetry:
             packed = reduce(packed)
         if device is not None:
             packed = packed.to(device)
-        losses, rest = packed[..., :-_PACKED], packed[..., -_PACKED:].unbind(-1)
+        count = len(_SUMMARIES)
+        summaries = dict(zip(_SUMMARIES, packed[..., -count:].unbind(-1), strict=True))
         # The mean over processes is 1 only where all of them were finite.
-        finite = rest[-1] > 0.999
-        return IntervalStats(losses, *rest[:-1], finite, self.steps)  # type: ignore[arg-type, call-arg]
+        summaries["finite"] = summaries["finite"] > 0.999
+        return IntervalStats(losses=packed[..., :-count], steps=self.steps, **summaries)
 
     def _mean_losses(self) -> Tensor:
         bins = min(self.steps, MAX_BINS)
@@ -179,21 +210,21 @@ class Telemetry:
         moved = (weights.unsqueeze(-2) - self._anchors).square().sum(-1).sqrt()
         ratio = squared_update / squared_weight
         weight_norm = squared_weight.mean(-1).sqrt()
-        columns = [
-            squared_gradient.mean(-1).sqrt(),
-            (squared_gradient + _TINY).log().std(-1, correction=0),
-            _cosine(pairs, _G, _G_PREV),
-            _cosine(pairs, _G, _D_PREV),
-            _cosine(grams, _G, _D),
-            _cosine(pairs, _D, _D_PREV),
-            squared_update.mean(-1).sqrt(),
-            ratio.amax(-1).sqrt(),
-            weight_norm,
-            weight_norm / self._lecun_norm,
-            moved[..., 1],
-            moved[..., 0],
-        ]
-        sums = torch.stack(columns, dim=-1)
+        columns = {
+            "gradient_norm": squared_gradient.mean(-1).sqrt(),
+            "gradient_spread": (squared_gradient + _TINY).log().std(-1, correction=0),
+            "cos_gradients": _cosine(pairs, _G, _G_PREV),
+            "cos_gradient_last_update": _cosine(pairs, _G, _D_PREV),
+            "cos_gradient_update": _cosine(grams, _G, _D),
+            "cos_updates": _cosine(pairs, _D, _D_PREV),
+            "update_norm": squared_update.mean(-1).sqrt(),
+            "max_update_ratio": ratio.amax(-1).sqrt(),
+            "weight_norm": weight_norm,
+            "weight_scale": weight_norm / self._lecun_norm,
+            "displacement": moved[..., 1],
+            "distance": moved[..., 0],
+        }
+        sums = torch.stack([columns[name] for name in _SUMMARIES[:-1]], dim=-1)
         finite = (sums.sum(-1) + self._losses.sum(-1)).isfinite()
         return torch.cat([sums, finite.unsqueeze(-1)], dim=-1)
 

@@ -9,35 +9,22 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_dqnlr.control.controller import LRController
-from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.control.spec import ControllerSpec, StartRate
 from lightning_dqnlr.envs.environment import Losses
 from lightning_dqnlr.envs.process import RandomStream
 from lightning_dqnlr.envs.trainer_data import module_losses, quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import UnsupportedTrainingError
 from lightning_dqnlr.host.callback import DQNLRCallback
-from lightning_dqnlr.host.optimizer import GroupRates
-from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.host.group_rates import GroupRates
+from lightning_dqnlr.policy.choice import ScriptedPolicy
 from lightning_dqnlr.tasks.task import Task
 
 
 class _Abandoned(Exception):
     """Ends a Trainer that nobody waits for any more."""
-
-
-class _Asks(nn.Module):
-    """A Q-network that asks for the action instead, and gives it all the value there is."""
-
-    def __init__(self, spec: ControllerSpec, ask: Callable[[Tensor], int]) -> None:
-        super().__init__()
-        self.observation_size, self.num_actions = len(spec.features), len(spec.actions)
-        self._ask = ask
-
-    def forward(self, observation: Tensor) -> Tensor:
-        chosen = torch.tensor(self._ask(observation))
-        return nn.functional.one_hot(chosen, self.num_actions).float()
 
 
 class TrainerRun:
@@ -64,14 +51,10 @@ class TrainerRun:
         self._task, self._seed = task, seed
         self._stream = RandomStream(seed, accelerator)
         self._module = task.build(seed)
-        policy = LRPolicy(_Asks(spec, self._ask), spec)  # type: ignore[arg-type]
-        start = "optimizer" if conditions.lr is not None else "auto"
+        start: StartRate = "optimizer" if conditions.lr is not None else "auto"
+        policy = ScriptedPolicy(self._ask, spec, start, circuit_breaker)
         self._callback = conditions.callback = DQNLRCallback(
-            policy,
-            start=start,  # type: ignore[arg-type]
-            horizon=task.horizon,
-            circuit_breaker=circuit_breaker,
-            log=False,
+            policy, horizon=task.horizon, log=False
         )
         with quiet():
             self._trainer = task_trainer(task, [conditions, self._callback], accelerator)
@@ -125,7 +108,7 @@ class TrainerRun:
             self._thread.join()
         return event
 
-    def _ask(self, observation: Tensor) -> int:
+    def _ask(self, observation: Tensor) -> Tensor:
         """In the Trainer's thread: hands the observation over and waits for an action."""
         controller = self.controller
         # The last interval ends with the run, whether or not the controller knows when that is.
@@ -134,7 +117,7 @@ class TrainerRun:
         action = self._actions.get()
         if action is None:
             raise _Abandoned
-        return action
+        return torch.tensor(action)
 
     def _fit(self) -> None:
         try:

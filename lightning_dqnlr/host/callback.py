@@ -1,68 +1,69 @@
 """`DQNLRCallback`: the learned learning-rate control in a Lightning Trainer.
 
-Glue only: it tells the driver of gradients, optimizer steps and losses at the right moments of
+The callback tells the driver of gradients, optimizer steps and losses at the right moments of
 Lightning's loop. The gradients are read in `on_before_optimizer_step`, unscaled and not yet
-clipped; Lightning runs the whole forward and backward pass inside `optimizer.step`, so torch's own
-pre-hook would be too early. Real steps are counted by torch's post-hook, because `global_step`
-counts those that mixed precision skips as well. A learning rate set at a batch's end acts on the
-next step.
+clipped. Torch's own pre-hook would be too early, because Lightning runs the whole forward and
+backward pass inside `optimizer.step`. Torch's post-hook counts the real steps, because
+`global_step` also counts those that mixed precision skips. A learning rate set at a batch's end
+acts on the next step.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from lightning_dqnlr.control.controller import LRController
-from lightning_dqnlr.control.spec import check_arguments
+from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import (
     CallOrderError,
     ConfigurationError,
 )
-from lightning_dqnlr.host.decisions import Record
-from lightning_dqnlr.host.driver import OptimizerDriver
-from lightning_dqnlr.host.optimizer import silent_optimizer, watch_steps
+from lightning_dqnlr.host.decisions import DecisionRecord
+from lightning_dqnlr.host.driver import OptimizerDriver, silent_optimizer
+from lightning_dqnlr.host.options import ControlOptions
 from lightning_dqnlr.host.trace import plot_trace, save_trace
-from lightning_dqnlr.host.trainer_checks import (
+from lightning_dqnlr.host.trainer_queries import (
     averages,
     check_training,
     gradient_scale,
     horizon_of,
 )
-from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.policy.choice import Policy
+from lightning_dqnlr.policy.policy import as_policy
 
 _SKIPS = 64  # steps in a row that a gradient scaler may make an optimizer skip at the start
-_SILENT = 1  # torch gives its hooks to some wrappers in `zero_grad` only, within their first step
+_SILENT = 1  # some wrappers get torch's hooks only in `zero_grad`, within their first step
 
 
 class DQNLRCallback(Callback):
-    """Sets the learning rate of a Trainer's optimizer: `Trainer(callbacks=[DQNLRCallback()])`.
+    """Sets the learning rate of a Trainer's optimizer.
 
-    Whatever learning rate `configure_optimizers` names, training starts at a safe one and a
-    Q-network raises or lowers it from there. With several parameter groups the ratios between
-    their learning rates are kept. Resuming from a checkpoint continues exactly.
+    Training starts at a safe learning rate, whatever `configure_optimizers` names, and a Q-network
+    raises or lowers it from there. With several parameter groups the ratios between their learning
+    rates are kept. Resuming from a checkpoint continues exactly.
 
     Args:
         policy: "default" for the bundled policy, the folder of a saved one, or an `LRPolicy`.
         start: "auto" for a safe start independent of the optimizer's learning rate, "optimizer" to
             start at that; None for what the policy was trained with ("auto" for the bundled one).
         horizon: optimizer steps of the whole run; None to take them from the Trainer (max_steps,
-            or max_epochs times the loader's length). Without either the run has no known end and
-            the learning rate no built-in decay.
+            or max_epochs times the loader's length). Without either the end of the run is unknown
+            and the learning rate has no built-in decay.
         min_lr: lower bound of the learning rate (of the parameter group with the largest one).
         max_lr: upper bound.
-        monitor: name of a metric that `training_step` logs at every step, to be followed instead
-            of the loss it returns. It must be a training loss, to be minimised.
+        monitor: name of a metric that `training_step` logs at every step. The callback follows it
+            instead of the loss that `training_step` returns; it must be a training loss.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
-            weights, buffers and optimizer state, of which two copies are then kept; None for what
+            weights, buffers and optimizer state. Two copies of them are then kept. None for what
             the policy was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
@@ -73,15 +74,18 @@ class DQNLRCallback(Callback):
         ConfigurationError: for an argument out of range.
         PolicyFileError: if the policy cannot be read.
         UnsupportedTrainingError: when training starts, if there is not exactly one optimizer, or
-            anything else sets the learning rate, or under FSDP and DeepSpeed; after the second
+            anything else sets the learning rate, or under FSDP and DeepSpeed. After the second
             step, if the optimizer tells of no step.
+
+    Example:
+        trainer = Trainer(callbacks=[DQNLRCallback()])
     """
 
     def __init__(
         self,
-        policy: str | Path | LRPolicy = "default",
+        policy: str | Path | Policy = "default",
         *,
-        start: Literal["auto", "optimizer"] | None = None,
+        start: StartRate | None = None,
         horizon: int | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
@@ -92,23 +96,28 @@ class DQNLRCallback(Callback):
         log: bool = True,
     ) -> None:
         super().__init__()
-        check_arguments(start=start, horizon=horizon, min_lr=min_lr, max_lr=max_lr, epsilon=epsilon)
-        self.policy = policy if isinstance(policy, LRPolicy) else LRPolicy.load(policy)
-        self.start, self.horizon, self.monitor = start, horizon, monitor
-        self.min_lr, self.max_lr = min_lr, max_lr
-        self.circuit_breaker, self.epsilon, self.seed = circuit_breaker, epsilon, seed
+        self.options = ControlOptions(
+            start=start,
+            horizon=horizon,
+            min_lr=min_lr,
+            max_lr=max_lr,
+            circuit_breaker=circuit_breaker,
+            epsilon=epsilon,
+            seed=seed,
+        )
+        self.policy = as_policy(policy)
+        self.monitor = monitor
         self._logs = log  # Lightning puts its own `log` on callbacks
         self._driver: OptimizerDriver | None = None
-        self._hooks: list[RemovableHandle] = []
-        self._trace: list[Record] = []
-        self._resume: dict[str, Any] = {}  # of the checkpoint that was restored last
-        self._stale = False  # whether driver and checkpoint are another call's of the Trainer
+        self._trace: list[DecisionRecord] = []
+        self._resume: dict[str, Any] = {}  # state of the checkpoint that was restored last
+        self._stale = False  # whether driver and checkpoint are those of an earlier call
         self._log_every = 0
         self._first_step = 0  # the Trainer's global_step when control began
         self._loss: Tensor | None = None  # sum over the batches of one optimizer step
         self._batches = 0
         self._attempted = False
-        self._skips: int | None = 0  # in a row at the start; None once a step has been told of
+        self._skips: int | None = 0  # in a row at the start; None after the first real step
 
     @property
     def controller(self) -> LRController:
@@ -122,7 +131,7 @@ class DQNLRCallback(Callback):
         return self._driver.controller
 
     @property
-    def trace(self) -> list[Record]:
+    def trace(self) -> list[DecisionRecord]:
         """One plain record per decision.
 
         Keys: `step`, `loss` (mean of the interval that ended), `lr` (used in it), `next_lr`,
@@ -152,28 +161,23 @@ class DQNLRCallback(Callback):
         """
         return save_trace(self.trace, path)
 
-    # Before a checkpoint is restored, and before a finder saves one of its own.
+    # Lightning calls this before it restores a checkpoint and before a finder saves its own.
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._stale:
-            self._driver, self._resume = None, {}
+            self._driver = None
+            self._resume = {}
 
     # Lightning restores the optimizer after `on_fit_start`, so everything begins here.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_training(trainer, pl_module)
-        self._remove_hooks()
+        self._unhook()
         resume = self._resume
         self._first_step = resume.get("first_step", trainer.global_step)
-        horizon = self.horizon or horizon_of(trainer, self._first_step)
+        horizon = self.options.horizon or horizon_of(trainer, self._first_step)
         driver = OptimizerDriver(
             trainer.optimizers[0],
             self.policy,
-            start=self.start,
-            horizon=horizon,
-            min_lr=self.min_lr,
-            max_lr=self.max_lr,
-            circuit_breaker=self.circuit_breaker,
-            epsilon=self.epsilon,
-            seed=self.seed,
+            replace(self.options, horizon=horizon),
             module=pl_module,
             averages=averages(trainer),
             across_ranks=trainer.world_size > 1,
@@ -181,19 +185,20 @@ class DQNLRCallback(Callback):
         if resume:
             driver.load_state_dict(resume["driver"])
             driver.change_horizon(horizon)
-        self._resume, self._skips = {}, 0
-        self._driver, self._trace = driver, driver.trace
+        self._resume = {}
+        self._skips = 0
+        self._driver = driver
+        self._trace = driver.trace
         self._log_every = self._steps_per_log(trainer)
         self._forget_batches()
-        self._hooks = watch_steps(driver.optimizer, lambda *_: driver.after_step())
+        driver.watch_steps()
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if self._driver is not None:
             self._attempted = True
-            observing = self._driver.observing
-            self._driver.before_step(gradient_scale(trainer, optimizer) if observing else None)
+            self._driver.before_step(lambda: gradient_scale(trainer, optimizer))
 
     def on_train_batch_end(
         self,
@@ -216,16 +221,16 @@ class DQNLRCallback(Callback):
             self._forget_batches()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._remove_hooks()
+        self._unhook()
 
-    # What `test`, or a `fit` that had nothing left to do, has restored is not for the next `fit`.
+    # A checkpoint that `test` or an already finished `fit` restored is not for the next `fit`.
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stale = True
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._remove_hooks()
+        self._unhook()
         self._stale = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -234,13 +239,13 @@ class DQNLRCallback(Callback):
         return {"first_step": self._first_step, "driver": self._driver.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._resume, self._stale = state_dict, False
+        self._resume = state_dict
+        self._stale = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the run: the driver, and Lightning's bound `log` functions."""
-        run = {"log", "log_dict", "_driver", "_hooks", "_loss"}
-        kept = {k: v for k, v in self.__dict__.items() if k not in run}
-        return {**kept, "_driver": None, "_hooks": [], "_loss": None}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
+        return {**kept, "_driver": None, "_loss": None}
 
     def _add_loss(self, outputs: Any, accumulated: int) -> None:
         """Adds up the losses of an accumulation window; Lightning has divided each of them."""
@@ -254,25 +259,29 @@ class DQNLRCallback(Callback):
 
     def _finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._driver is not None
-        loss, batches = self._loss, self._batches
+        loss = self._mean_loss() if self.monitor is None else self._monitored(trainer)
         self._forget_batches()
-        if self.monitor is not None:
-            loss, batches = self._monitored(trainer), 1
-        if loss is None:  # training_step returned None: nothing was learnt
+        if loss is None:  # training_step returned None, so there is nothing to count
             self._driver.forget_step()
             return
         used = self._driver.lr
-        self._driver.finish_step(loss if batches == 1 else loss / batches)
+        self._driver.finish_step(loss)
         if self._log_every and trainer.global_step % self._log_every == 0:
             self._log(trainer, pl_module, used)
 
+    def _mean_loss(self) -> Tensor | None:
+        """The mean loss of the accumulation window; None without a loss in it."""
+        if self._loss is None or self._batches == 1:
+            return self._loss
+        return self._loss / self._batches
+
     def _steps_per_log(self, trainer: Trainer) -> int:
-        """0 where nobody looks."""
+        """0 where neither a logger nor a progress bar shows it."""
         heard = bool(trainer.loggers) or trainer.progress_bar_callback is not None
         return max(0, trainer.log_every_n_steps) if self._logs and heard else 0  # type: ignore[attr-defined]
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, used: float) -> None:
-        """Logs where somebody looks; each call costs as much as a small model's step."""
+        """Logs where it is seen, because each call costs as much as a small model's step."""
         if trainer.loggers:
             pl_module.log("dqnlr/lr", used, on_step=True, on_epoch=False)
         if trainer.progress_bar_callback is not None:
@@ -292,7 +301,9 @@ class DQNLRCallback(Callback):
         return metrics[self.monitor].detach().reshape(())
 
     def _forget_batches(self) -> None:
-        self._loss, self._batches, self._attempted = None, 0, False
+        self._loss = None
+        self._batches = 0
+        self._attempted = False
 
     def _count_skip(self, trainer: Trainer) -> None:
         """Raises UnsupportedTrainingError for an optimizer that steps without telling."""
@@ -304,7 +315,6 @@ class DQNLRCallback(Callback):
             assert self._driver is not None
             raise silent_optimizer(self._driver.optimizer)
 
-    def _remove_hooks(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+    def _unhook(self) -> None:
+        if self._driver is not None:
+            self._driver.close()

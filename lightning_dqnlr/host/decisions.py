@@ -1,10 +1,10 @@
-"""What a run's decisions are remembered by: the rates, the Q-values, and the reason in words."""
+"""The trace of a run: one plain record per decision, with its reason in words."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -12,25 +12,26 @@ from torch import Tensor
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.telemetry import IntervalStats
 
-Record = dict[str, Any]
+DecisionRecord = dict[str, Any]
 
 _LOGGER = logging.getLogger("lightning_dqnlr")
 _LONG_STREAK = 20
 
 
-class Outcome(NamedTuple):
-    """What came of one decision."""
+class AppliedDecision(NamedTuple):
+    """One decision and what came of it."""
 
-    action: int
+    stats: IntervalStats  # of the interval that ended
+    action: int  # index of the multiplier chosen
     q_values: Tensor  # (actions,)
-    used: float  # the learning rate of the interval that ended
-    lr: float  # that of the one to come
+    used_lr: float  # learning rate of the interval that ended
+    next_lr: float  # learning rate of the interval to come
     applied: float  # change of the scale, natural log
-    tripped: bool
-    restored_step: int | None  # where the circuit breaker went back to
+    tripped: bool  # whether the interval was undone
+    restored_step: int | None  # the step that the circuit breaker went back to
 
 
-class Recorder:
+class DecisionLog:
     """Keeps one plain record per decision, and warns of undone intervals.
 
     Args:
@@ -39,154 +40,107 @@ class Recorder:
 
     Attributes:
         trace: the records.
+
+    Example of a record, with the reason in words:
+        {"step": 6, "loss": 0.7, "lr": 1e-4, "next_lr": 2e-4, "multiplier": 2.0, "action": 5,
+        "q_values": [...], "tripped": False, "reason": "raise x2: Q +0.1 over keep"}
     """
 
     def __init__(self, controller: LRController, *, climbing: bool) -> None:
-        self.trace: list[Record] = []
+        self.trace: list[DecisionRecord] = []
         self._controller = controller
-        self._climbing = climbing
-        self._trips = TripLog()
+        self._climbing = climbing  # nothing but raises so far, from the safe start
+        self._trips = 0  # intervals in a row that blew up
 
-    def add(self, stats: IntervalStats, outcome: Outcome) -> None:
+    def add(self, made: AppliedDecision) -> None:
         """Puts a decision on record, after it has been applied."""
-        multipliers = self._controller.spec.actions.multipliers
-        action, q_values = outcome.action, outcome.q_values.tolist()
-        seen = self._circumstances(stats, outcome)
-        record: Record = {
+        multiplier = self._multipliers[made.action]
+        self._climbing = self._climbing and multiplier > 1 and made.restored_step is None
+        parts = (self._trip(made), self._choice(made), self._limit(made))
+        record: DecisionRecord = {
             "step": self._controller.step,
-            "loss": float(stats.losses.mean()),
-            "lr": outcome.used,
-            "next_lr": outcome.lr,
-            "multiplier": multipliers[action],
-            "action": action,
-            "q_values": q_values,
-            "tripped": outcome.tripped,
-            "reason": explain(action, q_values, multipliers, seen),
+            "loss": float(made.stats.losses.mean()),
+            "lr": made.used_lr,
+            "next_lr": made.next_lr,
+            "multiplier": multiplier,
+            "action": made.action,
+            "q_values": made.q_values.tolist(),
+            "tripped": made.tripped,
+            "reason": "; ".join(part for part in parts if part),
         }
         self.trace.append(record)
-        self._trips.note(record, seen)
+        self._warn(record, finite=bool(made.stats.finite))
 
-    def _circumstances(self, stats: IntervalStats, outcome: Outcome) -> Circumstances:
-        controller, restored = self._controller, outcome.restored_step
-        wanted = math.log(controller.spec.actions.multipliers[outcome.action])
-        self._climbing = self._climbing and wanted > 0 and restored is None
-        return Circumstances(
-            climbing=self._climbing,
-            explored=outcome.action != int(outcome.q_values.argmax()),
-            finite=bool(stats.finite),
-            restored_step=restored,
-            wanted=wanted,
-            applied=outcome.applied,
-            capped=bool(controller.history.capped > 0),
-            may_cut=controller.may_cut,
-            bound=self._bound(outcome.lr),
-        )
+    @property
+    def _multipliers(self) -> tuple[float, ...]:
+        return self._controller.spec.actions.multipliers
 
-    def _bound(self, lr: float) -> str | None:
+    def _trip(self, made: AppliedDecision) -> str:
+        finite = bool(made.stats.finite)
+        what = "loss blew up" if finite else "loss not finite"
+        if made.restored_step is not None:
+            return f"{what}: restored step {made.restored_step}, LR cut to a quarter"
+        return "" if finite else f"{what}, circuit breaker off"
+
+    def _choice(self, made: AppliedDecision) -> str:
+        multiplier = self._multipliers[made.action]
+        q_values = made.q_values.tolist()
+        if made.action != int(made.q_values.argmax()):
+            return f"exploring: x{multiplier:g}"
+        keep = self._controller.spec.actions.keep
+        if made.action == keep:
+            return self._keeping(q_values, keep)
+        verb = "raise" if multiplier > 1 else "cut"
+        gain = f"{verb} x{multiplier:g}: Q {q_values[made.action] - q_values[keep]:+.2g} over keep"
+        return f"climbing from the safe start: {gain}" if self._climbing else gain
+
+    def _keeping(self, q_values: list[float], keep: int) -> str:
+        rest = [i for i in range(len(q_values)) if i != keep]
+        if not rest:
+            return "keep"
+        rival = max(rest, key=lambda i: q_values[i])
+        advantage = q_values[keep] - q_values[rival]
+        return f"keep: Q {advantage:+.2g} over x{self._multipliers[rival]:g}"
+
+    def _limit(self, made: AppliedDecision) -> str:
+        """What kept the action from having its full effect."""
         for name in ("min_lr", "max_lr"):
-            value = getattr(self._controller, name)
-            if value is not None and math.isclose(lr, value, rel_tol=1e-6):
-                return name
-        return None
+            bound = getattr(self._controller, name)
+            if bound is not None and math.isclose(made.next_lr, bound, rel_tol=1e-6):
+                return f"held at {name}"
+        if bool(self._controller.history.capped > 0):
+            return "limited by the update cap, or by the ceiling that a trip leaves"
+        excess = made.applied - math.log(self._multipliers[made.action])
+        if excess < -1e-3:
+            return "held back right after a restore"
+        if excess > 1e-3:
+            may_cut = self._controller.may_cut
+            return "held at the scale's floor" if may_cut else "no cuts while the decay falls"
+        return ""
+
+    def _warn(self, record: DecisionRecord, *, finite: bool) -> None:
+        """Warns of a trip, and without a circuit breaker of the first loss that is not finite."""
+        if not record["tripped"] and finite:
+            self._trips = 0
+            return
+        self._trips += 1
+        if record["tripped"] or self._trips == 1:
+            _LOGGER.warning("step %d: %s", record["step"], record["reason"])
+        if record["tripped"] and self._trips == _LONG_STREAK:
+            _LOGGER.warning(
+                "%d intervals in a row blew up although the learning rate is down to %.3g; the "
+                "cause is probably not the learning rate but the data or the loss.",
+                self._trips,
+                record["next_lr"],
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Builtins."""
         trace = [dict(record) for record in self.trace]
-        return {"trace": trace, "climbing": self._climbing, "trips": self._trips.streak}
+        return {"trace": trace, "climbing": self._climbing, "trips": self._trips}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.trace[:] = [dict(record) for record in state["trace"]]
-        self._climbing, self._trips.streak = state["climbing"], state["trips"]
-
-
-class Circumstances(NamedTuple):
-    """What is known about a decision besides the action itself."""
-
-    climbing: bool  # nothing but raises so far, from the safe start
-    explored: bool  # the action is not the greedy one (epsilon > 0)
-    finite: bool  # no loss, gradient or weight of the interval was NaN or infinite
-    restored_step: int | None  # where the circuit breaker went back to
-    wanted: float  # natural log of the multiplier chosen
-    applied: float  # the change of the scale that came of it, natural log
-    capped: bool  # the update cap limited it, or the ceiling that a trip leaves
-    may_cut: bool  # the built-in decay has not begun, which forbids cuts
-    bound: str | None  # "min_lr" or "max_lr" where that limited the learning rate
-
-
-def explain(
-    action: int, q_values: Sequence[float], multipliers: Sequence[float], seen: Circumstances
-) -> str:
-    """The reason of one decision in words.
-
-    Args:
-        action: index of the multiplier chosen.
-        q_values: one per multiplier.
-        multipliers: the action table.
-        seen: the circumstances.
-    """
-    parts = [_trip(seen), _choice(action, q_values, multipliers, seen), _limit(seen)]
-    return "; ".join(part for part in parts if part)
-
-
-def _trip(seen: Circumstances) -> str:
-    what = "loss blew up" if seen.finite else "loss not finite"
-    if seen.restored_step is not None:
-        return f"{what}: restored step {seen.restored_step}, LR cut to a quarter"
-    return "" if seen.finite else f"{what}, circuit breaker off"
-
-
-def _choice(
-    action: int, q_values: Sequence[float], multipliers: Sequence[float], seen: Circumstances
-) -> str:
-    multiplier, keep = multipliers[action], multipliers.index(1.0)
-    if seen.explored:
-        return f"exploring: x{multiplier:g}"
-    if action == keep:
-        rest = [i for i in range(len(q_values)) if i != keep]
-        rival = max(rest, key=lambda i: q_values[i], default=keep)
-        if rival == keep:
-            return "keep"
-        return f"keep: Q {q_values[keep] - q_values[rival]:+.2g} over x{multipliers[rival]:g}"
-    verb = "raise" if multiplier > 1 else "cut"
-    gain = f"{verb} x{multiplier:g}: Q {q_values[action] - q_values[keep]:+.2g} over keep"
-    return f"climbing from the safe start: {gain}" if seen.climbing else gain
-
-
-def _limit(seen: Circumstances) -> str:
-    if seen.bound is not None:
-        return f"held at {seen.bound}"
-    if seen.capped:
-        return "limited by the update cap, or by the ceiling that a trip leaves"
-    if seen.applied < seen.wanted - 1e-3:
-        return "held back right after a restore"
-    if seen.applied > seen.wanted + 1e-3:
-        return "held at the scale's floor" if seen.may_cut else "no cuts while the decay falls"
-    return ""
-
-
-class TripLog:
-    """Warns of every undone interval, and once more when they do not end. Never stops a run.
-
-    Attributes:
-        streak: intervals in a row that blew up.
-    """
-
-    def __init__(self) -> None:
-        self.streak = 0
-
-    def note(self, record: Record, seen: Circumstances) -> None:
-        """Takes in a decision; warns of a trip, or (no breaker) of the first non-finite loss."""
-        if not record["tripped"] and seen.finite:
-            self.streak = 0
-            return
-        self.streak += 1
-        if record["tripped"] or self.streak == 1:
-            _LOGGER.warning("step %d: %s", record["step"], record["reason"])
-        if record["tripped"] and self.streak == _LONG_STREAK:
-            _LOGGER.warning(
-                "%d intervals in a row blew up although the learning rate is down to %.3g; the "
-                "cause is probably not the learning rate but the data or the loss.",
-                self.streak,
-                record["next_lr"],
-            )
+        self._climbing = state["climbing"]
+        self._trips = state["trips"]

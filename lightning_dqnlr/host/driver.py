@@ -1,152 +1,155 @@
 """`OptimizerDriver`: the learning-rate controller at the wheel of one torch optimizer.
 
-`DQNLRCallback` and `DQNLRScheduler` differ only in how they learn of an optimizer step; what
-follows from it is here, once, and follows the vectorised environment step for step. Per step:
+`DQNLRCallback` and `DQNLRScheduler` differ only in how they learn of an optimizer step. What
+follows from a step is here, once, and follows the vectorised environment step for step:
 `before_step` with the gradients in place, `after_step` once the optimizer has moved the weights,
-`finish_step` with the training loss. At the end of an interval the statistics travel to the host
-in one transfer; controller and policy live there. On the steps that are not observed only the loss
-is added up.
+`finish_step` with the training loss. The telemetry holds the step under way. At the end of an
+interval the statistics travel to the host in one transfer; controller and policy live there. On
+the steps that are not observed only the loss is added up.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.probe import Probe, norm
-from lightning_dqnlr.control.spec import check_arguments
-from lightning_dqnlr.control.telemetry import Telemetry
+from lightning_dqnlr.control.telemetry import IntervalStats, Telemetry
 from lightning_dqnlr.errors import (
     ConfigurationError,
     NonFiniteLossError,
     UnsupportedTrainingError,
 )
-from lightning_dqnlr.host.decisions import Outcome, Record, Recorder
-from lightning_dqnlr.host.optimizer import GroupRates
+from lightning_dqnlr.host.decisions import AppliedDecision, DecisionLog, DecisionRecord
+from lightning_dqnlr.host.group_rates import GroupRates
+from lightning_dqnlr.host.options import ControlOptions
 from lightning_dqnlr.host.snapshot import Snapshot
-from lightning_dqnlr.policy.policy import LRPolicy
-
-Start = Literal["auto", "optimizer"]
+from lightning_dqnlr.policy.choice import Choice, Policy
 
 _STATE = (
     "base_lrs", "probed", "sizes", "controller", "telemetry", "snapshot", "generator", "record",
 )  # fmt: skip
 _LOGGER = logging.getLogger("lightning_dqnlr")
 
+GradientScale = Callable[[], float | Tensor | None]
+
 
 class OptimizerDriver:
     """Sets the learning rates of one optimizer.
 
     The group with the largest learning rate is the reference; the others keep their ratio to it.
-    Groups that join later keep their ratio to the reference's rate of that moment; the statistics
+    Groups that join later keep their ratio to the reference's rate of that moment. The statistics
     go on describing the parameters that were there, and trainable, at the first step.
 
     Args:
         optimizer: any `torch.optim` optimizer but LBFGS.
         policy: chooses the actions.
-        start: "auto" for the controller's safe start, "optimizer" for the optimizer's own rate,
-            None for what the policy was trained with.
-        horizon: optimizer steps of the run; None if unknown.
-        min_lr, max_lr: bounds of the reference group's learning rate.
-        circuit_breaker: whether blown-up intervals are undone, None for what the policy was
-            trained with. It keeps two copies of the trained weights, their optimizer state and
-            the rest of the training state.
-        epsilon: probability of a random action.
-        seed: of these random actions.
+        options: of the run.
         module: whose buffers and frozen followers belong to the training state; None for none.
         averages: averages of that module, which belong to it too.
         across_ranks: whether this is one process of a data-parallel run. Statistics are then
             averaged over all processes, and all follow rank 0.
 
     Attributes:
+        controller: makes the learning rate; it is the one home of that rate.
         stepped: whether the optimizer has stepped since the last `finish_step`.
 
     Raises:
-        ConfigurationError: for an argument out of range, or if all learning rates are zero.
+        ConfigurationError: if all learning rates are zero.
         UnsupportedTrainingError: for LBFGS.
     """
 
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        policy: LRPolicy,
+        policy: Policy,
+        options: ControlOptions,
         *,
-        start: Start | None = None,
-        horizon: int | None = None,
-        min_lr: float | None = None,
-        max_lr: float | None = None,
-        circuit_breaker: bool | None = None,
-        epsilon: float = 0.0,
-        seed: int = 0,
         module: nn.Module | None = None,
         averages: Sequence[nn.Module] = (),
         across_ranks: bool = False,
     ) -> None:
-        start = start if start is not None else policy.start  # type: ignore[assignment]
-        if circuit_breaker is None:
-            circuit_breaker = policy.circuit_breaker
-        check_arguments(start=start, horizon=horizon, min_lr=min_lr, max_lr=max_lr, epsilon=epsilon)
-        self.optimizer, self.policy = optimizer, policy
+        self.optimizer = optimizer
+        self.policy = policy
+        self.options = options = options.filled_in(policy)
         self.stepped = False
-        self._start, self._epsilon, self._across_ranks = start, epsilon, across_ranks
-        self._generator = torch.Generator().manual_seed(seed)
-        self._rates = GroupRates(optimizer)
         self.controller = LRController(
             policy.spec,
-            horizon=horizon,
-            min_lr=min_lr,
-            max_lr=max_lr,
-            circuit_breaker=circuit_breaker,
+            horizon=options.horizon,
+            min_lr=options.min_lr,
+            max_lr=options.max_lr,
+            circuit_breaker=bool(options.circuit_breaker),
         )
-        self._snapshot = Snapshot(optimizer, module, averages) if circuit_breaker else None
-        self._recorder = Recorder(self.controller, climbing=start == "auto")
-        self._probed: list[int] = []
+        self._across_ranks = across_ranks
+        self._generator = torch.Generator().manual_seed(options.seed)
+        self._rates = GroupRates(optimizer)
+        breaks = options.circuit_breaker
+        self._snapshot = Snapshot(optimizer, module, averages) if breaks else None
+        self._log = DecisionLog(self.controller, climbing=options.start == "auto")
+        self._hooks: list[RemovableHandle] = []
+        self._probed: list[int] = []  # which of the optimizer's parameters the probe looks at
         self._parameters: list[Tensor] = []
-        self._before: tuple[Tensor, Tensor] | None = None
-        self._after: Tensor | None = None
+        self._telemetry: Telemetry | None = None  # None before the first step
 
     @property
-    def trace(self) -> list[Record]:
+    def trace(self) -> list[DecisionRecord]:
         """One plain record per decision."""
-        return self._recorder.trace
+        return self._log.trace
 
     @property
     def lr(self) -> float:
         """The reference group's learning rate, which the coming step uses."""
         return self._rates.lr
 
-    @property
-    def observing(self) -> bool:
-        """Whether the coming step's gradient will be looked at."""
-        return not self._probed or self._telemetry.observing
-
-    def before_step(self, gradient_scale: float | Tensor | None = None) -> None:
-        """Looks at gradients and weights just before an optimizer step.
+    def watch_steps(self, before: Callable[..., None] | None = None) -> None:
+        """Has the optimizer call `after_step` after each step, and `before` ahead of it.
 
         Args:
-            gradient_scale: what the gradients are still multiplied by (mixed precision).
+            before: takes the arguments of torch's hooks.
+
+        Raises:
+            UnsupportedTrainingError: if the optimizer cannot tell of its steps.
         """
-        if not self._probed:
-            self._begin()
+        try:
+            if before is not None:
+                self._hooks.append(self.optimizer.register_step_pre_hook(before))
+            hook = self.optimizer.register_step_post_hook(lambda *_: self.after_step())
+            self._hooks.append(hook)
+        except AttributeError as error:  # its __init__ did not call torch's
+            raise silent_optimizer(self.optimizer) from error
+
+    def close(self) -> None:
+        """Takes the hooks off the optimizer; its learning rates stay as they are."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
+
+    def before_step(self, gradient_scale: GradientScale = lambda: None) -> None:
+        """Looks at gradients and weights just before an optimizer step, if it is observed.
+
+        Args:
+            gradient_scale: gives what the gradients are still multiplied by (mixed precision).
+        """
+        telemetry = self._telemetry or self._begin()
         self._rates.hold()
         if self._snapshot is not None:
             self._snapshot.adopt()
-        if self._telemetry.observing:
-            self._look(gradient_scale)
-
-    def _look(self, gradient_scale: float | Tensor | None) -> None:
+        if not telemetry.observing:
+            return
         gradient = self._probe.read([p.grad for p in self._parameters])
-        if gradient_scale is not None:
-            gradient /= gradient_scale
-        self._before = gradient, self._probe.read_parameters(self._parameters)
-        if self._telemetry.total_steps == 0:
-            self._set_start(gradient_scale)
+        scale = gradient_scale()
+        if scale is not None:
+            gradient /= scale
+        telemetry.before(gradient, self._probe.read_parameters(self._parameters))
+        if telemetry.total_steps == 0:
+            self._set_start(scale)
 
     def after_step(self) -> None:
         """Notes a real optimizer step, and looks at the weights."""
@@ -155,8 +158,8 @@ class OptimizerDriver:
         if found_inf is not None and bool(found_inf):
             return
         self.stepped = True
-        if self._before is not None:
-            self._after = self._probe.read_parameters(self._parameters)
+        if self._telemetry is not None and self._telemetry.half_seen:
+            self._telemetry.after(self._probe.read_parameters(self._parameters))
 
     def finish_step(self, loss: Tensor) -> bool:
         """Takes the training loss of the step just made; at an interval's end, decides.
@@ -170,26 +173,24 @@ class OptimizerDriver:
         Raises:
             NonFiniteLossError: if the very first loss is NaN or infinite.
         """
-        before, after = self._before, self._after
-        self.forget_step()
-        if not self._probed:
+        telemetry = self._telemetry
+        if telemetry is None or telemetry.missed:  # a step made behind our back
+            self.forget_step()
             return False
-        if self._telemetry.observing:
-            if before is None or after is None:
-                return False  # a step made behind our back
-            self._telemetry.before(*before)
-            self._telemetry.after(after)
-        self._telemetry.add_loss(loss)
-        decides = self._telemetry.complete
+        self.stepped = False
+        telemetry.add_loss(loss)
+        decides = telemetry.complete
         if decides:
-            self._decide()
+            self._decide(telemetry)
         return decides
 
     def forget_step(self) -> None:
         """Drops what was seen of a step that is not to be counted."""
-        self.stepped, self._before, self._after = False, None, None
+        self.stepped = False
+        if self._telemetry is not None:
+            self._telemetry.forget_step()
 
-    def _begin(self, probed: Sequence[int] | None = None) -> None:
+    def _begin(self, probed: Sequence[int] | None = None) -> Telemetry:
         """Fixes the probe. Late, because lazy layers get their shapes in the first forward pass."""
         everything = [p for group in self.optimizer.param_groups for p in group["params"]]
         if probed is None:
@@ -203,16 +204,20 @@ class OptimizerDriver:
             )
         self._probed = list(probed)
         self._rates.adopt_new_groups()
-        shapes = [p.shape for p in self._parameters]
-        self._probe = probe = Probe(shapes, self.policy.spec.probe_size)
-        scales = (probe.lecun_norm, probe.weight_floor)
-        self._telemetry = Telemetry(len(probe), (), devices.pop(), *scales)
+        self._probe = Probe([p.shape for p in self._parameters], self.policy.spec.probe_size)
+        self._telemetry = Telemetry(
+            len(self._probe),
+            device=devices.pop(),
+            lecun_norm=self._probe.lecun_norm,
+            weight_floor=self._probe.weight_floor,
+        )
         if self._snapshot is not None:
             self._snapshot.take(0)
+        return self._telemetry
 
     def _set_start(self, gradient_scale: float | Tensor | None) -> None:
         """Once, so that all of the first gradient can be looked at: the probe may miss it."""
-        if self._start == "optimizer":
+        if self.options.start == "optimizer":
             self.controller.start(torch.tensor(self._rates.reference))
         else:
             gradient = norm([p.grad for p in self._parameters]).cpu()
@@ -224,40 +229,52 @@ class OptimizerDriver:
         self._rates.set(float(self.controller.lr))
 
     @torch.no_grad()
-    def _decide(self) -> None:
+    def _decide(self, telemetry: Telemetry) -> None:
         self._rates.adopt_new_groups()
+        stats = self._read(telemetry)
+        used_lr = self.lr
+        decision = self.controller.observe(stats)
+        tripped = bool(decision.tripped)
+        restored_step = self._restore_or_keep(tripped, bool(decision.healthy))
+        choice = self._choose(decision.observation)
+        before = self.controller.history.log_scale
+        self.controller.apply(choice.action)
+        self._rates.set(float(self.controller.lr))
+        telemetry.begin(self.controller.interval)
+        self._log.add(
+            AppliedDecision(
+                stats=stats,
+                action=int(choice.action),
+                q_values=choice.q_values,
+                used_lr=used_lr,
+                next_lr=self.lr,
+                applied=float(self.controller.history.log_scale - before),
+                tripped=tripped,
+                restored_step=restored_step,
+            )
+        )
+
+    def _read(self, telemetry: Telemetry) -> IntervalStats:
+        weights = self._probe.read_parameters(self._parameters)
         reduce = mean_over_ranks if self._across_ranks else None
-        stats = self._telemetry.read(self._probe.read_parameters(self._parameters), "cpu", reduce)
+        stats = telemetry.read(weights, "cpu", reduce)
         if self.controller.decisions == 0 and not bool(stats.losses[..., 0].isfinite()):
             raise NonFiniteLossError(
                 f"the training loss of the very first step is {stats.losses[..., 0].item()}; no "
                 "learning rate can mend that. Look for NaN or infinite inputs, a log or a division "
                 "of zero in the loss, or an initialisation that overflows."
             )
-        used, decision = self.lr, self.controller.observe(stats)
-        restored = self._restore_or_keep(bool(decision.tripped), bool(decision.healthy))
-        q_values = self.policy.q_values(decision.observation)
-        action = q_values.argmax(-1)
-        if self._epsilon:
-            action = self.policy.act(decision.observation, self._epsilon, self._generator)
-        if self._across_ranks:
-            action = from_rank_zero(action, self._parameters[0].device)
-        before = self.controller.history.log_scale
-        self.controller.apply(action)
-        self._rates.set(float(self.controller.lr))
-        self._telemetry.begin(self.controller.interval)
-        outcome = Outcome(
-            action=int(action),
-            q_values=q_values,
-            used=used,
-            lr=self.lr,
-            applied=float(self.controller.history.log_scale - before),
-            tripped=bool(decision.tripped),
-            restored_step=restored,
-        )
-        self._recorder.add(stats, outcome)
+        return stats
+
+    def _choose(self, observation: Tensor) -> Choice:
+        choice = self.policy.choose(observation, self.options.epsilon, self._generator)
+        if not self._across_ranks:
+            return choice
+        action = from_rank_zero(choice.action, self._parameters[0].device)
+        return choice._replace(action=action)
 
     def _restore_or_keep(self, tripped: bool, healthy: bool) -> int | None:
+        """Acts on the breaker's verdict; returns the step of the state that was restored."""
         if self._snapshot is None:
             return None
         if tripped:
@@ -273,10 +290,10 @@ class OptimizerDriver:
             "probed": list(self._probed),
             "sizes": [p.numel() for p in self._parameters],
             "controller": self.controller.state_dict(),
-            "telemetry": self._telemetry.state_dict() if self._probed else None,
-            "snapshot": self._snapshot.state_dict() if self._snapshot is not None else None,
+            "telemetry": None if self._telemetry is None else self._telemetry.state_dict(),
+            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
             "generator": self._generator.get_state(),
-            "record": self._recorder.state_dict(),
+            "record": self._log.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -292,10 +309,9 @@ class OptimizerDriver:
         self._rates.base = list(state["base_lrs"])
         self.controller.load_state_dict(state["controller"])
         self._generator.set_state(state["generator"].cpu())
-        self._recorder.load_state_dict(state["record"])
+        self._log.load_state_dict(state["record"])
         if state["probed"]:
-            self._begin(state["probed"])
-            self._telemetry.load_state_dict(state["telemetry"])
+            self._begin(state["probed"]).load_state_dict(state["telemetry"])
             self._rates.set(float(self.controller.lr))
         if self._snapshot is not None and state["snapshot"] is not None:
             self._snapshot.load_state_dict(state["snapshot"])
@@ -310,7 +326,7 @@ class OptimizerDriver:
                 saved,
                 horizon,
             )
-            self.controller.horizon = horizon
+            self.controller.horizon = None if horizon is None else int(horizon)
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         missing = [name for name in _STATE if name not in state]
@@ -351,3 +367,12 @@ def from_rank_zero(value: Tensor, device: torch.device) -> Tensor:
 def several_ranks() -> bool:
     """Whether this is one of several processes of an initialised process group."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def silent_optimizer(optimizer: torch.optim.Optimizer) -> UnsupportedTrainingError:
+    """What to raise when an optimizer steps without telling."""
+    return UnsupportedTrainingError(
+        f"{type(optimizer).__name__} does not tell of its steps, so its learning rate cannot be "
+        "followed: it wraps another optimizer and its __init__ does not call torch's. Give the "
+        "optimizer inside it instead."
+    )

@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
-from lightning_dqnlr.host.decisions import Record
-from lightning_dqnlr.host.driver import OptimizerDriver, Start, several_ranks
-from lightning_dqnlr.host.optimizer import watch_steps
-from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.host.decisions import DecisionRecord
+from lightning_dqnlr.host.driver import OptimizerDriver, several_ranks
+from lightning_dqnlr.host.options import ControlOptions
+from lightning_dqnlr.policy.choice import Policy
+from lightning_dqnlr.policy.policy import as_policy
 
 
 class DQNLRScheduler:
@@ -28,8 +30,8 @@ class DQNLRScheduler:
             scheduler.step(loss)
 
     It hooks into `optimizer.step()` to see the gradients just before it, and sets the first, safe
-    learning rate there. Gradients that the loop clips are therefore seen clipped. In a
-    data-parallel run every process does the same; the statistics are averaged over them.
+    learning rate there. If the loop clips gradients, it sees the clipped ones. In a data-parallel
+    run every process does the same, and the statistics are averaged over them.
 
     Args:
         optimizer: any `torch.optim` optimizer but LBFGS, or Fabric's wrapper of one.
@@ -41,12 +43,12 @@ class DQNLRScheduler:
         min_lr: lower bound of the learning rate (of the parameter group with the largest one).
         max_lr: upper bound.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
-            weights and optimizer state, of which two copies are then kept; None for what the policy
+            weights and optimizer state. Two copies of them are then kept. None for what the policy
             was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
-        module: the model. Its buffers (BatchNorm's statistics) are then restored along with the
-            weights, and frozen parameters that follow them (a target network).
+        module: the model. The breaker then also restores its buffers (BatchNorm's statistics) and
+            frozen parameters that follow the weights (a target network).
 
     Attributes:
         trace: one plain record per decision.
@@ -60,10 +62,10 @@ class DQNLRScheduler:
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
-        policy: str | Path | LRPolicy = "default",
+        policy: str | Path | Policy = "default",
         *,
         horizon: int | None = None,
-        start: Start | None = None,
+        start: StartRate | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
         circuit_breaker: bool | None = None,
@@ -75,9 +77,7 @@ class DQNLRScheduler:
             raise ConfigurationError(
                 f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}."
             )
-        self._driver = OptimizerDriver(
-            _unwrapped(optimizer),
-            policy if isinstance(policy, LRPolicy) else LRPolicy.load(policy),
+        options = ControlOptions(
             start=start,
             horizon=horizon,
             min_lr=min_lr,
@@ -85,14 +85,18 @@ class DQNLRScheduler:
             circuit_breaker=circuit_breaker,
             epsilon=epsilon,
             seed=seed,
+        )
+        self._driver = OptimizerDriver(
+            _unwrapped(optimizer),
+            as_policy(policy),
+            options,
             module=module,
             across_ranks=several_ranks(),
         )
-        self._horizon = horizon
-        self._hooks = watch_steps(self._driver.optimizer, self._after_step, self._before_step)
+        self._driver.watch_steps(self._before_step)
 
     @property
-    def trace(self) -> list[Record]:
+    def trace(self) -> list[DecisionRecord]:
         """One plain record per decision."""
         return self._driver.trace
 
@@ -139,14 +143,12 @@ class DQNLRScheduler:
             ConfigurationError: if the state is of another model or optimizer.
         """
         self._driver.load_state_dict(state)
-        if self._horizon is not None:
-            self._driver.change_horizon(self._horizon)
+        if self._driver.options.horizon is not None:
+            self._driver.change_horizon(self._driver.options.horizon)
 
     def close(self) -> None:
         """Takes the hooks off the optimizer; its learning rates stay as they are."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks.clear()
+        self._driver.close()
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -154,14 +156,11 @@ class DQNLRScheduler:
         # The hooks get the optimizer itself as the first of the arguments, too.
         if any(callable(a) for a in args[1:]) or kwargs.get("closure") is not None:
             raise UnsupportedTrainingError(
-                "optimizer.step(closure) makes the gradients inside, where they cannot be seen; "
+                "optimizer.step(closure) makes the gradients inside, where they cannot be read; "
                 "call backward() first and then optimizer.step()."
             )
         # A gradient scaler leaves the unscaling to a fused optimizer, and the scale here.
-        self._driver.before_step(getattr(optimizer, "grad_scale", None))
-
-    def _after_step(self, *_: object) -> None:
-        self._driver.after_step()
+        self._driver.before_step(lambda: getattr(optimizer, "grad_scale", None))
 
     def _scaler_skipped(self) -> bool:
         groups = self._driver.optimizer.param_groups

@@ -22,22 +22,31 @@ class Snapshot:
     """The weights an optimizer trains, its whole state, and what follows them: two copies.
 
     `restore` goes back to the copy before the latest. The loss of a step is that of the weights
-    before its update, so of the latest copy's weights no loss has been seen yet: the last update
-    before it may be the one that destroyed them.
+    before its update, so no loss has been seen yet of the latest copy's weights. The last update
+    before that copy may have destroyed them.
 
-    A copy is taken and put back in place and without a host sync. Weights that are frozen when a
-    copy is taken are left out, because they cost memory; `adopt` adds them once they are trained.
-    So are buffers that are expanded views, which cannot be written to.
+    Copies are taken and restored in place, without a host sync. Weights that are frozen when a copy
+    is taken are left out, because they cost memory; `adopt` adds them once they are trained.
+    Buffers that are expanded views are left out too, because they cannot be written to.
 
-    Frozen parameters may follow the trained ones (a target network, a momentum encoder). Those that
-    have the shape of a trained one are kept, unless there are more of them than of the trained
-    ones: then they are a frozen backbone.
+    Frozen parameters may follow the trained ones (a target network, a momentum encoder). Those with
+    the shape of a trained one are kept. If they outnumber the trained ones they are a frozen
+    backbone, and are not kept.
 
     Args:
         optimizer: whose parameters, state and group settings (all but the learning rate) to keep.
         module: whose buffers to keep (BatchNorm's running statistics, for example), and whose
             frozen parameters; None for none.
         averages: averages of the module (`torch.optim.swa_utils.AveragedModel`) to keep as well.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(1))
+        >>> snapshot = Snapshot(torch.optim.SGD([weight], lr=0.1))
+        >>> snapshot.take(0)
+        >>> weight.data.mul_(7)
+        tensor([7.])
+        >>> snapshot.restore(), weight.item()
+        (0, 1.0)
     """
 
     def __init__(
@@ -68,9 +77,9 @@ class Snapshot:
         self._know_frozen()
 
     def adopt(self) -> None:
-        """Adds what became trainable after a copy was taken, to be called before each step.
+        """Adds what became trainable after a copy was taken; the host calls it before each step.
 
-        It has not moved since, so what it is is what it was.
+        These weights have not moved since then, so their present value is the one to keep.
         """
         groups = len(self._optimizer.param_groups)
         if groups == self._groups and not any(p.requires_grad for p in self._frozen):
@@ -90,17 +99,14 @@ class Snapshot:
         """Puts the proven state back; returns the number of the step it was taken after."""
         if len(self._copies) == 2:
             self._spare = self._copies.pop().saved
-        step, state = self._copies[0]
-        saved: dict[str, dict[str, Any]] = defaultdict(dict)
-        for key, value in state.items():
-            kind, _, rest = key.partition("/")
-            saved[kind][rest] = value
+        proven = self._copies[0]
         live = self._everything()
-        kept = {key: value for key, value in state.items() if key in live}
+        kept = {key: value for key, value in proven.saved.items() if key in live}
         _copy_into({key: live[key] for key in kept}, kept)
+        saved = _nested(proven.saved)
         self._restore_settings(saved["group"])
         self._restore_optimizer(saved["state"])
-        return step
+        return proven.step
 
     def _parameters(self) -> list[Tensor]:
         return [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -109,7 +115,7 @@ class Snapshot:
         return {f"weight/{i}": p for i, p in enumerate(self._parameters()) if p.requires_grad}
 
     def _tensors(self) -> dict[str, Any]:
-        """What a copy is made of, but for the optimizer's own state."""
+        """The tensors of a copy, without the optimizer's own state."""
         trained = self._trained()
         followers = self._followers(list(trained.values()))
         live = trained | _named("module", chain(followers, self._module.named_buffers()))
@@ -129,14 +135,14 @@ class Snapshot:
         return frozen if size <= sum(p.numel() for p in trained) else []
 
     def _averaged(self, average: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """Of an average what can change: not that of a frozen backbone, which it has as well."""
+        """The part of an average that can change: all but its copy of a frozen backbone."""
         mine = self._module.named_parameters()
         frozen = {f"module.{name}" for name, p in mine if not p.requires_grad}
         yield from (item for item in average.named_parameters() if item[0] not in frozen)
         yield from average.named_buffers()
 
     def _everything(self) -> dict[str, Any]:
-        """All that a copy may hold, whatever of it is trained, frozen or lasting now."""
+        """All that a copy may hold, whether it is trained, frozen or a buffer now."""
         live: dict[str, Any] = {f"weight/{i}": p for i, p in enumerate(self._parameters())}
         kinds = {f"average/{i}": average for i, average in enumerate(self._averages)}
         for kind, module in (kinds | {"module": self._module}).items():
@@ -153,19 +159,16 @@ class Snapshot:
         }
 
     def _restore_settings(self, saved: dict[str, Any]) -> None:
-        for key, value in saved.items():
-            index, _, name = key.partition("/")
-            self._optimizer.param_groups[int(index)][name] = _copy(value)
+        for index, settings in _nested(saved).items():
+            group = self._optimizer.param_groups[int(index)]
+            group.update({name: _copy(value) for name, value in settings.items()})
 
     def _restore_optimizer(self, saved: dict[str, Any]) -> None:
-        states: dict[int, dict[str, Any]] = defaultdict(dict)
-        for key, value in saved.items():
-            index, _, name = key.partition("/")
-            states[int(index)][name] = value
+        states = _nested(saved)
         for position, parameter in enumerate(self._parameters()):
             live = self._optimizer.state.get(parameter, {})
-            wanted = states.get(position, {})
-            # An empty state makes torch's optimizers initialise it again, as at the first step.
+            wanted = states.get(str(position), {})
+            # Torch's optimizers initialise an empty state again, as at the first step.
             for name in set(live) - set(wanted):
                 del live[name]
             if wanted:
@@ -174,23 +177,25 @@ class Snapshot:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtins."""
         copies = [
-            {"step": step, "saved": {k: _copy(v) for k, v in saved.items()}}
-            for step, saved in self._copies
+            {"step": copy.step, "saved": {k: _copy(v) for k, v in copy.saved.items()}}
+            for copy in self._copies
         ]
         return {"copies": copies}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned, onto the devices of the live tensors."""
         self._copies = [_Copy(c["step"], self._at_home(c["saved"])) for c in state["copies"]]
-        self._spare, self._groups = {}, -1
+        self._spare = {}
+        self._groups = -1
 
     def _at_home(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        parameters, live = self._parameters(), self._everything()
+        parameters = self._parameters()
+        live = self._everything()
         copies = {key: _copy(value) for key, value in saved.items()}
         for key, value in copies.items():
             kind, _, rest = key.partition("/")
             home = parameters[int(rest.partition("/")[0])] if kind == "state" else live.get(key)
-            # Step counters of optimizers are scalars and stay where they were saved: on the host.
+            # Step counters of optimizers are scalars and stay on the host, where they were saved.
             stays = kind == "state" and isinstance(value, Tensor) and value.dim() == 0
             if isinstance(value, Tensor) and home is not None and not stays:
                 copies[key] = value.to(home.device)
@@ -198,12 +203,21 @@ class Snapshot:
 
 
 def _named(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
-    """Those that can be written to, by name; `torch.compile` puts a part of its own into names."""
+    """Those that can be written to, by name, without the part that `torch.compile` adds."""
     return {
         f"{kind}/{name.replace('_orig_mod.', '')}": tensor
         for name, tensor in tensors
         if not is_lazy(tensor) and not _expanded(tensor)
     }
+
+
+def _nested(saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Values by the first part of their keys, then by the rest."""
+    nested: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in saved.items():
+        first, _, rest = key.partition("/")
+        nested[first][rest] = value
+    return nested
 
 
 def _expanded(tensor: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The record of a run's decisions as a table and as a picture."""
+"""The trace of a run as a CSV table and as a picture."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from typing import Any
 
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError
 from lightning_dqnlr.files import write_atomically
-from lightning_dqnlr.host.decisions import Record
+from lightning_dqnlr.host.decisions import DecisionRecord
 
 _LR, _LOSS, _TRIP = "#1b6ca8", "#c8553d", "#7d2e8d"
 
 
-def save_trace(trace: Sequence[Record], path: str | Path) -> Path:
-    """Writes one line per decision as CSV, atomically; Q-values as a JSON list in their column.
+def save_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
+    """Writes one line per decision as CSV, atomically; the Q-values are a JSON list in one column.
+
+    Example:
+        save_trace(callback.trace, "run.csv")
 
     Raises:
         CallOrderError: if there is no decision yet.
@@ -33,8 +36,11 @@ def save_trace(trace: Sequence[Record], path: str | Path) -> Path:
     return write_atomically(path, text.getvalue().encode())
 
 
-def plot_trace(trace: Sequence[Record], path: str | Path) -> Path:
+def plot_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
     """Draws learning rate and training loss over the steps, with the restores marked.
+
+    Example:
+        plot_trace(callback.trace, "run.png")
 
     Args:
         trace: the decisions.
@@ -61,7 +67,8 @@ def plot_trace(trace: Sequence[Record], path: str | Path) -> Path:
         losses.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
         losses.yaxis.set_major_formatter("{x:g}")
         losses.yaxis.set_minor_formatter(NullFormatter())
-    suffix, image = Path(path).suffix.lstrip(".") or "png", io.BytesIO()
+    suffix = Path(path).suffix.lstrip(".") or "png"
+    image = io.BytesIO()
     try:
         figure.savefig(image, format=suffix, dpi=150)
     except ValueError as error:
@@ -71,10 +78,11 @@ def plot_trace(trace: Sequence[Record], path: str | Path) -> Path:
     return write_atomically(path, image.getvalue())
 
 
-def _draw(figure: Any, trace: Sequence[Record]) -> Any:
+def _draw(figure: Any, trace: Sequence[DecisionRecord]) -> Any:
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
     steps = [record["step"] for record in trace]
-    losses, rates = [r["loss"] for r in trace], [r["lr"] for r in trace]
+    losses = [record["loss"] for record in trace]
+    rates = [record["lr"] for record in trace]
     finite = [loss for loss in losses if math.isfinite(loss)]
     upper.plot(steps, losses, color=_LOSS, linewidth=1.6, marker="o", markersize=2.5)
     if finite and min(finite) > 0:
@@ -102,7 +110,7 @@ def _mark_trips(upper: Any, lower: Any, steps: Sequence[int]) -> None:
         upper.legend(frameon=False, loc="upper right", fontsize="small")
 
 
-def _check(trace: Sequence[Record]) -> None:
+def _check(trace: Sequence[DecisionRecord]) -> None:
     if not trace:
         raise CallOrderError(
             "there is no trace yet: no decision has been taken. Train for at least one optimizer "

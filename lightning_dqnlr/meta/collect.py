@@ -28,7 +28,7 @@ from lightning_dqnlr.envs.environment import (
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.demonstrate import Demonstrators
-from lightning_dqnlr.policy.policy import LRPolicy, epsilon_greedy
+from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.replay import Transitions, n_step_transitions
 from lightning_dqnlr.rl.rewards import End, Reward, TrainingInterval
 from lightning_dqnlr.tasks.task import Task
@@ -186,11 +186,10 @@ def _rollout(
     demonstrators = _demonstrators(config, generator, first.device)
     record = _Rollout(demonstrators.shows, [first], [], [], [])
     while not env.finished:
-        q_values = policy.q_values(record.observations[-1])
-        own = epsilon_greedy(q_values, epsilon, generator)
-        action = torch.where(demonstrators.shows, demonstrators.act(env, generator), own)
+        own = policy.choose(record.observations[-1], epsilon, generator)
+        action = torch.where(demonstrators.shows, demonstrators.act(env, generator), own.action)
         result = env.step(action)
-        record.add(action, q_values.argmax(-1), result)
+        record.add(action, own.q_values.argmax(-1), result)
     return record
 
 

@@ -10,12 +10,51 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from lightning_dqnlr.checks import check_integer
 from lightning_dqnlr.errors import ConfigurationError
 
 _INITIAL_OUTPUT_SCALE = 0.01
 
 
-class QNetwork(nn.Module):
+class _DuelingStreams(nn.Module):
+    """Layers that an advantage stream and, if dueling, a value stream share."""
+
+    def __init__(
+        self,
+        observation_size: int,
+        num_actions: int,
+        hidden: Sequence[int],
+        dueling: bool,
+        outputs_per_action: int = 1,
+    ) -> None:
+        super().__init__()
+        check_integer("observation_size", observation_size, 1)
+        check_integer("num_actions", num_actions, 1)
+        for width in hidden:
+            check_integer("hidden", width, 1)
+        self.observation_size = observation_size
+        self.num_actions = num_actions
+        self.hidden = tuple(int(width) for width in hidden)
+        self.dueling = dueling
+        shared = self.hidden[:-1] if dueling else self.hidden
+        own = self.hidden[-1:] if dueling else ()
+        width = (observation_size, *shared)[-1]
+        self.trunk = _layers(observation_size, shared)
+        self.advantage = _head(width, own, num_actions * outputs_per_action)
+        self.value = _head(width, own, outputs_per_action) if dueling else None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments as plain data."""
+        return {
+            "observation_size": self.observation_size,
+            "num_actions": self.num_actions,
+            "hidden": list(self.hidden),
+            "dueling": self.dueling,
+        }
+
+
+class QNetwork(_DuelingStreams):
     """A multilayer perceptron from observations to Q-values, by default with dueling streams.
 
     Dueling (Wang et al. 2016, arXiv:1511.06581, eq. 9): all but the last hidden layer are shared;
@@ -23,8 +62,8 @@ class QNetwork(nn.Module):
     `Q(s,a) = V(s) + A(s,a) - mean_a' A(s,a')`. Most observations call for no particular action;
     V learns what they are worth from every action at once.
 
-    The output layers start small, so an untrained network is nearly indifferent between actions
-    and its first targets are the rewards themselves.
+    The output layers start small. An untrained network is therefore nearly indifferent between
+    actions, and its first targets are the rewards themselves.
 
     Args:
         observation_size: F.
@@ -34,6 +73,10 @@ class QNetwork(nn.Module):
 
     Raises:
         ConfigurationError: a size below 1; the message names the argument.
+
+    Example:
+        >>> QNetwork(observation_size=38, num_actions=7)(torch.zeros(5, 38)).shape
+        torch.Size([5, 7])
     """
 
     def __init__(
@@ -43,18 +86,7 @@ class QNetwork(nn.Module):
         hidden: Sequence[int] = (128, 128),
         dueling: bool = True,
     ) -> None:
-        super().__init__()
-        _check_sizes(observation_size, num_actions, hidden)
-        self.observation_size = observation_size
-        self.num_actions = num_actions
-        self.hidden = tuple(int(width) for width in hidden)
-        self.dueling = dueling
-        shared = self.hidden[:-1] if dueling else self.hidden
-        own = self.hidden[-1:] if dueling else ()
-        self.trunk = _layers(observation_size, shared)
-        width = (observation_size, *shared)[-1]
-        self.advantage = _head(width, own, num_actions)
-        self.value = _head(width, own, 1) if dueling else None
+        super().__init__(observation_size, num_actions, hidden, dueling)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Q-values (..., A) of observations (..., F)."""
@@ -65,18 +97,8 @@ class QNetwork(nn.Module):
         value: Tensor = self.value(features)
         return value + advantage - advantage.mean(dim=-1, keepdim=True)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments as plain data: `QNetwork(**network.config)` rebuilds it."""
-        return {
-            "observation_size": self.observation_size,
-            "num_actions": self.num_actions,
-            "hidden": list(self.hidden),
-            "dueling": self.dueling,
-        }
 
-
-class QuantileNetwork(nn.Module):
+class QuantileNetwork(_DuelingStreams):
     """Quantiles of the return for each action (Dabney et al. 2018, arXiv:1710.10044, section 4.1).
 
     Quantile i of N stands for the fraction (2i + 1) / 2N, so that their mean is that of the return.
@@ -91,6 +113,11 @@ class QuantileNetwork(nn.Module):
 
     Raises:
         ConfigurationError: a size below 1; the message names the argument.
+
+    Example:
+        >>> network = QuantileNetwork(observation_size=38, num_actions=7, quantiles=16)
+        >>> network.quantiles(torch.zeros(5, 38)).shape
+        torch.Size([5, 7, 16])
     """
 
     def __init__(
@@ -101,21 +128,9 @@ class QuantileNetwork(nn.Module):
         hidden: Sequence[int] = (128, 128),
         dueling: bool = True,
     ) -> None:
-        super().__init__()
-        if quantiles < 1:
-            raise ConfigurationError(f"quantiles must be at least 1; got {quantiles}.")
-        _check_sizes(observation_size, num_actions, hidden)
-        self.observation_size = observation_size
-        self.num_actions = num_actions
+        check_integer("quantiles", quantiles, 1)
+        super().__init__(observation_size, num_actions, hidden, dueling, quantiles)
         self.num_quantiles = int(quantiles)
-        self.hidden = tuple(int(width) for width in hidden)
-        self.dueling = dueling
-        shared = self.hidden[:-1] if dueling else self.hidden
-        own = self.hidden[-1:] if dueling else ()
-        self.trunk = _layers(observation_size, shared)
-        width = (observation_size, *shared)[-1]
-        self.advantage = _head(width, own, num_actions * quantiles)
-        self.value = _head(width, own, quantiles) if dueling else None
 
     def quantiles(self, observation: Tensor) -> Tensor:
         """Quantiles (..., A, N) of the return from observations (..., F)."""
@@ -134,13 +149,7 @@ class QuantileNetwork(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as plain data: `QuantileNetwork(**config)` rebuilds it."""
-        return {
-            "observation_size": self.observation_size,
-            "num_actions": self.num_actions,
-            "quantiles": self.num_quantiles,
-            "hidden": list(self.hidden),
-            "dueling": self.dueling,
-        }
+        return {**super().config, "quantiles": self.num_quantiles}
 
 
 class QTable(nn.Module):
@@ -150,8 +159,8 @@ class QTable(nn.Module):
         observation_size: F.
         num_actions: A.
         bins: for each chosen column of the observation, its ascending edges; k edges make k + 1
-            bins, and a value on an edge belongs to the bin above. The other columns are not looked
-            at. NaN counts as above the last edge.
+            bins, and a value on an edge belongs to the bin above. NaN counts as above the last
+            edge. The other columns are not looked at.
 
     Attributes:
         table: (S, A), S the product of the numbers of bins.
@@ -159,6 +168,10 @@ class QTable(nn.Module):
     Raises:
         ConfigurationError: no column, one outside the observation, edges that do not ascend, no
             action.
+
+    Example:
+        >>> QTable(observation_size=3, num_actions=2, bins={0: [5.0], 2: [0.0, 1.0]}).table.shape
+        torch.Size([6, 2])
     """
 
     table: Tensor
@@ -170,8 +183,7 @@ class QTable(nn.Module):
         # Columns are strings where the bins come from JSON.
         self.bins = {int(column): tuple(map(float, edges)) for column, edges in bins.items()}
         _check_bins(self.bins, observation_size)
-        if num_actions < 1:
-            raise ConfigurationError(f"num_actions must be at least 1; got {num_actions}.")
+        check_integer("num_actions", num_actions, 1)
         self.observation_size = observation_size
         self.num_actions = num_actions
         states = math.prod(len(edges) + 1 for edges in self.bins.values())
@@ -222,14 +234,18 @@ def _check_bins(bins: Mapping[int, Sequence[float]], observation_size: int) -> N
 class QEnsemble(nn.Module):
     """The mean Q-values of several networks (Anschel et al. 2017, arXiv:1611.01929, eq. 8).
 
-    One action for one of 64 intervals changes a run's end by little, so what a single network
-    prefers is partly the noise of its own replay; independent networks do not share that noise.
+    The action of one of 64 intervals changes a run's end by little. What a single network prefers
+    is therefore partly the noise of its own replay, which independent networks do not share.
 
     Args:
         members: networks of equal input and output size; an ensemble counts as its members.
 
     Raises:
         ConfigurationError: no member, or members that do not fit each other.
+
+    Example:
+        >>> QEnsemble([QNetwork(38, 7), QNetwork(38, 7)])(torch.zeros(38)).shape
+        torch.Size([7])
     """
 
     def __init__(self, members: Sequence[Network]) -> None:
@@ -265,7 +281,12 @@ Network: TypeAlias = SingleNetwork | QEnsemble
 
 
 def build_network(config: dict[str, Any]) -> Network:
-    """The architecture that a network's `config` describes, with fresh weights."""
+    """The architecture that a network's `config` describes, with fresh weights.
+
+    Example:
+        >>> build_network({"observation_size": 38, "num_actions": 7}).num_actions
+        7
+    """
     if "members" in config:
         return QEnsemble([build_network(member) for member in config["members"]])
     if "quantiles" in config:
@@ -289,10 +310,3 @@ def _head(inputs: int, widths: Sequence[int], outputs: int) -> nn.Sequential:
         output.weight.mul_(_INITIAL_OUTPUT_SCALE)
         output.bias.mul_(_INITIAL_OUTPUT_SCALE)
     return _layers(inputs, widths).append(output)
-
-
-def _check_sizes(observation_size: int, num_actions: int, hidden: Sequence[int]) -> None:
-    sizes = {"observation_size": [observation_size], "num_actions": [num_actions], "hidden": hidden}
-    for name, values in sizes.items():
-        if any(value < 1 for value in values):
-            raise ConfigurationError(f"{name} must be at least 1; got {list(values)}.")

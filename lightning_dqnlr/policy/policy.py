@@ -21,15 +21,16 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.control.spec import ControllerSpec, StartRate
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.files import write_together
+from lightning_dqnlr.policy.choice import Choice, Policy, choice_by
 from lightning_dqnlr.policy.network import Network, QEnsemble, build_network
 
 FORMAT = "lightning-dqnlr-policy"
 FORMAT_VERSION = 1
 WEIGHTS, RECORD = "policy.safetensors", "policy.json"
-# The one that ships to be used, and two that it is compared with: the textbook recipe on raw
+# "default" is the one to use. The others are for comparison: the textbook recipe on raw
 # statistics, and Q-learning in a table.
 BUNDLED = ("default", "classic", "q_table")
 # The part of a record's settings of collection that says what a Q-value is.
@@ -47,6 +48,11 @@ class LRPolicy:
 
     Raises:
         ConfigurationError: if network and specification disagree in size.
+
+    Example:
+        >>> policy = LRPolicy.load("default")
+        >>> policy.choose(torch.zeros(3, len(policy.spec.features))).q_values.shape
+        torch.Size([3, 7])
     """
 
     network: Network
@@ -63,9 +69,10 @@ class LRPolicy:
             )
 
     @property
-    def start(self) -> str:
-        """How a run should begin, as the policy was trained: "auto" or "optimizer"."""
-        return str(self.record.get("start", "auto"))
+    def start(self) -> StartRate:
+        """The first learning rate that the policy was trained with."""
+        start: StartRate = self.record.get("start", "auto")
+        return start
 
     @property
     def circuit_breaker(self) -> bool:
@@ -78,24 +85,23 @@ class LRPolicy:
         values: Tensor = self.network(observation)
         return values
 
+    def choose(
+        self,
+        observation: Tensor,
+        epsilon: float | Tensor = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Choice:
+        """Epsilon-greedy actions and their Q-values; see `Policy.choose`."""
+        return choice_by(self.q_values(observation), epsilon, generator)
+
     def act(
         self,
         observation: Tensor,
         epsilon: float | Tensor = 0.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Epsilon-greedy actions, int64 of shape `lead`.
-
-        Args:
-            observation: (*lead, features).
-            epsilon: probability of a uniformly random action, broadcastable to `lead`.
-            generator: of the exploration, drawn on its own device; unused if epsilon is the number
-                0.
-        """
-        q_values = self.q_values(observation)
-        if isinstance(epsilon, float | int) and epsilon == 0:
-            return q_values.argmax(dim=-1)
-        return epsilon_greedy(q_values, epsilon, generator)
+        """The actions of `choose`, int64 of shape `lead`."""
+        return self.choose(observation, epsilon, generator).action
 
     def save(self, folder: str | Path) -> Path:
         """Writes the two files into `folder`, atomically; returns the folder.
@@ -152,17 +158,29 @@ class LRPolicy:
         return policy
 
 
+def as_policy(given: str | Path | Policy) -> Policy:
+    """The policy itself, or the one that `LRPolicy.load` reads by this name or folder.
+
+    Example:
+        >>> as_policy("default").start
+        'auto'
+    """
+    return LRPolicy.load(given) if isinstance(given, str | Path) else given
+
+
 def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
     """The policy that acts on the mean Q-values of several, of whatever kind of network.
 
     They must share a specification, start and circuit breaker, and have learned from the same
-    reward, credited alike: the mean of values in different units would follow whichever member has
-    the larger ones. The record holds those of the members; what all of them have in common stands
-    once.
+    reward, credited alike. In different units the member with the larger values would decide. The
+    record holds the members' own records; what all of them have in common stands once.
 
     Raises:
         ConfigurationError: for fewer than two policies, different specifications, or records
             that name different rewards, credits, starts or circuit breakers.
+
+    Example:
+        combine([LRPolicy.load("one"), LRPolicy.load("other")]).save("both")
     """
     if len(policies) < 2 or any(p.spec != policies[0].spec for p in policies):
         raise ConfigurationError(
@@ -203,8 +221,12 @@ def with_settings(policy: LRPolicy, texts: Sequence[str]) -> LRPolicy:
         texts: each `name=value`, the value in JSON or a bare word.
 
     Raises:
-        ConfigurationError: for what is no such text, for a value out of range, and for features
-            and actions, which the networks' shapes depend on.
+        ConfigurationError: for another form, a value out of range, and for features and actions,
+            because the networks' shapes depend on them.
+
+    Example:
+        >>> with_settings(LRPolicy.load("default"), ["decay_share=0.2"]).spec.decay_share
+        0.2
     """
     fields = ("features", "actions")
     own = {name: value for name, value in asdict(policy.spec).items() if name not in fields}
@@ -232,7 +254,7 @@ def _kind(value: object) -> type:
 
 
 def _totals(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What training the members took; of moments of one run, the last one includes the others."""
+    """What training the members took. The last of several moments of a run includes the others."""
     runs: dict[str, list[Mapping[str, Any]]] = {}
     for i, record in enumerate(records):
         # The runs of a sweep share a command; what tells them apart are their overrides.
@@ -286,26 +308,3 @@ def _read_weights(folder: Path, record: dict[str, Any]) -> bytes:
             f"{RECORD}; copy both files again."
         )
     return weights
-
-
-def epsilon_greedy(
-    q_values: Tensor, epsilon: float | Tensor, generator: torch.Generator | None = None
-) -> Tensor:
-    """With probability epsilon an action drawn evenly from all, otherwise the greedy one.
-
-    As many random numbers are drawn whatever epsilon is, so a schedule of epsilon does not change
-    the randomness that follows.
-
-    Args:
-        q_values: (..., A). Ties go to the lowest index.
-        epsilon: in [0, 1]; a tensor broadcastable to (...) gives each replica its own.
-        generator: source of the randomness; drawn on its own device.
-
-    Returns:
-        (...) int64 actions on the device of q_values.
-    """
-    shape, device = q_values.shape[:-1], q_values.device
-    source = device if generator is None else generator.device
-    explores = torch.rand(shape, generator=generator, device=source).to(device) < epsilon
-    anything = torch.randint(q_values.shape[-1], shape, generator=generator, device=source)
-    return torch.where(explores, anything.to(device), q_values.argmax(dim=-1))

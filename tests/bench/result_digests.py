@@ -36,7 +36,7 @@ PROTOCOL = (
     "envs/module.py",
     "envs/process.py",
     "envs/trainer_data.py",
-    "host/optimizer.py",
+    "host/group_rates.py",
 )
 CONTROLLER = ("control", "policy", "host", "bench/methods/controls.py", "envs/trainer_run.py")
 SHARED_BY_METHODS = ("bench/methods/plan.py", "scoring/cosine.py")

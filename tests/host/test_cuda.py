@@ -1,4 +1,4 @@
-"""What only a GPU can show; skipped where there is none. `pytest tests/test_cuda.py -n 0`."""
+"""What only a GPU can show; skipped where there is none. `pytest tests/host/test_cuda.py -n 0`."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -11,6 +11,7 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.host.driver import OptimizerDriver
+from lightning_dqnlr.host.options import ControlOptions
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.tasks.families.basic import DigitsCNNs, TeacherMLPs
 from lightning_dqnlr.tasks.task import Task
@@ -35,7 +36,8 @@ def test_no_step_between_decisions_makes_the_host_wait():
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(64, 300), nn.Tanh(), nn.Linear(300, 1)).cuda()
     optimizer = torch.optim.AdamW(module.parameters())
-    driver = OptimizerDriver(optimizer, LRPolicy.load("default"), horizon=1000, module=module)
+    options = ControlOptions(horizon=1000)
+    driver = OptimizerDriver(optimizer, LRPolicy.load("default"), options, module=module)
     inputs, controller, quiet = torch.randn(32, 64, device="cuda"), driver.controller, 0
     for number in range(1, 401):
         optimizer.zero_grad()

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.fabric import Fabric
@@ -129,6 +130,46 @@ def test_a_state_that_is_kept_in_memory_does_not_change_with_the_run():
     for copy, before in zip(copies, saved, strict=True):
         assert all(torch.equal(copy[k], v) for k, v in before.items())
     assert torch.equal(state["telemetry"]["vectors"], vectors)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.5])
+def test_the_network_runs_once_per_decision(epsilon):
+    policy, calls = random_policy(), []
+    policy.network.register_forward_hook(lambda *_: calls.append(1))
+    loop = Loop(policy=policy, epsilon=epsilon)
+    loop.run(60)
+    assert len(calls) == len(loop.scheduler.trace) > 10
+
+
+def test_a_state_that_an_older_version_saved_goes_on_at_the_rates_of_that_version():
+    """Saved at commit 7154b4c after 70 steps, with the rates of the 40 steps that followed."""
+    saved = torch.load(Path(__file__).parent / "scheduler_state_0.1.0.pt", weights_only=True)
+    net = nn.Linear(6, 1)
+    optimizer = torch.optim.Adam(net.parameters(), lr=5.0)
+    policy = random_policy(seed=1)
+    scheduler = DQNLRScheduler(optimizer, policy, horizon=400, epsilon=0.3, module=net)
+    for part, name in ((net, "net"), (optimizer, "optimizer"), (scheduler, "scheduler")):
+        part.load_state_dict(saved[name])
+    inputs, labels = examples()
+    rates = []
+    for step in range(70, 110):
+        index = torch.arange(step * 8, step * 8 + 8) % len(inputs)
+        optimizer.zero_grad()
+        loss = (net(inputs[index]).squeeze(1) - labels[index].float()).square().mean()
+        loss.backward()
+        optimizer.step()
+        rates.append(scheduler.get_last_lr()[0])
+        scheduler.step(loss)
+    assert rates == pytest.approx(saved["rates"], rel=1e-4)
+    assert len(set(rates)) == 8
+
+
+def test_a_horizon_of_numpy_is_saved_as_plain_data(tmp_path):
+    for given in (Loop(horizon=np.int64(200)), Loop(horizon=400)):
+        given.scheduler.load_state_dict(Loop(horizon=np.int64(200)).scheduler.state_dict())
+        given.run(20)
+        torch.save(given.scheduler.state_dict(), tmp_path / "state.pt")
+        torch.load(tmp_path / "state.pt", weights_only=True)
 
 
 def test_step_without_an_optimizer_step_is_an_error():

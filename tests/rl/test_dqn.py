@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.policy.policy import epsilon_greedy
+from lightning_dqnlr.policy.choice import epsilon_greedy
 from lightning_dqnlr.rl.dqn import DQNConfig
 from lightning_dqnlr.rl.td import double_q_target, q_learning_target, td_error, td_loss
 

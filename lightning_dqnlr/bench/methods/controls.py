@@ -9,20 +9,19 @@ adaptation to the run at hand.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_dqnlr.control.features import CLIP
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Engine, Terms
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.policy.choice import Act, Policy, ScriptedPolicy
 from lightning_dqnlr.policy.network import build_network
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.tasks.task import Task
-
-Act = Callable[[Tensor], Tensor]
 
 _POINTS = 64
 
@@ -117,18 +116,6 @@ def study(
     return counts / counts.sum(), curve
 
 
-class _Acts(nn.Module):
-    """A Q-network that gives all the value there is to the action of some behaviour."""
-
-    def __init__(self, act: Act, spec: ControllerSpec) -> None:
-        super().__init__()
-        self.observation_size, self.num_actions = len(spec.features), len(spec.actions)
-        self._act = act
-
-    def forward(self, observation: Tensor) -> Tensor:
-        return nn.functional.one_hot(self._act(observation), self.num_actions).float()
-
-
-def in_harness(act: Act, policy: LRPolicy) -> LRPolicy:
+def in_harness(act: Act, policy: Policy) -> ScriptedPolicy:
     """A behaviour in the place of a policy, with its specification, start and circuit breaker."""
-    return LRPolicy(_Acts(act, policy.spec), policy.spec, policy.record)  # type: ignore[arg-type]
+    return ScriptedPolicy(act, policy.spec, policy.start, policy.circuit_breaker)

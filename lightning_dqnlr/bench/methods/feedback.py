@@ -24,7 +24,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from lightning_dqnlr.bench.methods.plan import Plan, Setting
 from lightning_dqnlr.envs.process import RandomStream
 from lightning_dqnlr.envs.trainer_data import task_loader
-from lightning_dqnlr.host.optimizer import GroupRates
+from lightning_dqnlr.host.group_rates import GroupRates
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from lightning_dqnlr.bench.methods.plan import Averaging, Plan, Setting
 from lightning_dqnlr.bench.methods.schedules import FollowShape
 from lightning_dqnlr.errors import MissingPackageError
-from lightning_dqnlr.host.optimizer import GroupRates
+from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.scoring.cosine import WARM_UP
 
 

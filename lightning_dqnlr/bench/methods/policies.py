@@ -19,6 +19,7 @@ from lightning_dqnlr.bench.methods.plan import Plan, Setting
 from lightning_dqnlr.envs.trainer_run import Conditions
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.host.callback import DQNLRCallback
+from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics, TeacherMLPs
 from lightning_dqnlr.tasks.task import Task
@@ -147,7 +148,7 @@ def studied(policy: str, tasks: Tasks) -> tuple[Tensor, MeanCurve]:
     return study(LRPolicy.load(policy), tasks(), range(STUDIED_SEEDS), ON_CPU)
 
 
-def _controlled(policy: LRPolicy, setting: Setting) -> Plan:
+def _controlled(policy: Policy, setting: Setting) -> Plan:
     callback = DQNLRCallback(policy, log=False)
     conditions = Conditions(setting.task, None, None)
     conditions.callback = callback
@@ -155,5 +156,5 @@ def _controlled(policy: LRPolicy, setting: Setting) -> Plan:
         lr=setting.lr,
         callbacks=(conditions, callback),
         recovers=policy.circuit_breaker,
-        keeps=policy.network.state_dict,
+        keeps=policy.network.state_dict if isinstance(policy, LRPolicy) else dict,
     )

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from lightning_dqnlr.bench.methods.plan import Plan, Setting
-from lightning_dqnlr.host.optimizer import GroupRates
+from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.scoring.cosine import WARM_UP, cosine
 
 COOL_DOWN = 0.2

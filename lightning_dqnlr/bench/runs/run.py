@@ -27,7 +27,7 @@ from lightning_dqnlr.envs.process import RandomStream, interruptible
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import MissingPackageError, PolicyFileError
-from lightning_dqnlr.host.optimizer import GroupRates
+from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.scoring.task_content import task_digest
 from lightning_dqnlr.tasks.task import Task
 

@@ -1,4 +1,4 @@
-"""What `DQNLRCallback` asks a Lightning Trainer: can it be controlled, how long will it train?"""
+"""What `DQNLRCallback` asks a Trainer: can it be controlled, and how long will it train?"""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lightning_dqnlr.errors import UnsupportedTrainingError
 
 
 def check_training(trainer: Trainer, pl_module: LightningModule) -> None:
-    """Raises UnsupportedTrainingError, with the remedy, for what cannot be controlled."""
+    """Raises UnsupportedTrainingError, with the remedy, for training that cannot be controlled."""
     name = type(pl_module).__name__
     if not pl_module.automatic_optimization:
         raise UnsupportedTrainingError(
@@ -52,7 +52,7 @@ def averages(trainer: Trainer) -> list[nn.Module]:
 
 
 def horizon_of(trainer: Trainer, first_step: int) -> int | None:
-    """Optimizer steps from `first_step` to the run's end, None if that cannot be known."""
+    """Optimizer steps from `first_step` to the run's end; None if the end is unknown."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         timed = isinstance(callback, Timer) and callback.time_remaining() is not None
         if timed or isinstance(callback, GradientAccumulationScheduler):
@@ -64,7 +64,10 @@ def horizon_of(trainer: Trainer, first_step: int) -> int | None:
 
 
 def gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float | None:
-    """What the gradients are multiplied by: Lightning leaves fused optimizers to unscale."""
+    """What the gradients are multiplied by, where Lightning leaves it to the optimizer to unscale.
+
+    Fused optimizers unscale the gradients themselves.
+    """
     scaler = getattr(trainer.precision_plugin, "scaler", None)
     if scaler is None or not getattr(optimizer, "_step_supports_amp_scaling", False):
         return None

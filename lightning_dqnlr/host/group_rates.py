@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.hooks import RemovableHandle
 
 from lightning_dqnlr.errors import ConfigurationError, UnsupportedTrainingError
 
@@ -23,11 +20,18 @@ class GroupRates:
 
     Attributes:
         base: the groups' original learning rates.
-        lr: the reference group's learning rate now.
+        lr: the reference group's learning rate, as it was set here last.
 
     Raises:
         ConfigurationError: if no group has a positive learning rate, or one has None.
         UnsupportedTrainingError: for LBFGS.
+
+    Example:
+        >>> groups = [{"params": [torch.zeros(1)], "lr": lr} for lr in (0.4, 0.1)]
+        >>> optimizer = torch.optim.SGD(groups)
+        >>> GroupRates(optimizer).set(2.0)
+        >>> [group["lr"] for group in optimizer.param_groups]
+        [2.0, 0.5]
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -37,7 +41,8 @@ class GroupRates:
                 "of its own; use SGD, Adam, AdamW or another first-order optimizer."
             )
         self._optimizer = optimizer
-        self._set = self._warned = False
+        self._set = False
+        self._warned = False
         unset = [i for i, group in enumerate(optimizer.param_groups) if group["lr"] is None]
         if unset:
             raise ConfigurationError(
@@ -59,7 +64,8 @@ class GroupRates:
 
     def set(self, lr: float) -> None:
         """Gives the reference group this learning rate and the others their share of it."""
-        self.lr, self._set = lr, True
+        self.lr = lr
+        self._set = True
         for group, base in zip(self._optimizer.param_groups, self.base, strict=False):
             rate = lr * (base / self.reference)
             if isinstance(group["lr"], Tensor):
@@ -68,9 +74,10 @@ class GroupRates:
                 group["lr"] = rate
 
     def hold(self) -> None:
-        """Sets the rates again, and says so once, if something else has set the reference group's.
+        """Sets the rates again if something else has changed the reference group's.
 
-        Rates that are tensors are not looked at: they may be on a device.
+        The first time a warning says so. Rates that are tensors are not compared: they may be on a
+        device, and reading them would make the host wait.
         """
         lr = self._optimizer.param_groups[self.base.index(self.reference)]["lr"]
         if not self._set or isinstance(lr, Tensor) or lr == self.lr:
@@ -78,8 +85,8 @@ class GroupRates:
         if not self._warned:
             _LOGGER.warning(
                 "something else set the learning rate to %.3g, where lightning-dqnlr had set %.3g: "
-                "a warm-up in optimizer_step, a callback, or a scheduler that the loop steps. It "
-                "is overruled, now and from here on; remove it.",
+                "a warm-up in optimizer_step, a callback, or a scheduler that the loop steps. "
+                "lightning-dqnlr sets its own rate again at every step; remove the other control.",
                 lr,
                 self.lr,
             )
@@ -87,34 +94,8 @@ class GroupRates:
         self.set(self.lr)
 
     def adopt_new_groups(self) -> None:
-        """Takes in groups that have joined, their rates being relative to the current ones."""
+        """Takes in groups that have joined; their rates are relative to the current ones."""
         new = self._optimizer.param_groups[len(self.base) :]
         if new:
             scale = self.reference / max(self.lr, 1e-30)
             self.base = [*self.base, *(min(float(g["lr"]) * scale, self.reference) for g in new)]
-
-
-def watch_steps(
-    optimizer: torch.optim.Optimizer,
-    after: Callable[..., None],
-    before: Callable[..., None] | None = None,
-) -> list[RemovableHandle]:
-    """Calls `before` and `after` with the arguments of torch's hooks at each of its steps.
-
-    Raises:
-        UnsupportedTrainingError: if the optimizer cannot tell.
-    """
-    try:
-        hooks: list[Any] = [] if before is None else [optimizer.register_step_pre_hook(before)]
-        return [*hooks, optimizer.register_step_post_hook(after)]
-    except AttributeError as error:  # its __init__ did not call torch's
-        raise silent_optimizer(optimizer) from error
-
-
-def silent_optimizer(optimizer: torch.optim.Optimizer) -> UnsupportedTrainingError:
-    """What to raise when an optimizer steps without telling."""
-    return UnsupportedTrainingError(
-        f"{type(optimizer).__name__} does not tell of its steps, so its learning rate cannot be "
-        "followed: it wraps another optimizer and its __init__ does not call torch's. Give the "
-        "optimizer inside it instead."
-    )

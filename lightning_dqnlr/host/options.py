@@ -1,0 +1,57 @@
+"""`ControlOptions`: the arguments that callback, scheduler and driver share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import get_args
+
+from lightning_dqnlr.checks import check_choice, check_number
+from lightning_dqnlr.control.spec import StartRate, check_limits
+from lightning_dqnlr.policy.choice import Policy
+
+
+@dataclass(frozen=True)
+class ControlOptions:
+    """How a host controls a run.
+
+    Args:
+        start: "auto" for the controller's safe start, "optimizer" for the optimizer's own rate,
+            None for what the policy was trained with.
+        horizon: optimizer steps of the run; None if unknown.
+        min_lr: lower bound of the learning rate of the reference group.
+        max_lr: upper bound of it.
+        circuit_breaker: whether blown-up intervals are undone, None for what the policy was
+            trained with. The breaker keeps two copies of the trained weights, of their optimizer
+            state and of the rest of the training state.
+        epsilon: probability of a random action.
+        seed: of these random actions.
+
+    Raises:
+        ConfigurationError: for an argument out of range.
+
+    Example:
+        >>> ControlOptions(horizon=1000, max_lr=0.1).epsilon
+        0.0
+    """
+
+    start: StartRate | None = None
+    horizon: int | None = None
+    min_lr: float | None = None
+    max_lr: float | None = None
+    circuit_breaker: bool | None = None
+    epsilon: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_choice("start", self.start, get_args(StartRate), optional=True)
+        check_limits(self.horizon, self.min_lr, self.max_lr)
+        check_number("epsilon", self.epsilon, "[0, 1]")
+
+    def filled_in(self, policy: Policy) -> ControlOptions:
+        """The options with the policy's own where they leave the choice to it."""
+        breaker = self.circuit_breaker
+        return replace(
+            self,
+            start=policy.start if self.start is None else self.start,
+            circuit_breaker=policy.circuit_breaker if breaker is None else breaker,
+        )
