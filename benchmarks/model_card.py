@@ -23,8 +23,9 @@ from tqdm import tqdm
 from lightning_dqnlr.bench.methods.controls import state_blind, study, untrained
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.policy.choice import Act
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.scoring.evaluate import Act, Regrets, Rivals, evaluate
+from lightning_dqnlr.scoring.evaluate import Regrets, Rivals, evaluate
 from lightning_dqnlr.scoring.statistics import interquartile_mean, stratified_bootstrap
 from lightning_dqnlr.tasks import DigitsCNNs, DigitsMLPs, Mixture, NoisyQuadratics, TeacherMLPs
 from lightning_dqnlr.tasks.task import Task

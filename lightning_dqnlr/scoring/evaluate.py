@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +15,11 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, LRStart, StartKind, Terms
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.policy.choice import Act
 from lightning_dqnlr.scoring.cosine import TunedCosine, regret, tune_cosine
 from lightning_dqnlr.scoring.statistics import interquartile_mean
 from lightning_dqnlr.scoring.task_content import task_digest
 from lightning_dqnlr.tasks.task import Task
-
-Act = Callable[[Tensor], Tensor]
 
 
 class Rivals:
