@@ -16,7 +16,8 @@ from statistics import median
 from typing import NamedTuple
 
 from lightning_dqnlr.bench.report.comparison import Comparison
-from lightning_dqnlr.bench.report.numbers import duels, sensitivities
+from lightning_dqnlr.bench.report.duels import duels
+from lightning_dqnlr.bench.report.sensitivity import sensitivities
 from lightning_dqnlr.bench.runs.archive import Archive
 from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, diverged
 from lightning_dqnlr.bench.tasks import TASKS
