@@ -35,38 +35,23 @@ Runs = tuple[Record, ...]  # one per seed, in the order of the seeds
 
 @dataclass(frozen=True)
 class Roles:
-    """Which methods the report is about.
+    """Which methods the report is about."""
 
-    Args:
-        subject: the one to judge.
-        rival: regrets are to this one at its best LR; profiles are relative to it.
-        plain: overhead is relative to this one.
-    """
-
-    subject: str = "dqnlr"
-    rival: str = "cosine"
-    plain: str = "constant"
+    subject: str = "dqnlr"  # the one to judge
+    rival: str = "cosine"  # regrets are to this one at its best LR; profiles are relative to it
+    plain: str = "constant"  # overhead is relative to this one
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One method on one task.
+    """One method on one task."""
 
-    Args:
-        lr: the chosen LR; None if the method was given none.
-        runs: those at this LR.
-        tries: runs that a result costs, those that chose the LR included.
-        seconds: of these runs, mean over seeds.
-        unfinished: LRs of the grid that lack a seed and so could not be chosen.
-        dropped: LRs that lack seeds because the race over the grid ruled them out.
-    """
-
-    lr: float | None
-    runs: Runs
-    tries: int
-    seconds: float
-    unfinished: int = 0
-    dropped: int = 0
+    lr: float | None  # the chosen one; None if the method was given none
+    runs: Runs  # at this LR
+    tries: int  # runs that a result costs, those that chose the LR included
+    seconds: float  # of these runs, mean over seeds
+    unfinished: int  # LRs of the grid that lack a seed and so could not be chosen
+    dropped: int  # LRs that lack seeds because the race over the grid ruled them out
 
 
 class Comparison:
@@ -221,16 +206,10 @@ class Comparison:
             tasks: on which it is complete.
             seconds: of one run, at an even pace over its steps, instead of optimizer steps.
         """
-        pairs = [
-            pair
-            for task in tasks
-            for pair in zip(
-                self.entries[task, method].runs,
-                self.entries[task, self.roles.rival].runs,
-                strict=True,
-            )
-        ]
-        return [_ratio(run, rival, seconds) for run, rival in pairs]
+        entries, rival = self.entries, self.roles.rival
+        runs = [run for task in tasks for run in entries[task, method].runs]
+        rivals = [run for task in tasks for run in entries[task, rival].runs]
+        return [_ratio(a, b, seconds) for a, b in zip(runs, rivals, strict=True)]
 
 
 def _ratio(run: Record, rival: Record, seconds: bool) -> float:
@@ -246,15 +225,11 @@ def _ratio(run: Record, rival: Record, seconds: bool) -> float:
 
 def _time_to(run: Record, target: float) -> float:
     """Steps to a validation loss; the ends of the run belong to its curve."""
-    inner = [
-        (step, loss)
-        for step, loss in zip(run.curve["step"], run.curve["validation"], strict=True)
-        if 0 < step < run.horizon
-    ]
-    ends = (0, run.initial_validation), (run.horizon, final_loss(run, VALIDATION))
-    points = [ends[0], *inner, ends[1]]
-    losses = [math.nan if loss is None else loss for _, loss in points]
-    return steps_to([step for step, _ in points], losses, target)
+    points = {0: run.initial_validation, run.horizon: final_loss(run, VALIDATION)}
+    for step, loss in zip(run.curve["step"], run.curve["validation"], strict=True):
+        points.setdefault(step, math.nan if loss is None else loss)
+    steps = sorted(points)
+    return steps_to(steps, [points[step] for step in steps], target)
 
 
 def _by_lr(runs: Iterable[Record]) -> dict[float | None, dict[int, Record]]:

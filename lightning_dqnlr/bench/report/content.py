@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from lightning_dqnlr.scoring.statistics import Interval
 
+Row = TypeVar("Row")
 NOTHING = "—"  # in the place of a figure that is missing
 LONG_CELL = 36  # columns with longer cells are words
 
@@ -43,12 +45,6 @@ def share(value: float) -> str:
 class Table:
     """Cells as text; the first column names the row.
 
-    Args:
-        header: (C,) column titles.
-        rows: (R, C) cells.
-        marked: the first cells of the rows to set in bold.
-        heat: whether the page colours the numbers, blue below zero and orange above.
-
     Example:
         >>> print(Table(("method", "regret"), (("dqnlr", "0.01"),), marked=("dqnlr",)).markdown())
         | method | regret |
@@ -56,11 +52,26 @@ class Table:
         | **dqnlr** | 0.01 |
     """
 
-    kind: ClassVar[str] = "table"
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    marked: tuple[str, ...] = ()
-    heat: bool = False
+    header: tuple[str, ...]  # (C,)
+    rows: tuple[tuple[str, ...], ...]  # (R, C)
+    marked: tuple[str, ...] = ()  # first cells of the rows to set in bold
+    heat: bool = False  # whether the page colours the numbers, blue below zero and orange above
+
+    @classmethod
+    def of(
+        cls,
+        rows: Iterable[Row],
+        columns: Mapping[str, Callable[[Row], str]],
+        marked: tuple[str, ...] = (),
+    ) -> Table:
+        """One row of cells for each of `rows`, from the functions that make a column's cells."""
+        cells = tuple(tuple(cell(row) for cell in columns.values()) for row in rows)
+        return cls(tuple(columns), cells, marked)
+
+    def with_gap(self, name: str, reason: str) -> Table:
+        """With one more row, whose figures are missing for a reason."""
+        gap = (name, reason, *[NOTHING] * (len(self.header) - 2))
+        return replace(self, rows=(*self.rows, gap))
 
     @property
     def wordy(self) -> tuple[bool, ...]:
@@ -84,18 +95,11 @@ def _escape(cell: str) -> str:
 
 @dataclass(frozen=True)
 class Picture:
-    """An SVG element, which is a file, too.
+    """An SVG element, which is a file, too."""
 
-    Args:
-        name: of its file.
-        svg: the element.
-        text: says in words what it shows.
-    """
-
-    kind: ClassVar[str] = "picture"
     name: str
     svg: str
-    text: str
+    text: str  # says in words what it shows
 
     @property
     def file(self) -> str:
@@ -109,14 +113,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Small pictures side by side, on the page only.
+    """Small pictures side by side under one legend, on the page only."""
 
-    Args:
-        legend: of all of them.
-        pictures: the small ones.
-    """
-
-    kind: ClassVar[str] = "gallery"
     legend: Picture
     pictures: tuple[Picture, ...]
 
@@ -129,7 +127,6 @@ class Gallery:
 class Bullets:
     """A list of short statements."""
 
-    kind: ClassVar[str] = "bullets"
     points: tuple[str, ...]
 
     def markdown(self) -> str:
@@ -139,15 +136,8 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Case:
-    """One task looked at closely.
+    """One task looked at closely; the picture is on the page only."""
 
-    Args:
-        title: which.
-        bullets: what there is to see.
-        picture: of it; on the page only.
-    """
-
-    kind: ClassVar[str] = "case"
     title: str
     bullets: Bullets
     picture: Picture
@@ -162,26 +152,21 @@ Block = str | Bullets | Table | Picture | Gallery | Case
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it.
-
-    Args:
-        title: the heading.
-        blocks: in their order; a section without any is left out of the report.
-        folded: whether the page shows the heading alone until it is clicked.
-    """
+    """A heading and what stands under it; without blocks, it is left out of the report."""
 
     title: str
     blocks: tuple[Block, ...]
-    folded: bool = False
+    folded: bool = False  # whether the page shows the heading alone until it is clicked
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
         """All of them, small ones included."""
         return tuple(picture for block in self.blocks for picture in _pictures(block))
 
-    def markdown(self) -> str:
-        """The section for a README or a terminal."""
-        texts = (block if isinstance(block, str) else block.markdown() for block in self.blocks)
+    def markdown(self, *, pictures: bool = True) -> str:
+        """The section for a README, or without pictures for a terminal."""
+        blocks = [b for b in self.blocks if pictures or not isinstance(b, Picture)]
+        texts = (block if isinstance(block, str) else block.markdown() for block in blocks)
         return "\n\n".join([f"## {self.title}", *filter(None, texts)])
 
 

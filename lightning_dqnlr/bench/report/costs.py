@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from statistics import median
 from typing import NamedTuple
 
@@ -24,18 +24,6 @@ class Cost(NamedTuple):
     total: float  # seconds with the search, over the tuned rival's with its search, median
     extra_bytes: int  # median
     copies: float  # extra bytes over the bytes of the weights (four each), median
-
-    def cells(self) -> tuple[str, ...]:
-        """The row as text."""
-        return (
-            self.method,
-            str(self.tasks),
-            f"{self.tries:.3g}",
-            number(self.total),
-            number(self.overhead, 2),
-            _bytes(self.extra_bytes),
-            number(self.copies, 1),
-        )
 
 
 def _bytes(count: int) -> str:
@@ -87,17 +75,17 @@ def _median(values: Iterable[float]) -> float:
 
 def cost_table(comparison: Comparison) -> Table:
     """One row per method."""
-    header = (
-        "method",
-        "tasks",
-        "runs per result",
-        f"seconds with the search / tuned {comparison.roles.rival}'s",
-        f"seconds of one run / {comparison.roles.plain}'s",
-        "extra memory",
-        "copies of the weights",
-    )
-    rows = tuple(row.cells() for row in costs(comparison))
-    return Table(header, rows, (comparison.roles.subject,))
+    roles = comparison.roles
+    columns: dict[str, Callable[[Cost], str]] = {
+        "method": lambda row: row.method,
+        "tasks": lambda row: str(row.tasks),
+        "runs per result": lambda row: f"{row.tries:.3g}",
+        f"seconds with the search / tuned {roles.rival}'s": lambda row: number(row.total),
+        f"seconds of one run / {roles.plain}'s": lambda row: number(row.overhead, 2),
+        "extra memory": lambda row: _bytes(row.extra_bytes),
+        "copies of the weights": lambda row: number(row.copies, 1),
+    }
+    return Table.of(costs(comparison), columns, (roles.subject,))
 
 
 def _seed_table(comparison: Comparison) -> Table:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from lightning_dqnlr.bench.report.comparison import Comparison
@@ -54,20 +54,6 @@ class Duel(NamedTuple):
             return "worse"
         return "better" if self.train_over_tasks[0] > 0.5 else "undecided"
 
-    def cells(self) -> tuple[str, ...]:
-        """The row as text."""
-        return (
-            self.method,
-            str(self.tasks),
-            with_interval(self.train, self.train_interval, 2),
-            interval_text(self.train_over_tasks, 2),
-            with_interval(self.validation, self.validation_interval, 2),
-            f"{self.worse_on} of {self.tasks}",
-            number(self.iqm),
-            number(self.other_iqm),
-            self.verdict,
-        )
-
 
 def duels(comparison: Comparison) -> list[Duel]:
     """The subject against each other method, the one it is most likely worse than first.
@@ -108,18 +94,22 @@ def _duel(comparison: Comparison, other: str, tasks: Sequence[str]) -> Duel:
 def duel_table(comparison: Comparison, rows: Sequence[Duel]) -> Table:
     """One row per other method."""
     subject = comparison.roles.subject
-    header = (
-        f"{subject} against",
-        "tasks",
-        "P(improvement), training [95% CI]",
-        "[95% CI over tasks]",
-        "P(improvement), validation [95% CI]",
-        "worse on tasks",
-        f"IQM of {subject}",
-        "IQM of the other",
-        f"{subject} is",
-    )
-    return Table(header, tuple(row.cells() for row in rows))
+    columns: dict[str, Callable[[Duel], str]] = {
+        f"{subject} against": lambda row: row.method,
+        "tasks": lambda row: str(row.tasks),
+        "P(improvement), training [95% CI]": lambda row: with_interval(
+            row.train, row.train_interval, 2
+        ),
+        "[95% CI over tasks]": lambda row: interval_text(row.train_over_tasks, 2),
+        "P(improvement), validation [95% CI]": lambda row: with_interval(
+            row.validation, row.validation_interval, 2
+        ),
+        "worse on tasks": lambda row: f"{row.worse_on} of {row.tasks}",
+        f"IQM of {subject}": lambda row: number(row.iqm),
+        "IQM of the other": lambda row: number(row.other_iqm),
+        f"{subject} is": lambda row: row.verdict,
+    }
+    return Table.of(rows, columns)
 
 
 def against_each(comparison: Comparison, rows: Sequence[Duel]) -> Section:

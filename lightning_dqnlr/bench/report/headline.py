@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lightning_dqnlr.bench.report.comparison import Comparison
 from lightning_dqnlr.bench.report.content import (
-    NOTHING,
     Block,
     Picture,
     Section,
@@ -21,20 +20,6 @@ from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, diverged
 from lightning_dqnlr.bench.tasks.task import APART
 from lightning_dqnlr.scoring.statistics import SAMPLES, Summary, area, summarize
 
-_HEADER = (
-    "method",
-    "tasks",
-    "regret, training: IQM [95% CI]",
-    "median",
-    "90th pct.",
-    "worst",
-    "within 2%",
-    "regret, validation: IQM [95% CI]",
-    "profile area",
-    "diverged",
-    "runs per result",
-)
-
 
 class HeadlineRow(NamedTuple):
     """A method on a set of tasks, all of which it has."""
@@ -47,21 +32,22 @@ class HeadlineRow(NamedTuple):
     diverged: float  # share of the runs
     tries: float  # runs that a result costs, mean over tasks
 
-    def cells(self) -> tuple[str, ...]:
-        """The row as text."""
-        return (
-            self.method,
-            str(self.tasks),
-            with_interval(self.train.iqm, self.train.interval),
-            number(self.train.median),
-            number(self.train.p90, 2),
-            number(self.train.worst, 2),
-            share(self.train.within),
-            with_interval(self.validation.iqm, self.validation.interval),
-            number(self.profile_area, 2),
-            share(self.diverged),
-            f"{self.tries:.3g}",
-        )
+
+_COLUMNS: dict[str, Callable[[HeadlineRow], str]] = {
+    "method": lambda row: row.method,
+    "tasks": lambda row: str(row.tasks),
+    "regret, training: IQM [95% CI]": lambda row: with_interval(row.train.iqm, row.train.interval),
+    "median": lambda row: number(row.train.median),
+    "90th pct.": lambda row: number(row.train.p90, 2),
+    "worst": lambda row: number(row.train.worst, 2),
+    "within 2%": lambda row: share(row.train.within),
+    "regret, validation: IQM [95% CI]": lambda row: with_interval(
+        row.validation.iqm, row.validation.interval
+    ),
+    "profile area": lambda row: number(row.profile_area, 2),
+    "diverged": lambda row: share(row.diverged),
+    "runs per result": lambda row: f"{row.tries:.3g}",
+}
 
 
 def headline_row(
@@ -102,14 +88,14 @@ def headline(comparison: Comparison, tasks: Sequence[str]) -> Table:
 
 
 def _table(comparison: Comparison, tasks: Sequence[str], rows: Sequence[HeadlineRow]) -> Table:
-    cells = [row.cells() for row in rows]
+    table = Table.of(rows, _COLUMNS, (comparison.roles.subject,))
     for method in comparison.methods:
         lacking = len(tasks) - len(comparison.common(method, among=tasks))
         if lacking:
             left_out = all(comparison.left_out(task, method) for task in tasks)
-            cell = "not run" if left_out else f"missing {lacking} of {len(tasks)}"
-            cells.append((method, cell, *[NOTHING] * (len(_HEADER) - 2)))
-    return Table(_HEADER, tuple(cells), (comparison.roles.subject,))
+            reason = "not run" if left_out else f"missing {lacking} of {len(tasks)}"
+            table = table.with_gap(method, reason)
+    return table
 
 
 def how_good(comparison: Comparison) -> Section:

@@ -5,12 +5,14 @@ The reasons are read off the records: they are hints where to look, not proofs.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lightning_dqnlr.bench.report.comparison import Comparison
 from lightning_dqnlr.bench.report.content import NOTHING, Bullets, Case, Section, Table, number
@@ -23,15 +25,16 @@ from lightning_dqnlr.scoring.statistics import WITHIN
 FACTOR = 2.0  # learning rates closer than this count as alike
 CUT = 0.3  # the circuit breaker cuts to a quarter; ordinary actions rarely add up to that
 NOT_DECAYED = 0.3  # of the peak LR, at the end
+Array = NDArray[np.float64]
 THIRDS = ("first", "middle", "last")
 DETAILED = 8  # tasks that are shown with their trajectories
 
 
-class Point(NamedTuple):
-    """Of a curve."""
+class Curve(NamedTuple):
+    """Points (N,) of a run."""
 
-    step: float
-    value: float
+    steps: Array
+    values: Array
 
 
 class Pair(NamedTuple):
@@ -50,23 +53,14 @@ class Gap(NamedTuple):
 
 @dataclass(frozen=True)
 class LostTask:
-    """A task on which a method beats the subject.
-
-    Args:
-        task: its name.
-        regret: the subject's mean on training loss.
-        validation_regret: on validation loss.
-        train: the methods that end lower, largest gap first.
-        validation: the same on validation loss.
-        hints: why, in words.
-    """
+    """A task on which a method beats the subject."""
 
     task: str
-    regret: float
+    regret: float  # the subject's mean on training loss
     validation_regret: float
-    train: tuple[Gap, ...]
+    train: tuple[Gap, ...]  # to the methods that end lower, the largest first
     validation: tuple[Gap, ...]
-    hints: tuple[str, ...]
+    hints: tuple[str, ...]  # why, in words
 
     @property
     def gap(self) -> float:
@@ -183,34 +177,35 @@ def _rates(pairs: Sequence[Pair], name: str) -> str:
     """How far the LR lies from the rival's in each third of the run."""
     parts = []
     for i, third in enumerate(THIRDS):
-        ratios = [r for pair in pairs for r in _log_ratios(pair, i / 3, (i + 1) / 3)]
-        if ratios and abs(mean(ratios)) > math.log(FACTOR):
-            way = "above" if mean(ratios) > 0 else "below"
-            parts.append(f"{math.exp(abs(mean(ratios))):.1f}x {way} in the {third} third")
-    if not any(_curve(pair.run, "lr") for pair in pairs):
+        ratios = np.concatenate([_log_ratios(pair, i / 3, (i + 1) / 3) for pair in pairs])
+        middle = ratios.mean() if len(ratios) else 0.0
+        if abs(middle) > math.log(FACTOR):
+            way = "above" if middle > 0 else "below"
+            parts.append(f"{math.exp(abs(middle)):.1f}x {way} in the {third} third")
+    if not any(len(_curve(pair.run, "lr").steps) for pair in pairs):
         return ""
     return f"LR {', '.join(parts)} of {name}" if parts else f"LR within {FACTOR:.0f}x of {name}"
 
 
-def _log_ratios(pair: Pair, start: float, end: float) -> list[float]:
-    """Of the LRs, at the points of the run between two shares of it."""
-    run = pair.run
-    return [
-        math.log(point.value / reference)
-        for point in _curve(run, "lr")
-        if start * run.horizon < point.step <= end * run.horizon
-        and (reference := _at(point.step, _curve(pair.rival, "lr"))) > 0
-    ]
+def _log_ratios(pair: Pair, start: float, end: float) -> Array:
+    """Of the LRs, at the points of the run between two shares of it; none without a rival's LR."""
+    mine, other = _curve(pair.run, "lr"), _curve(pair.rival, "lr")
+    horizon = pair.run.horizon
+    inside = (start * horizon < mine.steps) & (mine.steps <= end * horizon)
+    if not len(other.steps):
+        return np.empty(0)
+    return np.log(mine.values / np.interp(mine.steps, *other))[inside]
 
 
 def _since(pairs: Sequence[Pair], name: str) -> str:
     """From when on the running training loss stays above the rival's."""
     shares = []
     for pair in pairs:
-        points, other = _curve(pair.run, "train"), _curve(pair.rival, "train")
-        ahead = [point for point in points if point.value <= _at(point.step, other)]
-        if points and points[-1] not in ahead[-1:]:
-            shares.append((ahead[-1].step if ahead else 0) / pair.run.horizon)
+        mine, other = _curve(pair.run, "train"), _curve(pair.rival, "train")
+        reference = np.interp(mine.steps, *other) if len(other.steps) else np.zeros_like(mine.steps)
+        ahead = mine.values <= reference
+        if len(ahead) and not ahead[-1]:
+            shares.append(max(mine.steps[ahead], default=0.0) / pair.run.horizon)
     if not shares:
         return ""
     middle = sorted(shares)[len(shares) // 2]
@@ -220,11 +215,11 @@ def _since(pairs: Sequence[Pair], name: str) -> str:
 
 def _cuts(runs: Sequence[Record]) -> str:
     """A trip of the circuit breaker cuts the LR to a quarter; ordinary decay is over later."""
-    steps = []
+    steps: list[float] = []
     for run in runs:
-        early = [point for point in _curve(run, "lr") if point.step <= 0.75 * run.horizon]
-        pairs = itertools.pairwise(early)
-        steps += [after.step for before, after in pairs if after.value < CUT * before.value][:1]
+        lr = _curve(run, "lr")
+        cut = (lr.values[1:] < CUT * lr.values[:-1]) & (lr.steps[1:] <= 0.75 * run.horizon)
+        steps += lr.steps[1:][cut][:1].tolist()
     if not steps:
         return ""
     return (
@@ -234,26 +229,16 @@ def _cuts(runs: Sequence[Record]) -> str:
 
 
 def _no_decay(runs: Sequence[Record], told: bool) -> str:
-    curves = [curve for run in runs if (curve := [p.value for p in _curve(run, "lr")])]
-    ends = [curve[-1] / max(curve) for curve in curves]
+    curves = [_curve(run, "lr").values for run in runs]
+    ends = [lr[-1] / lr.max() for lr in curves if len(lr)]
     if not ends or mean(ends) < NOT_DECAYED:
         return ""
     as_if = ", as if no horizon were known" if told else ""
     return f"LR never came down (ends at {mean(ends):.0%} of its peak){as_if}"
 
 
-def _curve(run: Record, name: str) -> list[Point]:
-    """Positive finite points of a curve; others have no logarithm."""
-    pairs = zip(run.curve["step"], run.curve[name], strict=True)
-    return [Point(s, v) for s, v in pairs if v is not None and math.isfinite(v) and v > 0]
-
-
-def _at(step: float, points: Sequence[Point]) -> float:
-    """Piecewise linear between the points, constant outside; 0 without points."""
-    if not points or step <= points[0].step:
-        return points[0].value if points else 0.0
-    for left, right in itertools.pairwise(points):
-        if step <= right.step:
-            share = (step - left.step) / (right.step - left.step)
-            return left.value + (right.value - left.value) * share
-    return points[-1].value
+def _curve(run: Record, name: str) -> Curve:
+    """Its positive finite points; others have no logarithm."""
+    steps, values = (np.array(run.curve[key], dtype=float) for key in ("step", name))
+    known = np.isfinite(values) & (values > 0)
+    return Curve(steps[known], values[known])

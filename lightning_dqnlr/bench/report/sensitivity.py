@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from lightning_dqnlr.bench.report.comparison import Comparison
 from lightning_dqnlr.bench.report.content import (
-    NOTHING,
     Gallery,
     Picture,
     Section,
@@ -37,16 +36,15 @@ class Sensitivity(NamedTuple):
     worst: float
     diverged: float  # share of all runs
 
-    def cells(self) -> tuple[str, ...]:
-        """The row as text."""
-        return (
-            self.method,
-            str(self.tasks),
-            number(self.decades, 1),
-            number(self.spread),
-            number(self.worst),
-            share(self.diverged),
-        )
+
+_COLUMNS: dict[str, Callable[[Sensitivity], str]] = {
+    "method": lambda row: row.method,
+    "tasks": lambda row: str(row.tasks),
+    "decades of LR": lambda row: number(row.decades, 1),
+    "spread, median task": lambda row: number(row.spread),
+    "worst task": lambda row: number(row.worst),
+    "diverged": lambda row: share(row.diverged),
+}
 
 
 def swept(comparison: Comparison) -> tuple[str, ...]:
@@ -92,15 +90,14 @@ def _mean_regrets(comparison: Comparison, task: str, method: str) -> dict[float,
 
 def sensitivity_table(comparison: Comparison) -> Table:
     """One row per method; methods swept on fewer tasks as missing."""
-    header = ("method", "tasks", "decades of LR", "spread, median task", "worst task", "diverged")
-    rows = [row.cells() for row in sensitivities(comparison)]
-    done = {row[0] for row in rows}
+    rows = sensitivities(comparison)
+    table = Table.of(rows, _COLUMNS, (comparison.roles.subject,))
     tasks = swept(comparison)
     for method in comparison.methods:
         have = sum(bool(comparison.sweep(task, method)) for task in tasks)
-        if method not in done and have:
-            rows.append((method, f"missing {len(tasks) - have} of {len(tasks)}", *[NOTHING] * 4))
-    return Table(header, tuple(rows), (comparison.roles.subject,))
+        if 0 < have < len(tasks):
+            table = table.with_gap(method, f"missing {len(tasks) - have} of {len(tasks)}")
+    return table
 
 
 def mistuned(comparison: Comparison, method: str) -> dict[float, float]:
@@ -111,10 +108,13 @@ def mistuned(comparison: Comparison, method: str) -> dict[float, float]:
     left out, because the mean over the others would be of other tasks.
     """
     curves = [_curve(comparison, task, method) for task in swept(comparison)]
-    if not curves:
+    if not all(curves) or not curves:
         return {}
-    regrets = {f: torch.tensor([_at(curve, f) for curve in curves]) for f in FACTORS}
-    return {f: interquartile_mean(r) for f, r in regrets.items() if r.isfinite().all()}
+    powers = [round(math.log10(factor), 2) for factor in FACTORS]
+    outside = {"left": math.nan, "right": math.nan}
+    lines = [np.interp(powers, list(c), list(c.values()), **outside) for c in curves]
+    regrets = zip(FACTORS, torch.tensor(np.stack(lines, 1), dtype=torch.float32), strict=True)
+    return {f: interquartile_mean(row) for f, row in regrets if row.isfinite().all()}
 
 
 def _curve(comparison: Comparison, task: str, method: str) -> dict[float, float]:
@@ -127,16 +127,6 @@ def _curve(comparison: Comparison, task: str, method: str) -> dict[float, float]
         round(math.log10(lr / peak), 2): regret
         for lr, regret in _mean_regrets(comparison, task, method).items()
     }
-
-
-def _at(curve: dict[float, float], factor: float) -> float:
-    """On the lines between the points; NaN outside of them."""
-    x = round(math.log10(factor), 2)
-    for left, right in pairwise(curve):
-        if left <= x <= right:
-            low = curve[left]
-            return low + (curve[right] - low) * (x - left) / (right - left)
-    return math.nan
 
 
 def mistuning_picture(comparison: Comparison) -> tuple[Picture, ...]:

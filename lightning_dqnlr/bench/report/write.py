@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from lightning_dqnlr.bench.report.by_task import final_losses, regret_by_task
 from lightning_dqnlr.bench.report.comparison import Comparison
-from lightning_dqnlr.bench.report.content import Bullets, Picture, Section
+from lightning_dqnlr.bench.report.content import Block, Bullets, Section
 from lightning_dqnlr.bench.report.costs import what_it_costs
 from lightning_dqnlr.bench.report.drawing import standalone
 from lightning_dqnlr.bench.report.duels import Duel, against_each, duels
@@ -84,8 +83,8 @@ def write_report(
         write_atomically(Path(folder) / picture.file, standalone(picture.svg).encode())
     write_atomically(Path(folder) / MARKDOWN, _markdown(title, parts).encode())
     page = write_atomically(Path(folder) / PAGE, _page(title, parts).encode())
-    headline = [_without_pictures(part) for part in short if part.blocks]
-    return WrittenReport(page, headline=_markdown(title, headline))
+    headline = _markdown(title, [part for part in short if part.blocks], pictures=False)
+    return WrittenReport(page, headline)
 
 
 def _details(
@@ -107,13 +106,10 @@ def _details(
     ]
 
 
-def _markdown(title: str, parts: Sequence[Section]) -> str:
-    """The report for a README or a terminal."""
-    return "\n\n".join([f"# {title}", *(part.markdown() for part in parts)]) + "\n"
-
-
-def _without_pictures(part: Section) -> Section:
-    return replace(part, blocks=tuple(b for b in part.blocks if not isinstance(b, Picture)))
+def _markdown(title: str, parts: Sequence[Section], *, pictures: bool = True) -> str:
+    """The report for a README, or without pictures for a terminal."""
+    texts = [f"# {title}", *(part.markdown(pictures=pictures) for part in parts)]
+    return "\n\n".join(texts) + "\n"
 
 
 def _page(title: str, parts: Sequence[Section]) -> str:
@@ -122,7 +118,11 @@ def _page(title: str, parts: Sequence[Section]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, parts=parts, heat_colour=_heat_colour)
+    return template.render(title=title, parts=parts, kind=_kind, heat_colour=_heat_colour)
+
+
+def _kind(block: Block) -> str:
+    return type(block).__name__
 
 
 def _heat_colour(cell: str) -> str:
