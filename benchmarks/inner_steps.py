@@ -102,7 +102,8 @@ def synchronise(device: str) -> None:
 
 def trainer_rate(task: Task, device: str, seconds: float, most_threads: int) -> float:
     """Steps per second of a Trainer with the callback, with one thread or so many."""
-    before, rates = torch.get_num_threads(), []
+    before = torch.get_num_threads()
+    measured = []
     steps = max(100, round(400 * seconds))
     for threads in {1, most_threads}:
         torch.set_num_threads(threads)
@@ -111,9 +112,9 @@ def trainer_rate(task: Task, device: str, seconds: float, most_threads: int) -> 
             trainer = task_trainer(task, callbacks, torch.device(device).type, steps)
             began = time.perf_counter()
             trainer.fit(task.build(0), task_loader(task, 0))
-        rates.append(steps / (time.perf_counter() - began))
+        measured.append(steps / (time.perf_counter() - began))
     torch.set_num_threads(before)
-    return max(rates)
+    return max(measured)
 
 
 def plain_rate(task: Task, device: str, seconds: float) -> float:
@@ -122,7 +123,8 @@ def plain_rate(task: Task, device: str, seconds: float) -> float:
     module.log = lambda *_, **__: None  # type: ignore[method-assign]
     optimizer = configured_optimizer(module)
     data = pytree.tree_map(lambda t: t.to(device), task.train_data)
-    order, steps = BatchOrder(task.examples, task.batch_size, [0]), 0
+    order = BatchOrder(task.examples, task.batch_size, [0])
+    steps = 0
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
         index = order.next()[0].to(device)
@@ -184,7 +186,8 @@ class Clock:
 
     def __init__(self, device: str) -> None:
         self.spent: dict[str, float] = defaultdict(float)
-        self._device, self._inner = device, [0.0]
+        self._device = device
+        self._inner = [0.0]
 
     def now(self) -> float:
         """Processor time, which a busy machine does not stretch; on a GPU, wall-clock time."""

@@ -27,9 +27,11 @@ from lightning_dqnlr.rl.rewards import LogProgress
 
 def growth(device: str, minutes: float) -> list[float]:
     """Memory in MiB held between episodes of ever new tasks, the mean of each tenth of the time."""
-    engine, families = VectorEngine(device), [family(name, 200) for name in FAMILIES]
+    engine = VectorEngine(device)
+    families = [family(name, 200) for name in FAMILIES]
     marks: list[list[float]] = [[] for _ in range(10)]
-    began, seed = time.monotonic(), 0
+    began = time.monotonic()
+    seed = 0
     while (share := (time.monotonic() - began) / (60 * minutes)) < 1 or not marks[9]:
         task = families[seed % len(families)].sample(seed)
         env = engine.open(task, ControllerSpec(), range(64), Terms(LogProgress()))

@@ -76,13 +76,16 @@ def intervals(axes: Any, estimates: Sequence[Estimate], look: dict[str, Style]) 
     axes.grid(True, axis="x")
 
 
-def legend_of(figure: Any, comparison: Comparison, methods: Sequence[str], **place: Any) -> None:
+def add_legend(
+    figure: Any, comparison: Comparison, methods: Sequence[str], *, place: str, columns: int = 1
+) -> None:
     """Adds the lines of some methods with their names."""
     from matplotlib.lines import Line2D
 
-    look = styles(comparison)
-    handles = [Line2D([], [], **look[name]) for name in methods]
-    figure.legend(handles, list(methods), frameon=False, **place)
+    lines = styles(comparison)
+    handles = [Line2D([], [], **lines[name]) for name in methods]
+    look = {"ncols": columns, "frameon": False, "handlelength": 3}
+    figure.legend(handles, list(methods), loc=place, **look)
 
 
 def legend_picture(comparison: Comparison, methods: Sequence[str], name: str) -> Picture:
@@ -90,7 +93,7 @@ def legend_picture(comparison: Comparison, methods: Sequence[str], name: str) ->
     columns = min(6, max(1, len(methods)))
 
     def draw(figure: Any) -> None:
-        legend_of(figure, comparison, methods, loc="center", ncols=columns, handlelength=3)
+        add_legend(figure, comparison, methods, place="center", columns=columns)
 
     text = "Line styles: " + ", ".join(methods)
     height = 0.1 + 0.25 * math.ceil(len(methods) / columns)

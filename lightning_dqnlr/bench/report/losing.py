@@ -1,6 +1,6 @@
 """Where the subject loses, and what its runs show of why.
 
-The reasons are read off the records: they are hints where to look, not proofs.
+The reasons are computed from the recorded curves. They say where to look and prove nothing.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from lightning_dqnlr.bench.report.comparison import Comparison, Runs
 from lightning_dqnlr.bench.report.content import Gallery, Picture, Section
 from lightning_dqnlr.bench.report.drawing import (
     Style,
-    legend_of,
+    add_legend,
     legend_picture,
     log_scale,
     picture,
@@ -57,7 +57,7 @@ def side_by_side(comparison: Comparison, task: str, methods: Sequence[str]) -> P
         for panel, title in zip(panels, titles, strict=True):
             panel.set_title(title)
             panel.set_xlabel("optimizer step")
-        legend_of(figure, comparison, methods, loc="outside right upper", handlelength=3)
+        add_legend(figure, comparison, methods, place="outside right upper")
 
     text = f"Learning rate and losses on {task}: {', '.join(methods)}."
     return picture(f"losing-{task}", text, draw, width=11.0, height=2.5)

@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined
 
 from lightning_dqnlr.bench.report.by_task import final_losses, regret_by_task
 from lightning_dqnlr.bench.report.comparison import Comparison
-from lightning_dqnlr.bench.report.content import Block, Bullets, Section
+from lightning_dqnlr.bench.report.content import NOTHING, Block, Bullets, Section
 from lightning_dqnlr.bench.report.costs import what_it_costs
 from lightning_dqnlr.bench.report.drawing import standalone
 from lightning_dqnlr.bench.report.duels import Duel, against_each, duels
@@ -118,7 +118,8 @@ def _page(title: str, parts: Sequence[Section]) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(title=title, parts=parts, kind=_kind, heat_colour=_heat_colour)
+    names = {"kind": _kind, "heat_colour": _heat_colour, "nothing": NOTHING}
+    return template.render(title=title, parts=parts, **names)
 
 
 def _kind(block: Block) -> str:
