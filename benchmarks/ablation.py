@@ -3,20 +3,22 @@
     dqnlr-train -m experiment=ablation folder=outputs/ablation
     python benchmarks/ablation.py outputs/ablation --into docs/ablation.md
 
-Every run counts with its last evaluation, not with its best. The runs of one seed must have had
-the same episodes, updates and inner steps, or the comparison would not be one at equal compute.
+Every run counts with its last evaluation, not with its best. Runs of one seed must have had the
+same episodes, updates and inner steps, for the comparison is one at equal compute.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, NamedTuple
 
+from matplotlib.figure import Figure
+
+from lightning_dqnlr.bench.report.content import Table
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.policy.policy import RECORD
 
@@ -25,15 +27,8 @@ _FIGURES = {"regret_mean": "mean", "regret_median": "median", "regret_p90": "90t
 _COMPUTE = ("episodes", "updates", "inner_steps")
 
 
-@dataclass(frozen=True)
-class Run:
-    """One run of a sweep.
-
-    Attributes:
-        agent: name of the configuration.
-        seed: of the run.
-        record: of its last policy.
-    """
+class SweepRun(NamedTuple):
+    """One run of a sweep, with the record of its last policy."""
 
     agent: str
     seed: int
@@ -45,7 +40,7 @@ class Run:
         return float(self.record["validation"]["score"])
 
 
-def read_runs(sweep: Path) -> list[Run]:
+def read_runs(sweep: Path) -> list[SweepRun]:
     """All runs of a sweep's folder.
 
     Args:
@@ -58,12 +53,12 @@ def read_runs(sweep: Path) -> list[Run]:
     for path in sorted(sweep.glob(f"*/last/{RECORD}")):
         record = json.loads(path.read_text())["record"]
         chosen = dict(override.split("=", 1) for override in record["overrides"])
-        runs.append(Run(chosen.get("agent", "default"), int(record["seed"]), record))
+        runs.append(SweepRun(chosen.get("agent", "default"), int(record["seed"]), record))
     _check(runs, sweep)
     return runs
 
 
-def _check(runs: Sequence[Run], sweep: Path) -> None:
+def _check(runs: Sequence[SweepRun], sweep: Path) -> None:
     if not runs:
         raise SystemExit(f"{sweep} holds no runs (*/last/{RECORD}); give the folder of a sweep.")
     pairs = {(run.agent, run.seed) for run in runs}
@@ -77,77 +72,69 @@ def _check(runs: Sequence[Run], sweep: Path) -> None:
             raise SystemExit(f"{sweep}: seed {seed} had unequal {_COMPUTE}: {sorted(compute)}.")
 
 
-def ranked(runs: Sequence[Run]) -> list[list[Run]]:
+def ranked(runs: Sequence[SweepRun]) -> list[list[SweepRun]]:
     """The runs of each agent, ordered by seed; the best agent first."""
     agents = {run.agent for run in runs}
     groups = [sorted((r for r in runs if r.agent == a), key=lambda r: r.seed) for a in agents]
     return sorted(groups, key=lambda group: (_mean(group, "score"), group[0].agent))
 
 
-def table(runs: Sequence[Run]) -> str:
+def table(runs: Sequence[SweepRun]) -> str:
     """A Markdown table, one line per agent, the best first."""
     groups = ranked(runs)
     base = next((group for group in groups if group[0].agent == BASE), None)
     names = ("agent", "score", "over the seeds", f"against {BASE}", *_FIGURES.values(), "minutes")
-    head = [f"| {' | '.join(names)} |", f"|{' --- |' * len(names)}"]
-    return "\n".join([*head, *(_line(group, base) for group in groups)])
+    return Table(names, tuple(_cells(group, base) for group in groups)).markdown()
 
 
-def _line(group: Sequence[Run], base: Sequence[Run] | None) -> str:
+def _cells(group: Sequence[SweepRun], base: Sequence[SweepRun] | None) -> tuple[str, ...]:
     scores = [run.score for run in group]
-    minutes = statistics.mean(run.record["minutes"] for run in group)
-    cells = [
+    return (
         group[0].agent,
-        f"{statistics.mean(scores):.3f}",
+        f"{mean(scores):.3f}",
         f"{min(scores):.3f} to {max(scores):.3f}",
         _difference(scores, base),
         *(f"{_mean(group, name):.3f}" for name in _FIGURES),
-        f"{minutes:.1f}",
-    ]
-    return f"| {' | '.join(cells)} |"
+        f"{mean(run.record['minutes'] for run in group):.1f}",
+    )
 
 
-def _difference(scores: Sequence[float], base: Sequence[Run] | None) -> str:
+def _difference(scores: Sequence[float], base: Sequence[SweepRun] | None) -> str:
     """Mean and range of the differences between runs of the same seed, that is the same tasks."""
     if base is None:
         return "-"
     pairs = [score - run.score for score, run in zip(scores, base, strict=True)]
     if not any(pairs):
         return "0"
-    return f"{statistics.mean(pairs):+.3f} ({min(pairs):+.3f} to {max(pairs):+.3f})"
+    return f"{mean(pairs):+.3f} ({min(pairs):+.3f} to {max(pairs):+.3f})"
 
 
-def _mean(group: Sequence[Run], name: str) -> float:
-    return statistics.mean(run.record["validation"][name] for run in group)
+def _mean(group: Sequence[SweepRun], name: str) -> float:
+    return mean(run.record["validation"][name] for run in group)
 
 
-def plot(runs: Sequence[Run], path: Path) -> None:
+def plot(runs: Sequence[SweepRun], path: Path) -> None:
     """A point per run, a bar at the mean of each agent."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     groups = ranked(runs)
-    figure, axes = pyplot.subplots(figsize=(7, 0.45 * len(groups) + 1.2), layout="constrained")
+    figure = Figure(figsize=(7, 0.45 * len(groups) + 1.2), layout="constrained")
+    axes = figure.subplots()
     for place, group in enumerate(groups):
         scores = [run.score for run in group]
         axes.plot(scores, [place] * len(scores), "o", color="tab:blue", alpha=0.6)
-        axes.plot([statistics.mean(scores)], [place], "|", color="black", ms=18, mew=2)
+        axes.plot([mean(scores)], [place], "|", color="black", ms=18, mew=2)
     axes.set_yticks(range(len(groups)), [group[0].agent for group in groups])
     axes.invert_yaxis()
     axes.set_xlabel("clipped mean regret on validation tasks (lower is better); one point a seed")
     axes.grid(axis="x", alpha=0.3)
     figure.savefig(path)
-    pyplot.close(figure)
 
 
-def page(runs: Sequence[Run], plot_name: str) -> str:
+def page(runs: Sequence[SweepRun], plot_name: str) -> str:
     """The whole page."""
     first = runs[0].record
     tasks = len(first["validation"]["tasks"])
     seeds = sorted({run.seed for run in runs})
-    steps = statistics.mean(run.record["inner_steps"] for run in runs)
+    steps = mean(run.record["inner_steps"] for run in runs)
     return f"""# Agents at equal compute
 
 The agents have {len(seeds)} seeds each, {first["episodes"]} episodes, {first["updates"]:,} updates

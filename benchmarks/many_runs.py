@@ -2,18 +2,16 @@
 
     python benchmarks/many_runs.py lightning_dqnlr/policy/default
 
-On tasks of the test split, which meta-training and selection never draw; losses are those of the
-whole training set in eval mode, before the first step and after the last one. The learning rate
-that a user set has no part in it, because the controller starts by itself. Where runs are lost,
-the same seeds run under the tuned cosine's grid, to tell a bad policy from a task on which nothing
-is to be had.
+The tasks are of the test split, which meta-training and selection never draw. Losses are those of
+the whole training set in eval mode, before the first step and after the last one. The controller
+starts by itself, so the user's learning rate has no part in it. Where runs are lost, the same seeds
+run under the tuned cosine's grid: a task on which nothing is to be had is no fault of the policy.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterator
 
 import torch
 from hydra import compose, initialize_config_module
@@ -21,47 +19,31 @@ from hydra.utils import instantiate
 from torch import Tensor
 from tqdm import tqdm
 
-from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.scoring.cosine import PEAKS, run_cosine
-from lightning_dqnlr.tasks.task import Task, TaskFamily
+from lightning_dqnlr.scoring.evaluate import run_policy
+from lightning_dqnlr.tasks.task import Task
 
 
-def family(name: str) -> TaskFamily:
-    """The tasks of an option of `conf/tasks`."""
-    with initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
-        tasks: TaskFamily = instantiate(compose(f"tasks/{name}").tasks, _convert_="all")
-    return tasks
-
-
-def parser_of(description: str, *, split: str, tasks: int, seeds: int) -> argparse.ArgumentParser:
-    """What the scripts that run a policy on many tasks have in common.
-
-    Args:
-        description: of the script.
-        split: that its tasks are of.
-        tasks: their number, unless told.
-        seeds: of each, unless told.
-    """
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("policy", type=Path)
-    parser.add_argument("--tasks", type=int, default=tasks, help=f"of the {split} split")
+def parser_of(description: str, *, tasks: int, seeds: int) -> argparse.ArgumentParser:
+    """The arguments of scripts that run a policy on so many tasks, with so many seeds of each."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("policy", type=LRPolicy.load)
+    parser.add_argument("--tasks", type=int, default=tasks)
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--mixture", default="broad", help="an option of conf/tasks")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", dest="engine", type=VectorEngine, default="cpu")
     return parser
 
 
-def ends(
-    task: Task, policy: LRPolicy, seeds: Sequence[int], engine: VectorEngine
-) -> tuple[Tensor, Tensor]:
-    """Training losses (seeds,) before and after a run under greedy control."""
-    env = engine.open(task, policy.spec, seeds, Terms())
-    before, observation = env.losses().train, env.reset()
-    while not env.finished:
-        observation = env.step(policy.act(observation)).observation
-    return before, env.losses().train
+def tasks_of(arguments: argparse.Namespace, split: str, first: int = 0) -> Iterator[Task]:
+    """The tasks of a split from a number on, under a progress bar."""
+    with initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
+        config = compose(f"tasks/{arguments.mixture}")
+    family = instantiate(config.tasks, _convert_="all")
+    for number in tqdm(range(first, first + arguments.tasks), desc="tasks"):
+        yield family.sample(number, split)
 
 
 def shares(before: Tensor, after: Tensor) -> Tensor:
@@ -99,22 +81,21 @@ def describe(task: Task, share: Tensor, rival: Tensor) -> str:
 
 def main() -> None:
     """Prints each lost run, what the cosine does with its seed, and the count."""
-    parser = parser_of(__doc__.splitlines()[0], split="test", tasks=125, seeds=8)
-    arguments = parser.parse_args()
     torch.set_num_threads(1)
-    policy, engine = LRPolicy.load(arguments.policy), VectorEngine(arguments.device)
-    tasks = family(arguments.mixture)
-    lost, worst = 0, 0.0
-    for index in tqdm(range(arguments.tasks), desc="tasks"):
-        task = tasks.sample(index, "test")
-        before, after = ends(task, policy, range(arguments.seeds), engine)
+    arguments = parser_of(__doc__, tasks=125, seeds=8).parse_args()
+    policy, engine, seeds = arguments.policy, arguments.engine, range(arguments.seeds)
+    found = []
+    for task in tasks_of(arguments, "test"):
+        before = engine.follow(task, seeds, lambda _: torch.zeros(len(seeds)), steps=0).train
+        after = run_policy(task, policy.act, policy.spec, seeds, engine).train_loss
         share = shares(before, after)
-        worst = max(worst, share.max().item())
-        lost += int((share > 1).sum())
+        found.append(share)
         if bool((share > 1).any()):
             tqdm.write(describe(task, share, shares_under_cosine(task, before, engine)))
-    count = arguments.tasks * arguments.seeds
-    print(f"{lost} of {count:,} runs lost; the worst ended at {worst:.3f} of its starting loss.")
+    share = torch.cat(found)
+    lost = int((share > 1).sum())
+    worst = f"the worst ended at {share.max():.3f} of its starting loss"
+    print(f"{lost} of {len(share):,} runs lost; {worst}.")
 
 
 if __name__ == "__main__":

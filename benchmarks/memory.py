@@ -3,13 +3,12 @@
     python benchmarks/memory.py --minutes 60
     python benchmarks/memory.py device=cuda --minutes 60
 
-Quadratics, MLPs and CNNs in turn, 64 replicas and 200 steps each, as a worker of meta-training runs
-them. One figure for each tenth of the time: one that grew with time would be a leak.
+Quadratics, MLPs and CNNs run in turn, 64 replicas and 200 steps each, as a worker of meta-training
+runs them. There is one figure for each tenth of the time. One that grew with time would be a leak.
 """
 
 from __future__ import annotations
 
-import argparse
 import math
 import resource
 import statistics
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 
 import torch
-from inner_steps import FAMILIES, family
+from inner_steps import FAMILIES, device_parser, family
 
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Terms
@@ -27,9 +26,11 @@ from lightning_dqnlr.envs.vector import VectorEngine
 
 def growth(device: str, minutes: float) -> list[float]:
     """Memory in MiB held between episodes of ever new tasks, the mean of each tenth of the time."""
-    engine, families = VectorEngine(device), [family(name, 200) for name in FAMILIES]
+    engine = VectorEngine(device)
+    families = [family(name, 200) for name in FAMILIES]
     marks: list[list[float]] = [[] for _ in range(10)]
-    began, seed = time.monotonic(), 0
+    began = time.monotonic()
+    seed = 0
     while (share := (time.monotonic() - began) / (60 * minutes)) < 1 or not marks[9]:
         task = families[seed % len(families)].sample(seed)
         env = engine.open(task, ControllerSpec(), range(64), Terms())
@@ -55,8 +56,7 @@ def held_memory(device: str) -> float:
 
 def main() -> None:
     """Prints the ten figures."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("device", nargs="?", default="device=cpu", help="device=cpu or device=cuda")
+    parser = device_parser(__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)

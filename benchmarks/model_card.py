@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import subprocess
 import sys
 from datetime import date
 from pathlib import Path
@@ -21,16 +20,18 @@ import torch
 from tqdm import tqdm
 
 from lightning_dqnlr.bench.methods.controls import state_blind, study, untrained
+from lightning_dqnlr.bench.report.content import Table
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.files import write_atomically
-from lightning_dqnlr.policy.choice import Act
 from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.provenance import provenance
 from lightning_dqnlr.scoring.evaluate import Regrets, Rivals, evaluate
-from lightning_dqnlr.scoring.statistics import interquartile_mean, stratified_bootstrap
+from lightning_dqnlr.scoring.statistics import stratified_bootstrap
 from lightning_dqnlr.tasks import DigitsCNNs, DigitsMLPs, Mixture, NoisyQuadratics, TeacherMLPs
 from lightning_dqnlr.tasks.task import Task
 
 HORIZONS = {"min_horizon": 100, "max_horizon": 1000}
+POLICY = "trained policy"
 
 
 def suite(split: str, count: int) -> list[Task]:
@@ -45,112 +46,110 @@ def suite(split: str, count: int) -> list[Task]:
     return [mixture.sample(seed, split) for seed in range(count)]
 
 
-def measure(policy: LRPolicy, arguments: argparse.Namespace) -> dict[str, Regrets]:
-    """Scores of the policy and of its controls on the test tasks."""
-    engine = VectorEngine(arguments.device)
-    rivals, seeds = Rivals(arguments.rivals, engine), range(arguments.seeds)
+def measure(
+    policy: LRPolicy, tasks: list[Task], seeds: range, rivals: Rivals, engine: VectorEngine
+) -> dict[str, Regrets]:
+    """Regrets of the policy and of its controls."""
     frequencies, curve = study(policy, suite("validation", 12), range(4), engine)
-    behaviours: dict[str, Act] = {
-        "trained policy": policy.act,
+    behaviours = {
+        POLICY: policy.act,
         "control: replay of its mean LR curve": curve.act,
         "control: state-blind random": state_blind(frequencies),
         "control: untrained": untrained(policy),
     }
-    tasks = suite("test", arguments.tasks)
     for task in tqdm(tasks, desc="tuning the rival cosines"):
         rivals[task]
-    spec = policy.spec
     return {
-        name: evaluate(act, spec, tasks, rivals, seeds, engine)
+        name: evaluate(act, policy.spec, tasks, rivals, seeds, engine)
         for name, act in tqdm(behaviours.items(), desc="measuring")
     }
 
 
-def row(name: str, scores: Regrets) -> str:
-    """One line of the table."""
-    flat = scores.train.flatten()
-    low, high = stratified_bootstrap(scores.train)
-    summary = scores.summary()
-    lost = (flat > 2.0).float().mean().item()
-    return (
-        f"| {name} | {interquartile_mean(flat):.3f} [{low:.3f}, {high:.3f}] "
-        f"| {summary['regret_median']:.3f} | {summary['regret_p90']:.2f} "
-        f"| {summary['regret_max']:.2f} | {summary['regret_within_2_percent']:.0%} "
-        f"| {summary['validation_regret_iqm']:.3f} | {lost:.1%} |"
-    )
+def figures(scores: dict[str, Regrets]) -> str:
+    """The policy and its controls, a row each."""
+    header = ("", "IQM of regret [95% CI]", "median", "90th pct.", "worst", "within 2%")
+    rows = []
+    for name, found in scores.items():
+        low, high = stratified_bootstrap(found.train)
+        of = found.summary()
+        lost = (found.train.flatten() > 2.0).float().mean().item()
+        cells = (
+            name,
+            f"{of['regret_iqm']:.3f} [{low:.3f}, {high:.3f}]",
+            f"{of['regret_median']:.3f}",
+            f"{of['regret_p90']:.2f}",
+            f"{of['regret_max']:.2f}",
+            f"{of['regret_within_2_percent']:.0%}",
+            f"{of['validation_regret_iqm']:.3f}",
+            f"{lost:.1%}",
+        )
+        rows.append(cells)
+    return Table((*header, "IQM, validation loss", "lost"), tuple(rows)).markdown()
 
 
-def by_task(scores: Regrets, tasks: list[Task]) -> list[str]:
-    """One line per test task, worst first."""
-    rows = zip(
-        tasks, scores.train.mean(1).tolist(), scores.validation.mean(1).tolist(), strict=True
-    )
-    return [
-        f"| {task.name} | {task.optimizer} | {task.batch_size} | {task.horizon}"
-        f"{'' if task.known_horizon else ' (not told)'} | {train:.3f} | {validation:.3f} |"
-        for task, train, validation in sorted(rows, key=lambda item: -item[1])
-    ]
+def by_task(scores: Regrets, tasks: list[Task]) -> str:
+    """One row per test task, worst first."""
+    header = ("task", "optimizer", "batch", "steps", "regret", "on validation loss")
+    means = zip(scores.train.mean(1).tolist(), scores.validation.mean(1).tolist(), strict=True)
+    rows = []
+    for task, (train, validation) in sorted(
+        zip(tasks, means, strict=True), key=lambda row: -row[1][0]
+    ):
+        steps = f"{task.horizon}{'' if task.known_horizon else ' (not told)'}"
+        about = (task.name, task.optimizer, str(task.batch_size), steps)
+        rows.append((*about, f"{train:.3f}", f"{validation:.3f}"))
+    return Table(header, tuple(rows)).markdown()
 
 
-def card(policy: LRPolicy, scores: dict[str, Regrets], arguments: argparse.Namespace) -> str:
-    """The model card, in Markdown."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    # The mixture's full description is a page long; the policy's own file keeps it.
-    left_out = ("validation", "test", "tasks")
-    origin = {k: v for k, v in policy.record.items() if k not in left_out}
+def settings(policy: LRPolicy) -> str:
+    """How it was trained, but for the description of the tasks, which is a page long."""
+    origin = {k: v for k, v in policy.record.items() if k not in ("validation", "test", "tasks")}
     origin["members"] = [
         {k: v for k, v in member.items() if k != "tasks"}
         | {"validation": member["validation"]["score"]}
         for member in origin.get("members", [])
     ]
-    bars = [] if arguments.bars is None else ["", "## The bars", "", arguments.bars.read_text()]
-    header = (
-        "| | IQM of regret [95% CI] | median | 90th pct. | worst | within 2% | "
-        "IQM, validation loss | lost |"
-    )
-    lines = [
-        "# Model card of the bundled policy",
-        "",
-        "Regret is log((L + e) / (L_cos + e)) on the final training loss of the whole training "
-        "set in eval mode, e = 1% of the initial loss, L_cos the best of "
-        "33 cosine peaks over eight decades. 0 is as good as the tuned cosine, 0.10 is 10% above "
-        "it. A run with regret above 2, or a loss that is not finite, counts as lost.",
-        "",
-        f"## Measured on {arguments.tasks} test tasks x {arguments.seeds} seeds",
-        "",
-        header,
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-        *[row(name, value) for name, value in scores.items()],
-        "",
-        f"Measured by `python {' '.join(sys.argv)}` at commit {commit or 'unknown'} on "
-        f"{date.today()}, {platform.machine()} CPU, torch {torch.__version__}.",
-        "",
-        "The controls keep the safe start, the built-in decay, the update cap and the "
-        "circuit breaker; only the choice of actions differs.",
-        *bars,
-        "",
-        "### By task",
-        "",
-        "| task | optimizer | batch | steps | regret | on validation loss |",
-        "| --- | --- | --- | --- | --- | --- |",
-        *by_task(scores["trained policy"], suite("test", arguments.tasks)),
-        "",
-        "## How it was trained",
-        "",
-        "The description of the training tasks is in `policy.json` besides.",
-        "",
-        "<details><summary>Settings, seeds, commits and versions</summary>",
-        "",
-        "```json",
-        json.dumps(origin, indent=2),
-        "```",
-        "",
-        "</details>",
-        "",
-    ]
-    return "\n".join(lines)
+    return json.dumps(origin, indent=2)
+
+
+def card(
+    policy: LRPolicy, scores: dict[str, Regrets], tasks: list[Task], seeds: range, bars: str
+) -> str:
+    """The model card, in Markdown."""
+    commit = (provenance()["commit"] or "unknown")[:7]
+    return f"""# Model card of the bundled policy
+
+Regret is log((L + e) / (L_cos + e)) on the final training loss of the whole training set in eval \
+mode, e = 1% of the initial loss, L_cos the best of 33 cosine peaks over eight decades. 0 is as \
+good as the tuned cosine, 0.10 is 10% above it. A run with regret above 2, or a loss that is not \
+finite, counts as lost.
+
+## Measured on {len(tasks)} test tasks x {len(seeds)} seeds
+
+{figures(scores)}
+
+Measured by `python {" ".join(sys.argv)}` at commit {commit} on {date.today()}, \
+{platform.machine()} CPU, torch {torch.__version__}.
+
+The controls keep the safe start, the built-in decay, the update cap and the circuit breaker; only \
+the choice of actions differs.
+{bars}
+### By task
+
+{by_task(scores[POLICY], tasks)}
+
+## How it was trained
+
+The description of the training tasks is in `policy.json` besides.
+
+<details><summary>Settings, seeds, commits and versions</summary>
+
+```json
+{settings(policy)}
+```
+
+</details>
+"""
 
 
 def main() -> None:
@@ -166,9 +165,11 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="do not write the file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    policy = LRPolicy.load(arguments.policy)
-    scores = measure(policy, arguments)
-    content = card(policy, scores, arguments)
+    policy, engine = LRPolicy.load(arguments.policy), VectorEngine(arguments.device)
+    tasks, seeds = suite("test", arguments.tasks), range(arguments.seeds)
+    scores = measure(policy, tasks, seeds, Rivals(arguments.rivals, engine), engine)
+    bars = f"\n## The bars\n\n{arguments.bars.read_text()}\n" if arguments.bars else ""
+    content = card(policy, scores, tasks, seeds, bars)
     print(content)
     if not arguments.print:
         policy.record["test"] = {name: value.summary() for name, value in scores.items()}

@@ -2,11 +2,11 @@
 
     python benchmarks/moved_rates.py lightning_dqnlr/policy/default --mixture long
 
-Each task is trained by the policy, and from the same start and batches again with its rate moved
-once, at 15% or 35% of the run; from there on the policy goes on, or the rate is held to the
-built-in decay. What is told is the difference of the final log loss (of the whole training set, in
-eval mode, plus 1% of the initial loss) to the policy's own run: the difference of regrets, for
-which no rival has to be tuned. On the validation split, for tasks whose horizon is known.
+Each task is trained by the policy, and again from the same start and batches with its rate moved
+once, at 15% or 35% of the run. From there on the policy goes on, or the rate is held to the
+built-in decay. The figure is the difference of the final log loss to the policy's own run (of the
+whole training set, in eval mode, plus 1% of the initial loss). It is the difference of regrets, and
+needs no tuned rival. The tasks are of the validation split, with known horizons.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from many_runs import family, parser_of
+from many_runs import parser_of, tasks_of
 from torch import Tensor
-from tqdm import tqdm
 
+from lightning_dqnlr.bench.report.content import Table
 from lightning_dqnlr.control.features import compressed_loss
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorEngine
@@ -89,23 +89,25 @@ def differences(task: Task, policy: LRPolicy, seeds: int, engine: VectorEngine) 
 
 def main() -> None:
     """Prints a table of moves."""
-    parser = parser_of(__doc__.splitlines()[0], split="validation", tasks=24, seeds=3)
+    torch.set_num_threads(1)
+    parser = parser_of(__doc__, tasks=24, seeds=3)
     parser.add_argument("--first", type=int, default=200, help="number of the first task")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    policy, engine = LRPolicy.load(arguments.policy), VectorEngine(arguments.device)
-    numbers = range(arguments.first, arguments.first + arguments.tasks)
-    tasks = [family(arguments.mixture).sample(number, "validation") for number in numbers]
-    known = [task for task in tasks if task.known_horizon]
-    found = [differences(task, policy, arguments.seeds, engine) for task in tqdm(known)]
-    print(
-        f"{len(known)} tasks x {arguments.seeds} seeds; negative: better than the policy's own run"
-    )
-    print("| move | mean | IQM | tasks where it is better |\n| --- | --- | --- | --- |")
-    for move, change in zip(MOVES, torch.stack(found, 1), strict=True):
-        better = (change.mean(-1) < 0).float().mean()
-        iqm = interquartile_mean(change.flatten())
-        print(f"| {move} | {change.mean():.3f} | {iqm:.3f} | {better:.0%} |")
+    found = [
+        differences(task, arguments.policy, arguments.seeds, arguments.engine)
+        for task in tasks_of(arguments, "validation", arguments.first)
+        if task.known_horizon
+    ]
+    count = f"{len(found)} tasks x {arguments.seeds} seeds"
+    print(f"{count}; negative: better than the policy's own run")
+    rows = [_row(move, change) for move, change in zip(MOVES, torch.stack(found, 1), strict=True)]
+    print(Table(("move", "mean", "IQM", "tasks where it is better"), tuple(rows)).markdown())
+
+
+def _row(move: Move, change: Tensor) -> tuple[str, ...]:
+    better = (change.mean(-1) < 0).float().mean()
+    iqm = interquartile_mean(change.flatten())
+    return (str(move), f"{change.mean():.3f}", f"{iqm:.3f}", f"{better:.0%}")
 
 
 if __name__ == "__main__":

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from many_runs import family, parser_of
+from many_runs import parser_of, tasks_of
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
-from tqdm import tqdm
 
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorEngine
@@ -112,18 +111,16 @@ def _draw_run(
 
 def main() -> None:
     """Writes the picture and prints one line per run in it."""
-    parser = parser_of(__doc__.splitlines()[0], split="validation", tasks=36, seeds=4)
+    parser = parser_of(__doc__, tasks=36, seeds=4)
     parser.add_argument("--into", type=Path, default=Path("outputs/worst.png"))
     parser.add_argument("--count", type=int, default=20)
     parser.add_argument("--rivals", type=Path, default=Path("outputs/rivals-broad"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    policy, engine = LRPolicy.load(arguments.policy), VectorEngine(arguments.device)
-    tasks, rivals = family(arguments.mixture), Rivals(arguments.rivals, engine)
-    runs = []
-    for index in tqdm(range(arguments.tasks), desc="tasks"):
-        task = tasks.sample(index, "validation")
-        runs += follow(task, policy, range(arguments.seeds), rivals[task], engine)
+    policy, engine, seeds = arguments.policy, arguments.engine, range(arguments.seeds)
+    rivals, runs = Rivals(arguments.rivals, engine), []
+    for task in tasks_of(arguments, "validation"):
+        runs += follow(task, policy, seeds, rivals[task], engine)
     # A regret that is not a number is the worst there is.
     runs.sort(key=lambda run: -run.regret if run.regret == run.regret else -float("inf"))
     for run in runs[: arguments.count]:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from bars import bars
 
-from benchmarks.bars import bars
 from lightning_dqnlr.bench.report.comparison import Comparison
 from lightning_dqnlr.bench.runs.archive import Archive
 from tests.bench.synthetic_records import record

@@ -3,10 +3,9 @@
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
-import pytest
 import torch
+from moved_rates import MOVES, Move, Mover, differences
 from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec
@@ -16,14 +15,6 @@ from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from lightning_dqnlr.tasks.task import Task
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def moved_rates(monkeypatch) -> ModuleType:
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import moved_rates
-
-    return moved_rates
 
 
 class Keeps(torch.nn.Module):
@@ -50,16 +41,13 @@ def quadratic() -> Task:
     return family.sample(0, "validation")
 
 
-def by_name(module: ModuleType, found: Tensor) -> dict[tuple[float, float, bool], list[float]]:
-    return {tuple(move): change.tolist() for move, change in zip(module.MOVES, found, strict=True)}
-
-
-def test_a_rate_is_moved_once_and_in_the_direction_that_is_told(moved_rates):
+def test_a_rate_is_moved_once_and_in_the_direction_that_is_told():
     """From its safe start a policy that keeps its rate hardly learns: higher is better there.
 
     Decoys: a move at every decision would blow up or vanish; one in the wrong direction is worse.
     """
-    found = by_name(moved_rates, moved_rates.differences(quadratic(), keeping(), 2, ON_CPU))
+    changes = differences(quadratic(), keeping(), 2, ON_CPU).tolist()
+    found = {tuple(move): change for move, change in zip(MOVES, changes, strict=True)}
     for held in (False, True):  # a policy that keeps its rate holds it
         assert max(found[0.15, 4.0, held]) < max(found[0.15, 2.0, held]) < 0
         assert min(found[0.15, 0.5, held]) > 0
@@ -68,12 +56,12 @@ def test_a_rate_is_moved_once_and_in_the_direction_that_is_told(moved_rates):
     assert max(found[0.15, 2.0, False]) < min(found[0.35, 2.0, False]) < 0  # later is less
 
 
-def test_a_rate_that_is_held_follows_the_policy_until_then_alone(moved_rates):
+def test_a_rate_that_is_held_follows_the_policy_until_then_alone():
     """Of a policy that quadruples its rate at every decision, holding it leaves the first 15%."""
     policy = keeping()
     policy.network.forward = lambda observation: torch.eye(7)[6].expand(len(observation), 7)
-    moves = [None, moved_rates.Move(0.15, 1.0, True), moved_rates.Move(0.15, 0.5, False)]
-    mover = moved_rates.Mover(policy, moves)
+    moves = [None, Move(0.15, 1.0, True), Move(0.15, 0.5, False)]
+    mover = Mover(policy, moves)
     observation = torch.zeros(3, policy.network.observation_size)
     seen = [mover.act(observation, progress).tolist() for progress in (0.1, 0.2, 0.3)]
     assert seen == [[6, 6, 6], [6, 3, 1], [6, 3, 6]]

@@ -165,31 +165,21 @@ class Bar:
         self._bar.update()
 
 
-def headline(markdown: str) -> str:
-    """The first table of a Markdown text, with its heading and what stands between."""
-    lines = markdown.splitlines()
-    rows = [i for i, line in enumerate(lines) if line.startswith("|")]
-    if not rows:
-        return markdown
-    last = next(i for i in rows if i + 1 not in rows)
-    return "\n".join(lines[: last + 1])
-
-
 def _report(
     records: Sequence[Record], runs: Sequence[PlannedRun], folder: Path, suite: Suite
 ) -> Path:
     from lightning_dqnlr.bench.report.write import write_report
 
-    page = write_report(
+    report = write_report(
         records,
         folder,
         command=command(),
         race_margin=suite.race_margin,
         planned=dict.fromkeys(run.task.name for run in runs),
     )
-    print(headline((folder / "report.md").read_text(encoding="utf-8")))
-    print(f"\nThe whole report: {page.resolve()}", flush=True)
-    return page
+    print(report.headline)
+    print(f"The whole report: {report.page.resolve()}", flush=True)
+    return report.page
 
 
 def _tasks(config: DictConfig) -> Sequence[BenchTask]:

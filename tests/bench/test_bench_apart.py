@@ -9,8 +9,9 @@ from torch.utils import _pytree as pytree
 from lightning_dqnlr.bench.methods.plan import Setting
 from lightning_dqnlr.bench.methods.policies import LearnedPolicy
 from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.costs import costs
+from lightning_dqnlr.bench.report.duels import duels
 from lightning_dqnlr.bench.report.losing import losing
-from lightning_dqnlr.bench.report.numbers import costs, duels
 from lightning_dqnlr.bench.report.write import write_report
 from lightning_dqnlr.bench.runs.run import run_key
 from lightning_dqnlr.bench.runs.suite import Suite, plan

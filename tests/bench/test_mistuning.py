@@ -5,7 +5,7 @@ import math
 import pytest
 
 from lightning_dqnlr.bench.report.comparison import Comparison
-from lightning_dqnlr.bench.report.mistuning import mistuned, mistuning_picture
+from lightning_dqnlr.bench.report.sensitivity import mistuned, mistuning_picture
 from tests.bench.synthetic_records import record
 
 
@@ -26,27 +26,27 @@ def two_tasks():
 
 
 def test_the_rate_is_measured_by_each_tasks_own_best_peak():
-    curve = dict(mistuned(two_tasks(), "cosine"))
+    curve = mistuned(two_tasks(), "cosine")
     assert curve[1.0] == pytest.approx(0.0)
     assert curve[0.1] == pytest.approx((math.log(2) + math.log(4)) / 2)
     assert curve[10.0] == pytest.approx(math.log(16) / 2, abs=1e-6)
 
 
 def test_between_two_rates_it_is_the_line_in_the_logarithm():
-    curve = dict(mistuned(two_tasks(), "cosine"))
+    curve = mistuned(two_tasks(), "cosine")
     assert curve[10**-0.5] == pytest.approx((math.log(2) + math.log(4)) / 4)
 
 
 def test_factors_that_a_task_was_not_run_at_are_left_out():
     """Else the mean at the edge would be of other tasks than that in the middle."""
-    factors = [factor for factor, _ in mistuned(two_tasks(), "cosine")]
+    factors = mistuned(two_tasks(), "cosine")
     assert (min(factors), max(factors)) == (pytest.approx(0.1), pytest.approx(10.0))
 
 
 def test_what_ignores_the_rate_is_level():
     curve = mistuned(two_tasks(), "dqnlr")
     assert len(curve) > 8
-    assert {round(regret, 6) for _, regret in curve} == {round(math.log(2) / 2, 6)}
+    assert {round(regret, 6) for regret in curve.values()} == {round(math.log(2) / 2, 6)}
 
 
 def test_the_picture_names_the_methods_that_were_swept():

@@ -246,12 +246,6 @@ def test_a_policy_that_is_not_there_is_refused_before_any_run(tmp_path):
         cli_bench.run(config, "quick")
 
 
-def test_the_headline_ends_with_the_first_table():
-    text = "# A\n\nwords\n\n| a |\n| - |\n| 1 |\n\n## B\n\n| b |\n"
-    assert cli_bench.headline(text).splitlines()[-1] == "| 1 |"
-    assert cli_bench.headline("# no table") == "# no table"
-
-
 def test_a_report_of_what_is_stored_runs_nothing_and_says_what_is_missing(tmp_path, capsys):
     settings = (f"folder={tmp_path}/bench", "workers=1", *TINY[:5])
     with pytest.raises(ConfigurationError, match=r"archive=.* hold no record.*report_only=false"):

@@ -2,12 +2,12 @@
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from ablation import read_runs, table
 from hydra import compose, initialize_config_module
 
 ROOT = Path(__file__).parents[2]
@@ -25,11 +25,6 @@ TINY = (
     "train.evaluation_tasks=2",
     "train.evaluation_seeds=2",
 )
-
-
-@pytest.fixture(scope="module")
-def script():
-    return runpy.run_path(str(ROOT / "benchmarks/ablation.py"))
 
 
 def record(agent, seed, score, **changes):
@@ -64,8 +59,8 @@ RECORDS = [
 ]
 
 
-def test_the_table_by_hand(script, tmp_path):
-    lines = script["table"](script["read_runs"](write(tmp_path, RECORDS))).splitlines()
+def test_the_table_by_hand(tmp_path):
+    lines = table(read_runs(write(tmp_path, RECORDS))).splitlines()
     assert lines[0].startswith("| agent | score | over the seeds | against n_step |")
     # By seed: 0.1 - 0.3 and 0.6 - 0.5; decoy, by the order of the folders: -0.4 and 0.3
     double = "| double | 0.350 | 0.100 to 0.600 | -0.050 (-0.200 to +0.100) "
@@ -74,9 +69,9 @@ def test_the_table_by_hand(script, tmp_path):
     assert len(lines) == 4
 
 
-def test_a_table_without_the_common_ground_compares_with_nothing(script, tmp_path):
-    runs = script["read_runs"](write(tmp_path, RECORDS[2:]))
-    assert "| 0.100 to 0.600 | - |" in script["table"](runs)
+def test_a_table_without_the_common_ground_compares_with_nothing(tmp_path):
+    runs = read_runs(write(tmp_path, RECORDS[2:]))
+    assert "| 0.100 to 0.600 | - |" in table(runs)
 
 
 @pytest.mark.parametrize(
@@ -88,9 +83,9 @@ def test_a_table_without_the_common_ground_compares_with_nothing(script, tmp_pat
         ([*RECORDS[:3], record("double", 1, 0.6, updates=41)], "seed 1 had unequal"),
     ],
 )
-def test_what_cannot_be_compared_is_refused(records, message, script, tmp_path):
+def test_what_cannot_be_compared_is_refused(records, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
-        script["read_runs"](write(tmp_path, records))
+        read_runs(write(tmp_path, records))
 
 
 def test_a_sweep_becomes_a_page(tmp_path):

@@ -1,9 +1,9 @@
 """Records side by side: which runs stand for a method, and their regret to the tuned rival.
 
-A method with runs that were given no LR stands for itself. One that only ran over a grid of LRs
-is tuned: per task, the LR with the lowest mean over seeds of log(training loss + e) stands for it,
-and the whole grid is counted as its cost. A method counts on a task only with every seed that the
-rival has there; what is missing stays missing.
+A method with runs that were given no LR stands for itself. A method that only ran over a grid of
+LRs is tuned task by task. The LR with the lowest mean over seeds of log(training loss + e) stands
+for it, and the whole grid is its cost. A method counts on a task only with every seed that the
+rival has there.
 """
 
 from __future__ import annotations
@@ -35,53 +35,45 @@ Runs = tuple[Record, ...]  # one per seed, in the order of the seeds
 
 @dataclass(frozen=True)
 class Roles:
-    """Which methods the report is about.
+    """Which methods the report is about."""
 
-    Args:
-        subject: the one to judge.
-        rival: regrets are to this one at its best LR; profiles are relative to it.
-        plain: overhead is relative to this one.
-    """
-
-    subject: str = "dqnlr"
-    rival: str = "cosine"
-    plain: str = "constant"
+    subject: str = "dqnlr"  # the one to judge
+    rival: str = "cosine"  # regrets are to this one at its best LR; profiles are relative to it
+    plain: str = "constant"  # overhead is relative to this one
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One method on one task.
+    """One method on one task."""
 
-    Args:
-        lr: the chosen LR; None if the method was given none.
-        runs: those at this LR.
-        tries: runs that a result costs, those that chose the LR included.
-        seconds: of these runs, mean over seeds.
-        unfinished: LRs of the grid that lack a seed and so could not be chosen.
-        dropped: LRs that lack seeds because the race over the grid ruled them out.
-    """
-
-    lr: float | None
-    runs: Runs
-    tries: int
-    seconds: float
-    unfinished: int = 0
-    dropped: int = 0
+    lr: float | None  # the chosen one; None if the method was given none
+    runs: Runs  # at this LR
+    tries: int  # runs that a result costs, those that chose the LR included
+    seconds: float  # of these runs, mean over seeds
+    unfinished: int  # LRs of the grid that lack a seed and so could not be chosen
+    dropped: int  # LRs that lack seeds because the race over the grid ruled them out
 
 
 class Comparison:
     """All methods on all tasks.
 
+    Regret is log((loss + e) / (tuned rival's + e)), with e = 1% of the task's initial loss.
+
     Args:
         records: of any number of methods, tasks, LRs and seeds.
         roles: who is compared with whom.
         race_margin: of the race that the grids were run as, see `survivors`; None for no race.
-        apart: splits that ask a question of their own: no table over all tasks has them, and a
+        apart: splits that ask a question of their own. No table over all tasks has them, and a
             method without any run there was not to run.
 
     Raises:
         ConfigurationError: if two records are of the same method, task, LR and seed, or a task is
             in two splits.
+
+    Example:
+        >>> comparison = Comparison(store.records())  # doctest: +SKIP
+        >>> comparison.mean_regret("quadratic", "dqnlr")  # doctest: +SKIP
+        0.012
     """
 
     def __init__(
@@ -91,7 +83,9 @@ class Comparison:
         race_margin: float | None = None,
         apart: Collection[str] = frozenset(APART),
     ) -> None:
-        self.roles, self._race_margin, self._apart = roles or Roles(), race_margin, frozenset(apart)
+        self.roles = roles or Roles()
+        self._race_margin = race_margin
+        self._apart = frozenset(apart)
         self.records = sorted(records, key=lambda r: (r.split, r.task, r.method, r.lr or 0, r.seed))
         _check(self.records)
         self._runs: dict[tuple[str, str], list[Record]] = defaultdict(list)
@@ -160,11 +154,15 @@ class Comparison:
             if (task, method) not in self.entries and not self.left_out(task, method)
         )
 
+    def common(self, *methods: str, among: Sequence[str] | None = None) -> tuple[str, ...]:
+        """The tasks (of `shared` if None) that all of these methods have."""
+        tasks = self.shared if among is None else among
+        return tuple(t for t in tasks if all((t, name) in self.entries for name in methods))
+
     def complete(self, tasks: Sequence[str] | None = None) -> tuple[str, ...]:
         """The methods that have every one of the tasks (of `shared` if None)."""
         tasks = self.shared if tasks is None else tasks
-        has_all = [all((task, name) in self.entries for task in tasks) for name in self.methods]
-        return tuple(name for name, has in zip(self.methods, has_all, strict=True) if has)
+        return tuple(n for n in self.methods if len(self.common(n, among=tasks)) == len(tasks))
 
     def regrets(self, task: str, method: str, which: str = TRAIN) -> Tensor:
         """log((loss + e) / (tuned rival's + e)) per seed, (S,); the rival's is a geometric mean.
@@ -173,6 +171,10 @@ class Comparison:
             KeyError: if the method or the rival is missing there.
         """
         return self.regrets_of(self.entries[task, method].runs, which)
+
+    def mean_regret(self, task: str, method: str, which: str = TRAIN) -> float:
+        """The mean of `regrets` over seeds."""
+        return self.regrets(task, method, which).mean().item()
 
     def regrets_of(self, runs: Sequence[Record], which: str = TRAIN) -> Tensor:
         """The same for any runs of one task, (S,)."""
@@ -204,16 +206,10 @@ class Comparison:
             tasks: on which it is complete.
             seconds: of one run, at an even pace over its steps, instead of optimizer steps.
         """
-        pairs = [
-            pair
-            for task in tasks
-            for pair in zip(
-                self.entries[task, method].runs,
-                self.entries[task, self.roles.rival].runs,
-                strict=True,
-            )
-        ]
-        return [_ratio(run, rival, seconds) for run, rival in pairs]
+        entries, rival = self.entries, self.roles.rival
+        runs = [run for task in tasks for run in entries[task, method].runs]
+        rivals = [run for task in tasks for run in entries[task, rival].runs]
+        return [_ratio(a, b, seconds) for a, b in zip(runs, rivals, strict=True)]
 
 
 def _ratio(run: Record, rival: Record, seconds: bool) -> float:
@@ -229,15 +225,11 @@ def _ratio(run: Record, rival: Record, seconds: bool) -> float:
 
 def _time_to(run: Record, target: float) -> float:
     """Steps to a validation loss; the ends of the run belong to its curve."""
-    inner = [
-        (step, loss)
-        for step, loss in zip(run.curve["step"], run.curve["validation"], strict=True)
-        if 0 < step < run.horizon
-    ]
-    ends = (0, run.initial_validation), (run.horizon, final_loss(run, VALIDATION))
-    points = [ends[0], *inner, ends[1]]
-    losses = [math.nan if loss is None else loss for _, loss in points]
-    return steps_to([step for step, _ in points], losses, target)
+    points = {0: run.initial_validation, run.horizon: final_loss(run, VALIDATION)}
+    for step, loss in zip(run.curve["step"], run.curve["validation"], strict=True):
+        points.setdefault(step, math.nan if loss is None else loss)
+    steps = sorted(points)
+    return steps_to(steps, [points[step] for step in steps], target)
 
 
 def _by_lr(runs: Iterable[Record]) -> dict[float | None, dict[int, Record]]:

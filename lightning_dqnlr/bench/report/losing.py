@@ -1,17 +1,22 @@
 """Where the subject loses, and what its runs show of why.
 
-The reasons are read off the records: they are hints where to look, not proofs.
+The reasons are computed from the recorded curves. They say where to look and prove nothing.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.content import NOTHING, Bullets, Case, Section, Table, number
+from lightning_dqnlr.bench.report.trajectories import side_by_side
 from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, diverged
 from lightning_dqnlr.bench.runs.record import Record
 from lightning_dqnlr.bench.tasks.task import UNKNOWN_HORIZON
@@ -20,90 +25,141 @@ from lightning_dqnlr.scoring.statistics import WITHIN
 FACTOR = 2.0  # learning rates closer than this count as alike
 CUT = 0.3  # the circuit breaker cuts to a quarter; ordinary actions rarely add up to that
 NOT_DECAYED = 0.3  # of the peak LR, at the end
+Array = NDArray[np.float64]
 THIRDS = ("first", "middle", "last")
+DETAILED = 8  # tasks that are shown with their trajectories
+
+
+class Curve(NamedTuple):
+    """Points (N,) of a run."""
+
+    steps: Array
+    values: Array
+
+
+class Pair(NamedTuple):
+    """Runs of the subject and of the rival with the same seed."""
+
+    run: Record
+    rival: Record
+
+
+class Gap(NamedTuple):
+    """How far a method is ahead of the subject."""
+
+    method: str
+    by: float  # in mean regret
 
 
 @dataclass(frozen=True)
-class Loss:
-    """A task on which a method beats the subject.
-
-    Args:
-        task: its name.
-        regrets: the subject's mean regret on training and validation loss.
-        train: the methods that end lower, with the gap in mean regret, largest first.
-        validation: the same on validation loss.
-        hints: why, in words.
-    """
+class LostTask:
+    """A task on which a method beats the subject."""
 
     task: str
-    regrets: tuple[float, float]
-    train: tuple[tuple[str, float], ...]
-    validation: tuple[tuple[str, float], ...]
-    hints: tuple[str, ...]
+    regret: float  # the subject's mean on training loss
+    validation_regret: float
+    train: tuple[Gap, ...]  # to the methods that end lower, the largest first
+    validation: tuple[Gap, ...]
+    hints: tuple[str, ...]  # why, in words
 
     @property
     def gap(self) -> float:
         """To the best method, on the loss where it is larger."""
-        return max((gap for _, gap in (*self.train, *self.validation)), default=0.0)
+        return max((gap.by for gap in (*self.train, *self.validation)), default=0.0)
 
     @property
     def best(self) -> str:
         """The method that wins by most on training loss (validation, if none does there)."""
-        return (self.train or self.validation)[0][0]
+        return (self.train or self.validation)[0].method
 
 
-def losing(comparison: Comparison, trained_horizon: int | None = None) -> list[Loss]:
-    """The tasks where a method is more than 2% ahead of the subject, the largest gap first.
-
-    Args:
-        comparison: of all methods.
-        trained_horizon: the longest run that the policy was trained on, in steps, if known.
-    """
-    subject = comparison.roles.subject
-    tasks = [task for task in comparison.ranked if (task, subject) in comparison.entries]
-    rows = [_loss(comparison, task, trained_horizon) for task in tasks]
+def losing(comparison: Comparison) -> list[LostTask]:
+    """The tasks where a method is more than 2% ahead of the subject, the largest gap first."""
+    tasks = comparison.common(comparison.roles.subject, among=comparison.ranked)
+    rows = [_lost_task(comparison, task) for task in tasks]
     return sorted((row for row in rows if row.gap > WITHIN), key=lambda row: (-row.gap, row.task))
 
 
-def _loss(comparison: Comparison, task: str, trained_horizon: int | None) -> Loss:
-    subject = comparison.roles.subject
-    regrets = [comparison.regrets(task, subject, w).mean().item() for w in (TRAIN, VALIDATION)]
+def _lost_task(comparison: Comparison, task: str) -> LostTask:
     train, validation = (_ahead(comparison, task, which) for which in (TRAIN, VALIDATION))
-    hints = _hints(comparison, task, trained_horizon)
+    hints = _hints(comparison, task)
     if validation and not train:
         hints.insert(0, "only the validation loss is worse: it generalises worse")
     elif train and not validation:
         hints.insert(0, "only the training loss is worse: nobody generalises better")
-    return Loss(task, (regrets[0], regrets[1]), train, validation, tuple(hints))
+    return LostTask(
+        task=task,
+        regret=comparison.mean_regret(task, comparison.roles.subject),
+        validation_regret=comparison.mean_regret(task, comparison.roles.subject, VALIDATION),
+        train=train,
+        validation=validation,
+        hints=tuple(hints),
+    )
 
 
-def _ahead(comparison: Comparison, task: str, which: str) -> tuple[tuple[str, float], ...]:
-    subject = comparison.roles.subject
-    own = comparison.regrets(task, subject, which).mean().item()
+def _ahead(comparison: Comparison, task: str, which: str) -> tuple[Gap, ...]:
+    own = comparison.mean_regret(task, comparison.roles.subject, which)
     gaps = [
-        (method, own - comparison.regrets(task, method, which).mean().item())
+        Gap(method, own - comparison.mean_regret(task, method, which))
         for method in comparison.methods
-        if method != subject and (task, method) in comparison.entries
+        if method != comparison.roles.subject and (task, method) in comparison.entries
     ]
-    ahead = [gap for gap in gaps if gap[1] > WITHIN]
-    return tuple(sorted(ahead, key=lambda gap: (-round(gap[1], 9), gap[0])))
+    ahead = [gap for gap in gaps if gap.by > WITHIN]
+    return tuple(sorted(ahead, key=lambda gap: (-round(gap.by, 9), gap.method)))
 
 
-def _hints(comparison: Comparison, task: str, trained_horizon: int | None) -> list[str]:
+def where_we_lose(comparison: Comparison, rows: Sequence[LostTask]) -> Section:
+    """The tasks as a table, and the worst of them looked at closely."""
+    subject = comparison.roles.subject
+    title = "Where we lose, and why"
+    if subject not in comparison.methods:
+        return Section(title, ())
+    if not rows:
+        return Section(title, (f"Nobody ends more than 2% below {subject} on any task.",))
+    text = (
+        f"Tasks where a method ends more than 2% below {subject} (mean over seeds), largest gap "
+        "first. The reasons are read off the recorded runs: where to look, not proof."
+    )
+    header = ("task", "split", "regret", "ahead on training loss", "ahead on validation loss")
+    cells = tuple(_cells(comparison, row) for row in rows)
+    cases = [_case(comparison, row) for row in rows[:DETAILED]]
+    return Section(title, (text, Table(header, cells), *cases))
+
+
+def _cells(comparison: Comparison, row: LostTask) -> tuple[str, ...]:
+    regrets = f"{number(row.regret, 2)} / {number(row.validation_regret, 2)}"
+    split = comparison.splits[row.task]
+    return (row.task, split, regrets, _gaps(row.train), _gaps(row.validation))
+
+
+def _gaps(gaps: Sequence[Gap], shown: int = 5) -> str:
+    listed = ", ".join(f"{gap.method} by {gap.by:.2f}" for gap in gaps[:shown])
+    more = f" and {len(gaps) - shown} more" if len(gaps) > shown else ""
+    return listed + more or NOTHING
+
+
+def _case(comparison: Comparison, row: LostTask) -> Case:
+    roles = comparison.roles
+    methods = list(dict.fromkeys((roles.subject, roles.rival, row.best)))
+    split = comparison.splits[row.task]
+    return Case(
+        title=f"{row.task} ({split})" if split else row.task,
+        bullets=Bullets(row.hints or ("nothing in its runs stands out",)),
+        picture=side_by_side(comparison, row.task, methods),
+    )
+
+
+def _hints(comparison: Comparison, task: str) -> list[str]:
     runs = comparison.entries[task, comparison.roles.subject].runs
     rivals = comparison.entries[task, comparison.roles.rival].runs
     name = f"the tuned {comparison.roles.rival}'s"
-    horizon = runs[0].horizon
-    hints = [_diverged(runs)]
+    pairs = [Pair(run, rival) for run, rival in zip(runs, rivals, strict=True)]
     told = comparison.splits[task] != UNKNOWN_HORIZON
-    if not told:
-        hints.append("it was not told how long the run is")
-    if trained_horizon is not None and horizon > trained_horizon:
-        longer = horizon / trained_horizon
-        hints.append(f"{horizon} steps are {longer:.1f}x the longest run it was trained on")
-    hints += [
-        _rates(list(zip(runs, rivals, strict=True)), name),
-        _since(list(zip(runs, rivals, strict=True)), name),
+    hints = [
+        _diverged(runs),
+        "" if told else "it was not told how long the run is",
+        _rates(pairs, name),
+        _since(pairs, name),
         _cuts(runs),
         _no_decay(runs, told),
     ]
@@ -117,42 +173,39 @@ def _diverged(runs: Sequence[Record]) -> str:
     return text + (f" ({'; '.join(failures)[:120]})" if failures else "")
 
 
-def _rates(pairs: Sequence[tuple[Record, Record]], name: str) -> str:
+def _rates(pairs: Sequence[Pair], name: str) -> str:
     """How far the LR lies from the rival's in each third of the run."""
     parts = []
     for i, third in enumerate(THIRDS):
-        ratios = [r for run, rival in pairs for r in _ratios(run, rival, i / 3, (i + 1) / 3)]
-        if not ratios:
-            continue
-        middle = mean(ratios)
+        ratios = np.concatenate([_log_ratios(pair, i / 3, (i + 1) / 3) for pair in pairs])
+        middle = ratios.mean() if len(ratios) else 0.0
         if abs(middle) > math.log(FACTOR):
             way = "above" if middle > 0 else "below"
             parts.append(f"{math.exp(abs(middle)):.1f}x {way} in the {third} third")
-    if not any(_points(run, "lr") for run, _ in pairs):
+    if not any(len(_curve(pair.run, "lr").steps) for pair in pairs):
         return ""
     return f"LR {', '.join(parts)} of {name}" if parts else f"LR within {FACTOR:.0f}x of {name}"
 
 
-def _ratios(run: Record, rival: Record, start: float, end: float) -> list[float]:
-    """Log LR ratio at the points between two shares of the run; the rival's LR is interpolated."""
-    other = _interpolate(_points(rival, "lr"))
-    return [
-        math.log(lr / reference)
-        for step, lr in _points(run, "lr")
-        if start * run.horizon < step <= end * run.horizon and (reference := other(step)) > 0
-    ]
+def _log_ratios(pair: Pair, start: float, end: float) -> Array:
+    """Of the LRs, at the points of the run between two shares of it; none without a rival's LR."""
+    mine, other = _curve(pair.run, "lr"), _curve(pair.rival, "lr")
+    horizon = pair.run.horizon
+    inside = (start * horizon < mine.steps) & (mine.steps <= end * horizon)
+    if not len(other.steps):
+        return np.empty(0)
+    return np.log(mine.values / np.interp(mine.steps, *other))[inside]
 
 
-def _since(pairs: Sequence[tuple[Record, Record]], name: str) -> str:
+def _since(pairs: Sequence[Pair], name: str) -> str:
     """From when on the running training loss stays above the rival's."""
     shares = []
-    for run, rival in pairs:
-        other = _interpolate(_points(rival, "train"))
-        points = [(step, loss > other(step)) for step, loss in _points(run, "train")]
-        if not points or not points[-1][1]:
-            continue
-        ahead = [step for step, behind in points if not behind]
-        shares.append((ahead[-1] if ahead else 0) / run.horizon)
+    for pair in pairs:
+        mine, other = _curve(pair.run, "train"), _curve(pair.rival, "train")
+        reference = np.interp(mine.steps, *other) if len(other.steps) else np.zeros_like(mine.steps)
+        ahead = mine.values <= reference
+        if len(ahead) and not ahead[-1]:
+            shares.append(max(mine.steps[ahead], default=0.0) / pair.run.horizon)
     if not shares:
         return ""
     middle = sorted(shares)[len(shares) // 2]
@@ -162,11 +215,11 @@ def _since(pairs: Sequence[tuple[Record, Record]], name: str) -> str:
 
 def _cuts(runs: Sequence[Record]) -> str:
     """A trip of the circuit breaker cuts the LR to a quarter; ordinary decay is over later."""
-    steps = []
+    steps: list[float] = []
     for run in runs:
-        points = [p for p in _points(run, "lr") if p[0] <= 0.75 * run.horizon]
-        pairs = itertools.pairwise(points)
-        steps += [after[0] for before, after in pairs if after[1] < CUT * before[1]][:1]
+        lr = _curve(run, "lr")
+        cut = (lr.values[1:] < CUT * lr.values[:-1]) & (lr.steps[1:] <= 0.75 * run.horizon)
+        steps += lr.steps[1:][cut][:1].tolist()
     if not steps:
         return ""
     return (
@@ -176,30 +229,16 @@ def _cuts(runs: Sequence[Record]) -> str:
 
 
 def _no_decay(runs: Sequence[Record], told: bool) -> str:
-    ends = [p[-1][1] / max(lr for _, lr in p) for run in runs if (p := _points(run, "lr"))]
+    curves = [_curve(run, "lr").values for run in runs]
+    ends = [lr[-1] / lr.max() for lr in curves if len(lr)]
     if not ends or mean(ends) < NOT_DECAYED:
         return ""
     as_if = ", as if no horizon were known" if told else ""
     return f"LR never came down (ends at {mean(ends):.0%} of its peak){as_if}"
 
 
-def _points(run: Record, name: str) -> list[tuple[float, float]]:
-    """Positive finite points of a curve; others have no logarithm."""
-    pairs = zip(run.curve["step"], run.curve[name], strict=True)
-    return [(s, v) for s, v in pairs if v is not None and math.isfinite(v) and v > 0]
-
-
-def _interpolate(points: Sequence[tuple[float, float]]) -> Callable[[float], float]:
-    """Piecewise linear between the points, constant outside; 0 without points."""
-
-    def value(step: float) -> float:
-        if not points:
-            return 0.0
-        if step <= points[0][0]:
-            return points[0][1]
-        for (left, a), (right, b) in itertools.pairwise(points):
-            if step <= right:
-                return a + (b - a) * (step - left) / (right - left)
-        return points[-1][1]
-
-    return value
+def _curve(run: Record, name: str) -> Curve:
+    """Its positive finite points; others have no logarithm."""
+    steps, values = (np.array(run.curve[key], dtype=float) for key in ("step", name))
+    known = np.isfinite(values) & (values > 0)
+    return Curve(steps[known], values[known])

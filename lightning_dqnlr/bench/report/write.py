@@ -2,119 +2,157 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from lightning_dqnlr.bench.report.blocks import Block, Case, Heat, Picture, Points, Section, Table
-from lightning_dqnlr.bench.report.comparison import Comparison, Roles
-from lightning_dqnlr.bench.report.page import page
-from lightning_dqnlr.bench.report.pictures import standalone
-from lightning_dqnlr.bench.report.sections import sections
+from jinja2 import Environment, StrictUndefined
+
+from lightning_dqnlr.bench.report.by_task import final_losses, regret_by_task
+from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.content import NOTHING, Block, Bullets, Section
+from lightning_dqnlr.bench.report.costs import what_it_costs
+from lightning_dqnlr.bench.report.drawing import standalone
+from lightning_dqnlr.bench.report.duels import Duel, against_each, duels
+from lightning_dqnlr.bench.report.headline import how_good, split_by_split
+from lightning_dqnlr.bench.report.in_short import in_short, what_is_missing
+from lightning_dqnlr.bench.report.losing import LostTask, losing, where_we_lose
+from lightning_dqnlr.bench.report.profiles import how_fast
+from lightning_dqnlr.bench.report.sensitivity import how_much_the_lr_matters
+from lightning_dqnlr.bench.report.trajectories import learning_rates_and_losses
 from lightning_dqnlr.bench.runs.record import Record
-from lightning_dqnlr.bench.tasks.task import APART
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.provenance import provenance
 
-PAGE, MARKDOWN, PICTURES = "report.html", "report.md", "pictures"
+PAGE, MARKDOWN = "report.html", "report.md"
+_TEMPLATE = Path(__file__).with_name("page.html.jinja")
+_FULL_COLOUR = 1.5  # regret at which a cell of the heat map is as strong as it gets
+_WORSE, _BETTER = "213,94,0", "0,114,178"
+
+
+class WrittenReport(NamedTuple):
+    """What came of a report.
+
+    Attributes:
+        page: the HTML file.
+        headline: for a terminal, in Markdown: what is said in short, what is missing, and the
+            table of how good each method is.
+    """
+
+    page: Path
+    headline: str
 
 
 def write_report(
     records: Sequence[Record],
     folder: Path,
     *,
-    roles: Roles | None = None,
     command: str = "",
-    trained_horizon: int | None = None,
     race_margin: float | None = None,
-    apart: Collection[str] = frozenset(APART),
     planned: Collection[str] = (),
-) -> Path:
+) -> WrittenReport:
     """Writes `report.html`, `report.md` and the pictures.
 
     Args:
         records: of any number of methods, tasks, LRs and seeds; what is missing is said.
         folder: made if missing; a report that is there is replaced.
-        roles: whom the report is about, whom regret is relative to, whom overhead is relative to.
         command: that made the records, to be printed.
-        trained_horizon: the longest run, in steps, that the subject's policy was trained on.
-        race_margin: of the race that the grids were run as, see `comparison.survivors`.
-        apart: splits that ask a question of their own; no table over all tasks has them.
+        race_margin: of the race that the grids were run as, see `losses.survivors`.
         planned: names of the tasks that there should be records of.
-
-    Returns:
-        The HTML page.
 
     Raises:
         ConfigurationError: without records, if they contradict each other, without matplotlib, or
             if the folder cannot be written.
+
+    Example:
+        >>> report = write_report(list(store.records()), Path("outputs"))  # doctest: +SKIP
+        >>> print(report.headline)  # doctest: +SKIP
     """
     if not records:
         raise ConfigurationError("records is empty; run the benchmark first.")
-    comparison = Comparison(records, roles, race_margin, apart)
-    parts = [*sections(comparison, trained_horizon, planned), _origin(comparison, command)]
+    comparison = Comparison(records, race_margin=race_margin)
     title = f"{comparison.roles.subject} against {len(comparison.methods) - 1} other methods"
-    folder = Path(folder)
-    for picture in _pictures(parts):
-        write_atomically(folder / _file(picture), standalone(picture.svg).encode())
-    write_atomically(folder / MARKDOWN, markdown(title, parts).encode())
-    return write_atomically(folder / PAGE, page(title, parts).encode())
+    rows = duels(comparison)
+    lost = losing(comparison)
+    short = [in_short(comparison, rows, lost), what_is_missing(comparison, planned)]
+    short += [how_good(comparison)] if comparison.ranked else []
+    others = [*_details(comparison, rows, lost), _origin(comparison, command)]
+    parts = [part for part in (*short, *others) if part.blocks]
+    for picture in (picture for part in parts for picture in part.pictures):
+        write_atomically(Path(folder) / picture.file, standalone(picture.svg).encode())
+    write_atomically(Path(folder) / MARKDOWN, _markdown(title, parts).encode())
+    page = write_atomically(Path(folder) / PAGE, _page(title, parts).encode())
+    headline = _markdown(title, [part for part in short if part.blocks], pictures=False)
+    return WrittenReport(page, headline)
 
 
-def markdown(title: str, parts: Sequence[Section]) -> str:
-    """The same report for a README or a terminal; small pictures stay on the page."""
-    texts = [f"# {title}"]
-    for part in parts:
-        texts.append(f"## {part.title}")
-        texts += [text for block in part.blocks if (text := _markdown(block))]
+def _details(
+    comparison: Comparison, rows: Sequence[Duel], lost: Sequence[LostTask]
+) -> list[Section]:
+    losses = final_losses(comparison)
+    if not comparison.ranked:
+        return [losses]
+    return [
+        how_fast(comparison),
+        regret_by_task(comparison),
+        against_each(comparison, rows),
+        where_we_lose(comparison, lost),
+        split_by_split(comparison),
+        learning_rates_and_losses(comparison),
+        how_much_the_lr_matters(comparison),
+        what_it_costs(comparison),
+        losses,
+    ]
+
+
+def _markdown(title: str, parts: Sequence[Section], *, pictures: bool = True) -> str:
+    """The report for a README, or without pictures for a terminal."""
+    texts = [f"# {title}", *(part.markdown(pictures=pictures) for part in parts)]
     return "\n\n".join(texts) + "\n"
 
 
-def _markdown(block: Block) -> str:
-    if isinstance(block, Points):
-        return "\n".join(f"- {item}" for item in block.items)
-    if isinstance(block, Heat):
-        return block.table.markdown()
-    if isinstance(block, Table):
-        return block.markdown()
-    if isinstance(block, Case):
-        return f"**{block.title}**\n\n{_markdown(block.points)}"
-    if isinstance(block, Picture):
-        hidden = block.small or block.name.startswith("legend")
-        return "" if hidden else f"![{block.text}]({_file(block)})"
-    return block
+def _page(title: str, parts: Sequence[Section]) -> str:
+    """The whole document, which fetches nothing."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    names = {"kind": _kind, "heat_colour": _heat_colour, "nothing": NOTHING}
+    return template.render(title=title, parts=parts, **names)
 
 
-def _file(picture: Picture) -> str:
-    return f"{PICTURES}/{re.sub(r'[^A-Za-z0-9_.-]+', '-', picture.name)}.svg"
+def _kind(block: Block) -> str:
+    return type(block).__name__
 
 
-def _pictures(parts: Sequence[Section]) -> list[Picture]:
-    blocks = [block for part in parts for block in part.blocks]
-    blocks = [block.picture if isinstance(block, Case) else block for block in blocks]
-    return [block for block in blocks if isinstance(block, Picture)]
+def _heat_colour(cell: str) -> str:
+    """Of a cell of the heat map: orange above zero, blue below."""
+    strength = 0.75 * min(1.0, abs(float(cell)) / _FULL_COLOUR)
+    return f"rgba({_WORSE if float(cell) > 0 else _BETTER},{strength:.2f})"
 
 
 def _origin(comparison: Comparison, command: str) -> Section:
     """Where the figures come from, so that they can be made again."""
-    here, records = provenance(), comparison.records
-    machine, versions = here["machine"], here["versions"]
+    here = provenance()
+    machine = here["machine"]
+    records = comparison.records
     accelerators = ", ".join(machine["accelerators"]) or "no accelerator"
+    versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
+    seeds = ", ".join(map(str, sorted({record.seed for record in records})))
     made_by = sorted({record.version for record in records})
     policies = sorted({record.policy for record in records if record.policy})
-    seeds = sorted({record.seed for record in records})
     hours = sum(record.seconds for record in records) / 3600
     items = [
         f"Command: {command}" if command else "",
         f"Report of {here['created']}, commit {here['commit'] or 'unknown'}.",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".",
+        f"Versions: {versions}.",
         f"Machine: {machine['platform']}, {machine['cpus']} CPUs, {accelerators}.",
         f"{len(records)} runs, {hours:.1f} hours of training, {len(comparison.tasks)} tasks, "
-        f"{len(comparison.methods)} methods, seeds {', '.join(map(str, seeds))}.",
+        f"{len(comparison.methods)} methods, seeds {seeds}.",
         f"Versions of runs: {_some(made_by)}. Policy hashes: {_some(policies)}.",
     ]
-    return Section("Where it comes from", (Points(tuple(item for item in items if item)),))
+    return Section("Where it comes from", (Bullets(tuple(filter(None, items))),))
 
 
 def _some(names: Sequence[str], shown: int = 6) -> str:

@@ -1,4 +1,4 @@
-"""A run's losses on a log scale, and which peaks of a grid survive a race."""
+"""The losses of runs: on a log scale, and which peaks of a grid survive a race by them."""
 
 from __future__ import annotations
 
@@ -31,22 +31,29 @@ def final_loss(run: Record, which: str = TRAIN) -> float:
 def log_losses(runs: Sequence[Record], initial: float, which: str = TRAIN) -> Tensor:
     """log((loss + e) / e) of each run, (S,) float64, with e = 1% of the initial loss.
 
-    Losses below zero count as zero, diverged runs as ten times the initial loss.
+    A loss below zero counts as zero. A diverged run counts as ten times the initial loss.
     """
     losses = torch.tensor([final_loss(run, which) for run in runs], dtype=torch.float64)
     return regret(losses, 0.0, initial)
 
 
+def diverged(run: Record) -> bool:
+    """Whether a run raised, lost its loss to infinity, or ended above where it started."""
+    return not final_loss(run) <= run.initial_train
+
+
 def survivors(runs: Sequence[Record], margin: float) -> frozenset[float | None]:
     """The LRs of a grid that may still become the best by the mean over seeds.
 
+    An LR survives if log(loss + e) <= best + margin, or if it is among the best three.
+
     Args:
         runs: of one task, method and seed, one per LR.
-        margin: LRs stay whose log(training loss + e) is at most so far above the best one's; 0.7
-            is a factor of two. A run that diverged counts at ten times the initial loss.
+        margin: in nats of training loss; 0.7 is a factor of two. A run that diverged counts at ten
+            times the initial loss.
 
     Returns:
-        The LRs within the margin, and at least the best three; of equal ones, the lower.
+        The survivors; of equal LRs, the lower ones are among the best three.
     """
     initial = initial_loss(runs)
     losses = log_losses(runs, 1.0 if math.isnan(initial) else initial).tolist()
@@ -56,8 +63,3 @@ def survivors(runs: Sequence[Record], margin: float) -> frozenset[float | None]:
         for place, (loss, _, lr) in enumerate(ranked)
         if place < FEWEST or loss <= ranked[0][0] + margin
     )
-
-
-def diverged(run: Record) -> bool:
-    """Whether a run raised, lost its loss to infinity, or ended above where it started."""
-    return not final_loss(run) <= run.initial_train

@@ -1,0 +1,173 @@
+"""How pictures are drawn: SVG text in which colours follow the reader's light or dark page.
+
+Every method has one colour and line style in all pictures. The palette is that of Okabe & Ito,
+which people with colour-blindness can tell apart; where it runs out, the line styles differ.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.content import Picture
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.scoring.statistics import Interval
+
+Style = dict[str, Any]
+
+# Stand-ins that the page replaces by its own colours.
+INK, _GRID, _PAPER = "#010203", "#040506", "#070809"
+_CSS = {INK: "currentColor", _GRID: "var(--grid, #d8d8d8)", _PAPER: "var(--paper, #ffffff)"}
+
+_SUBJECT, _RIVAL, _PLAIN = "#d55e00", "#0072b2", "#8a8a8a"
+_OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a6761d")
+_DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
+
+_SETTINGS = {
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+}
+
+
+def styles(comparison: Comparison) -> dict[str, Style]:
+    """Colour, dash and width of each method's line."""
+    roles = comparison.roles
+    fixed: dict[str, Style] = {
+        roles.plain: {"color": _PLAIN, "linestyle": "-", "linewidth": 1.4},
+        roles.rival: {"color": _RIVAL, "linestyle": "-", "linewidth": 2.2},
+        roles.subject: {"color": _SUBJECT, "linestyle": "-", "linewidth": 2.6},
+    }
+    others = [name for name in sorted(comparison.methods) if name not in fixed]
+    for i, name in enumerate(others):
+        dash = _DASHES[(i // len(_OTHERS)) % len(_DASHES)]
+        fixed[name] = {"color": _OTHERS[i % len(_OTHERS)], "linestyle": dash, "linewidth": 1.4}
+    return {name: fixed[name] for name in comparison.methods}
+
+
+class Estimate(NamedTuple):
+    """A figure of one method with its 95% interval."""
+
+    method: str
+    value: float
+    interval: Interval
+
+
+def intervals(axes: Any, estimates: Sequence[Estimate], look: dict[str, Style]) -> None:
+    """A dot and a bar for each method, from the bottom up."""
+    for y, estimate in enumerate(estimates):
+        color = look[estimate.method]["color"]
+        axes.plot(estimate.interval, [y, y], color=color, linewidth=4, alpha=0.45)
+        axes.plot([estimate.value], [y], "o", color=color, markersize=6)
+    axes.set_yticks(range(len(estimates)), [estimate.method for estimate in estimates])
+    axes.grid(True, axis="x")
+
+
+def add_legend(
+    figure: Any, comparison: Comparison, methods: Sequence[str], *, place: str, columns: int = 1
+) -> None:
+    """Adds the lines of some methods with their names."""
+    from matplotlib.lines import Line2D
+
+    lines = styles(comparison)
+    handles = [Line2D([], [], **lines[name]) for name in methods]
+    look = {"ncols": columns, "frameon": False, "handlelength": 3}
+    figure.legend(handles, list(methods), loc=place, **look)
+
+
+def legend_picture(comparison: Comparison, methods: Sequence[str], name: str) -> Picture:
+    """The lines of some methods, for a gallery of this name."""
+    columns = min(6, max(1, len(methods)))
+
+    def draw(figure: Any) -> None:
+        add_legend(figure, comparison, methods, place="center", columns=columns)
+
+    text = "Line styles: " + ", ".join(methods)
+    height = 0.1 + 0.25 * math.ceil(len(methods) / columns)
+    return picture(f"legend-{name}", text, draw, width=1.8 * columns, height=height)
+
+
+def log_scale(axes: Any) -> None:
+    """Logarithmic where there is anything positive, with plain ticks on a narrow range."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    values = [v for line in axes.get_lines() for v in line.get_ydata() if math.isfinite(v)]
+    positive = [value for value in values if value > 0]
+    if not positive or len(positive) < 0.5 * len(values):
+        return
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 300 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 30 * low else (1, 3)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def picture(
+    name: str, text: str, draw: Callable[[Any], None], *, width: float, height: float
+) -> Picture:
+    """Draws on a new figure.
+
+    Args:
+        name: of the picture; the SVG's identifiers begin with it, so that a page may hold many.
+        text: says in words what it shows.
+        draw: gets the figure.
+        width: in inches.
+        height: in inches.
+
+    Raises:
+        ConfigurationError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigurationError(
+            "the report needs matplotlib, which is not installed; "
+            'run `pip install "lightning-dqnlr[plot]"`.'
+        ) from error
+    settings: Any = {**_SETTINGS, "svg.hashsalt": name}
+    with rc_context(settings):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        draw(figure)
+        for axes in figure.axes:
+            axes.set_axisbelow(True)
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
+    return Picture(name, _themed(svg.getvalue(), re.sub(r"\W+", "-", name)), text)
+
+
+def _themed(svg: str, prefix: str) -> str:
+    """The bare <svg> element with the page's colours and identifiers of its own."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
+    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+    for colour, css in _CSS.items():
+        svg = svg.replace(colour, css)
+    return svg.strip()
+
+
+def standalone(svg: str) -> str:
+    """A file of its own: with its own background, dark where the reader's system is dark."""
+    style = (
+        "<style>svg{background:#fff;color:#1b1b1b;--grid:#d8d8d8}"
+        "@media (prefers-color-scheme:dark){svg{background:#161a1f;color:#e4e4e4;--grid:#3a3f46}}"
+        "</style>"
+    )
+    end = svg.index(">") + 1
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{svg[:end]}{style}{svg[end:]}\n'

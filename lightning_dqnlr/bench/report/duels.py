@@ -1,0 +1,165 @@
+"""The subject against each other method: who is likely to end lower on the same task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.content import (
+    Picture,
+    Section,
+    Table,
+    interval_text,
+    number,
+    with_interval,
+)
+from lightning_dqnlr.bench.report.drawing import INK, Estimate, intervals, picture, styles
+from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION
+from lightning_dqnlr.scoring.statistics import (
+    Interval,
+    improvement_interval,
+    probability_of_improvement,
+    summarize,
+)
+
+FEWEST_RUNS = 4  # below that an interval has no width to speak of
+ROUNDING = 1e-9  # means that differ by less are equal
+
+
+class Duel(NamedTuple):
+    """The subject against another method, on the shared tasks that both have."""
+
+    method: str
+    tasks: int
+    train: float  # probability of improvement
+    train_interval: Interval  # over seeds
+    train_over_tasks: Interval  # over seeds and tasks
+    validation: float
+    validation_interval: Interval
+    worse_on: int  # tasks with a higher mean regret than the other's, on training loss
+    iqm: float  # of the subject, on these tasks
+    other_iqm: float
+    runs: int  # of the subject
+
+    @property
+    def verdict(self) -> Literal["worse", "better", "undecided"]:
+        """What the 95% intervals on training loss allow to say of the subject.
+
+        Worse on just these tasks is worse; better has to hold for other tasks like them.
+        """
+        if self.runs < FEWEST_RUNS:
+            return "undecided"
+        if self.train_interval[1] < 0.5:
+            return "worse"
+        return "better" if self.train_over_tasks[0] > 0.5 else "undecided"
+
+
+def duels(comparison: Comparison) -> list[Duel]:
+    """The subject against each other method, the one it is most likely worse than first.
+
+    P(improvement) is the mean over tasks of P(X < Y) + P(X = Y) / 2, with X and Y the regrets of
+    the subject's and of the other's runs.
+    """
+    subject = comparison.roles.subject
+    rows = [
+        _duel(comparison, other, tasks)
+        for other in comparison.methods
+        if other != subject and (tasks := comparison.common(subject, other))
+    ]
+    return sorted(rows, key=lambda row: (row.train, row.method))
+
+
+def _duel(comparison: Comparison, other: str, tasks: Sequence[str]) -> Duel:
+    subject = comparison.roles.subject
+    mine, theirs = (comparison.scores(name, tasks) for name in (subject, other))
+    held_out = [comparison.scores(name, tasks, VALIDATION) for name in (subject, other)]
+    return Duel(
+        method=other,
+        tasks=len(tasks),
+        train=probability_of_improvement(mine, theirs),
+        train_interval=improvement_interval(mine, theirs),
+        train_over_tasks=improvement_interval(mine, theirs, over_tasks=True),
+        validation=probability_of_improvement(*held_out),
+        validation_interval=improvement_interval(*held_out),
+        worse_on=sum(
+            bool(x.mean() - y.mean() > ROUNDING) for x, y in zip(mine, theirs, strict=True)
+        ),
+        iqm=summarize(mine, samples=1).iqm,
+        other_iqm=summarize(theirs, samples=1).iqm,
+        runs=sum(map(len, mine)),
+    )
+
+
+def duel_table(comparison: Comparison, rows: Sequence[Duel]) -> Table:
+    """One row per other method."""
+    subject = comparison.roles.subject
+    columns: dict[str, Callable[[Duel], str]] = {
+        f"{subject} against": lambda row: row.method,
+        "tasks": lambda row: str(row.tasks),
+        "P(improvement), training [95% CI]": lambda row: with_interval(
+            row.train, row.train_interval, 2
+        ),
+        "[95% CI over tasks]": lambda row: interval_text(row.train_over_tasks, 2),
+        "P(improvement), validation [95% CI]": lambda row: with_interval(
+            row.validation, row.validation_interval, 2
+        ),
+        "worse on tasks": lambda row: f"{row.worse_on} of {row.tasks}",
+        f"IQM of {subject}": lambda row: number(row.iqm),
+        "IQM of the other": lambda row: number(row.other_iqm),
+        f"{subject} is": lambda row: row.verdict,
+    }
+    return Table.of(rows, columns)
+
+
+def against_each(comparison: Comparison, rows: Sequence[Duel]) -> Section:
+    """The duels as a table and a picture."""
+    subject = comparison.roles.subject
+    text = (
+        f"The probability that a run of {subject} ends lower than one of the other method on the "
+        "same task, mean over tasks (ties count half). The first interval is over seeds, on just "
+        "these tasks; the second resamples the tasks, too. Worse if the first lies below 1/2, "
+        "better only if the second lies above. The most dangerous rival comes first."
+    )
+    blocks = (text, duel_table(comparison, rows), _picture(comparison, rows)) if rows else ()
+    return Section(f"{subject} against each", blocks)
+
+
+def _picture(comparison: Comparison, rows: Sequence[Duel]) -> Picture:
+    subject = comparison.roles.subject
+    train = [Estimate(row.method, row.train, row.train_interval) for row in rows]
+    held_out = [Estimate(row.method, row.validation, row.validation_interval) for row in rows]
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, 2, sharey=True)
+        for panel, values, which in zip(axes, (train, held_out), (TRAIN, VALIDATION), strict=True):
+            intervals(panel, values, styles(comparison))
+            panel.set_xlim(-0.02, 1.02)
+            panel.axvline(0.5, color=INK, linewidth=1)
+            panel.set_xlabel(f"P({subject} ends lower), {which} loss")
+        axes[0].invert_yaxis()
+
+    text = f"Probability that {subject} ends lower than each other method."
+    return picture("improvement", text, draw, width=9.2, height=1.0 + 0.3 * len(rows))
+
+
+def verdicts(subject: str, rows: Sequence[Duel]) -> list[str]:
+    """The duels in words, the lost ones first: they are what there is to improve."""
+    named = {
+        verdict: ", ".join(f"{d.method} ({d.train:.2f})" for d in rows if d.verdict == verdict)
+        for verdict in ("worse", "better", "undecided")
+    }
+    nobody = "none of the others"
+    items = [
+        f"On training loss {subject} is worse than: {named['worse'] or nobody}. "
+        "(In brackets: the probability that it ends lower.)",
+        f"On training loss {subject} is better than: {named['better'] or nobody}.",
+    ]
+    if named["undecided"]:
+        items.append(
+            f"On training loss {subject} is neither shown better nor worse compared with: "
+            f"{named['undecided']}."
+        )
+    held_out = [f"{d.method} ({d.validation:.2f})" for d in rows if d.validation_interval[1] < 0.5]
+    items.append(f"On validation loss {subject} is worse than: {', '.join(held_out) or nobody}.")
+    return items
