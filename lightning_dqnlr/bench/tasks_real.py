@@ -9,6 +9,8 @@ from __future__ import annotations
 from functools import partial
 
 from lightning_dqnlr.bench.task import BenchTask
+from lightning_dqnlr.bench.tasks_real_characters import printed_characters
+from lightning_dqnlr.bench.tasks_real_graphs import communities
 from lightning_dqnlr.bench.tasks_real_images import resnet20, unet
 from lightning_dqnlr.bench.tasks_real_speech import words_to_sounds
 from lightning_dqnlr.bench.tasks_real_tables import flights_mlp
@@ -23,4 +25,6 @@ REAL_TASKS: tuple[BenchTask, ...] = (
     _real("flights MLP", build=flights_mlp, lr=1e-3, seconds=70.0),
     _real("ResNet-20", build=resnet20, lr=0.1, seconds=180.0),
     _real("U-Net", build=unet, lr=1e-3, seconds=120.0),
+    _real("printed characters", build=printed_characters, lr=1e-3, seconds=150.0),
+    _real("communities", build=communities, lr=1e-3, seconds=130.0),
 )

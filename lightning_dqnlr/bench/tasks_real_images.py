@@ -29,6 +29,7 @@ PHOTOGRAPHS = (
 )  # fmt: skip
 HELD_OUT = 0.2  # of the width
 SIDE, PADDING = 32, 4
+FLAT = 0.01  # least standard deviation of a patch
 PATCHES, HELD_OUT_PATCHES = 24_000, 1024
 NOISE = 0.2  # standard deviation; grey values lie in 0..1
 
@@ -192,15 +193,27 @@ def _pixels(image: object) -> Tensor:
 
 
 def cut_out(images: Sequence[Tensor], count: int, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Patches (count, 1, SIDE, SIDE) at random places, and whose they are, int64 (count,)."""
-    which = torch.randint(len(images), (count,), generator=draws.generator)
-    places = torch.rand(count, 2, generator=draws.generator)
-    patches = torch.empty(count, 1, SIDE, SIDE)
-    for row, (image, (down, right)) in enumerate(zip(which.tolist(), places.tolist(), strict=True)):
-        height, width = images[image].shape
-        top, left = int(down * (height - SIDE + 1)), int(right * (width - SIDE + 1))
-        patches[row, 0] = images[image][top : top + SIDE, left : left + SIDE]
-    return patches, which
+    """Patches at random places; those on which there is nothing to be seen are drawn again.
+
+    Args:
+        images: photographs (H, W), each as probable as any other.
+        count: N, number of patches.
+        draws: decides which and where.
+
+    Returns:
+        Patches (N, 1, SIDE, SIDE), and the numbers of their photographs, int64 (N,).
+    """
+    cut: list[Tensor] = []
+    owners: list[int] = []
+    while len(cut) < count:
+        owner = draws.integer(0, len(images) - 1)
+        height, width = images[owner].shape
+        top, left = draws.integer(0, height - SIDE), draws.integer(0, width - SIDE)
+        patch = images[owner][top : top + SIDE, left : left + SIDE]
+        if patch.std() > FLAT:
+            cut.append(patch)
+            owners.append(owner)
+    return torch.stack(cut).unsqueeze(1), torch.tensor(owners)
 
 
 def patches(task: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -219,8 +232,8 @@ def resnet20() -> Task:
     """
     parts = []
     for images, labels in patches("ResNet-20"):
-        deviation = images.std((2, 3), keepdim=True).clamp_min(0.01)
-        parts.append(((images - images.mean((2, 3), True)) / deviation, labels))
+        centred = images - images.mean((2, 3), True)
+        parts.append((centred / images.std((2, 3), keepdim=True), labels))
     return own_task(
         "ResNet-20",
         partial(mixed, ResNet20),
