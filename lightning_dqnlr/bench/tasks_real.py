@@ -15,6 +15,7 @@ from lightning_dqnlr.bench.tasks_real_images import resnet20, unet
 from lightning_dqnlr.bench.tasks_real_speech import words_to_sounds
 from lightning_dqnlr.bench.tasks_real_tables import flights_mlp
 from lightning_dqnlr.bench.tasks_real_text import gpt, word_lstm
+from lightning_dqnlr.bench.tasks_real_tuning import fine_tuned_gpt, lora_gpt
 
 _real = partial(BenchTask, split="real size")
 
@@ -27,4 +28,7 @@ REAL_TASKS: tuple[BenchTask, ...] = (
     _real("U-Net", build=unet, lr=1e-3, seconds=120.0),
     _real("printed characters", build=printed_characters, lr=1e-3, seconds=150.0),
     _real("communities", build=communities, lr=1e-3, seconds=130.0),
+    # Rates that are usual for networks a hundred times as large are low for a small one.
+    _real("fine-tuned GPT", build=fine_tuned_gpt, lr=5e-5, centre=1e-3, seconds=90.0),
+    _real("LoRA GPT", build=lora_gpt, lr=2e-4, centre=3e-3, seconds=90.0),
 )

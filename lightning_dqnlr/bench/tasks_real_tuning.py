@@ -16,7 +16,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_dqnlr.bench.mixed_precision import mixed
 from lightning_dqnlr.bench.task import CrossEntropy, fixed_draws, own_task
 from lightning_dqnlr.bench.tasks_real_text import CHARACTER_CONTEXT, GPT, PACKAGES, library_files
 from lightning_dqnlr.tasks.data import Examples
@@ -112,20 +111,25 @@ def pieces_of(files: Iterable[Path], count: int, draws: Draws) -> tuple[Tensor, 
 def packages(task: str) -> Examples:
     """Pieces of the packages; those for validation are of every tenth file, which GPT never saw.
 
+    Licences and the like stand in several files; such pieces are not held out.
+
     Raises:
         ConfigurationError: their sources are not installed.
     """
     draws, files = fixed_draws(task), library_files(PACKAGES, task)
-    train = [path for place, path in enumerate(files) if place % 10]
-    held_out = pieces_of(files[::10], HELD_OUT_PIECES, draws)
-    return Examples(pieces_of(train, PIECES, draws), held_out)
+    train = pieces_of((path for place, path in enumerate(files) if place % 10), PIECES, draws)
+    codes, labels = pieces_of(files[::10], 2 * HELD_OUT_PIECES, draws)
+    known = set(map(tuple, train[0].tolist()))
+    fresh = [place for place, piece in enumerate(codes.tolist()) if tuple(piece) not in known]
+    held_out = torch.tensor(fresh[:HELD_OUT_PIECES])
+    return Examples(train, (codes[held_out], labels[held_out]))
 
 
 def fine_tuned_gpt() -> Task:
     """All weights; AdamW at the rate that Hugging Face's Trainer has by default."""
     return own_task(
         "fine-tuned GPT",
-        partial(mixed, Classifier),
+        Classifier,
         CrossEntropy(),
         partial(torch.optim.AdamW, lr=5e-5, weight_decay=0.01),
         packages("fine-tuned GPT"),
@@ -144,7 +148,7 @@ def lora_gpt() -> Task:
     """Low-rank changes and the head; AdamW."""
     return own_task(
         "LoRA GPT",
-        partial(mixed, adapted),
+        adapted,
         CrossEntropy(),
         trained_only,
         packages("LoRA GPT"),
