@@ -1,11 +1,14 @@
 """The tasks of real size: what they are, and the networks, losses and data that they bring."""
 
+import importlib
 import sys
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from torch.utils import _pytree as pytree
 
@@ -35,7 +38,7 @@ from lightning_dqnlr.bench.tasks_real_images import (
 from lightning_dqnlr.bench.tasks_real_speech import PADDING, SoundTransformer, dictionary
 from lightning_dqnlr.bench.tasks_real_tables import flights, in_standard_units
 from lightning_dqnlr.bench.tasks_real_text import GPT, NextToken, WordLSTM
-from lightning_dqnlr.bench.tasks_real_tuning import Classifier, adapted
+from lightning_dqnlr.bench.tasks_real_tuning import PRETRAINED, Classifier, adapted, small_gpt
 from lightning_dqnlr.envs.trainer_data import task_loader
 from lightning_dqnlr.errors import MissingPackageError
 from lightning_dqnlr.tasks.sampling import Draws
@@ -338,6 +341,20 @@ def test_the_pretrained_network_reads_source_better_than_a_fresh_one():
         logits = net(pieces[:, :-1])
     loss = nn.functional.cross_entropy(logits.flatten(0, 1), pieces[:, 1:].flatten())
     assert loss < 2.2  # a fresh one begins at ln 97 = 4.6
+
+
+def test_pretraining_writes_all_weights_that_the_classifier_takes_over(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        script = importlib.import_module("pretrain_gpt")
+    file = tmp_path / "new" / "gpt.safetensors"
+    monkeypatch.setattr(script, "PRETRAINED", file)
+    script.main(steps=2)
+    written, shipped = load_file(file), load_file(PRETRAINED)
+    assert {n: w.shape for n, w in written.items()} == {n: w.shape for n, w in shipped.items()}
+    assert {w.dtype for w in shipped.values()} == {torch.float16}
+    missing = set(weights(small_gpt())) - set(shipped)
+    assert missing == set()  # the head is the embedding
 
 
 def test_one_fixed_adamw_replaces_any_optimizer_and_follows_the_cosine():
