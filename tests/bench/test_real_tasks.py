@@ -39,7 +39,7 @@ from lightning_dqnlr.bench.tasks_real_speech import PADDING, SoundTransformer, d
 from lightning_dqnlr.bench.tasks_real_tables import flights, in_standard_units
 from lightning_dqnlr.bench.tasks_real_text import GPT, NextToken, WordLSTM
 from lightning_dqnlr.bench.tasks_real_tuning import PRETRAINED, Classifier, adapted, small_gpt
-from lightning_dqnlr.envs.trainer_data import task_loader
+from lightning_dqnlr.envs.trainer_data import module_losses, task_loader
 from lightning_dqnlr.errors import MissingPackageError
 from lightning_dqnlr.tasks.sampling import Draws
 from tests.bench.watched_tasks import task as watched_task
@@ -87,6 +87,16 @@ def test_a_step_reaches_every_weight_that_is_trained(name):
     assert loss.dtype == torch.float32
     trained = {n: w for n, w in module.named_parameters() if w.requires_grad}
     assert [n for n, w in trained.items() if w.grad is None or not w.grad.abs().max() > 0] == []
+
+
+@each
+def test_a_module_can_be_evaluated(name):
+    task = opened(name)
+    few = pytree.tree_map(lambda leaf: leaf[:8], task.validation_data)
+    small = replace(task, train_data=few, validation_data=few, batch_size=8)
+    losses = module_losses(task.build(0), small)
+    assert losses.train.isfinite()
+    assert losses.train == losses.validation
 
 
 @each
