@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from lightning_dqnlr.bench.mixed_precision import mixed
 from lightning_dqnlr.bench.package_data import package_folder
 from lightning_dqnlr.bench.task import fixed_draws, own_task
 from lightning_dqnlr.tasks.data import Examples
@@ -55,8 +56,13 @@ class SoundTransformer(nn.Module):
         self.places = nn.Embedding(length, width)
         for embedding in (self.letters, self.sounds, self.places):
             nn.init.normal_(embedding.weight, std=width**-0.5)
-        self.core = nn.Transformer(width, 4, layers, layers, 4 * width, batch_first=True)
-        self.core.encoder.enable_nested_tensor = False  # a prototype, which warns of itself
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, batch_first=True)
+        # Its own encoder but for nested tensors, a prototype that warns of itself.
+        norm = nn.LayerNorm(width)
+        encoder = nn.TransformerEncoder(layer, layers, norm, enable_nested_tensor=False)
+        self.core = nn.Transformer(
+            width, 4, layers, layers, 4 * width, custom_encoder=encoder, batch_first=True
+        )
         self.head = nn.Linear(width, kinds)
         self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(length - 1))
 
@@ -130,7 +136,7 @@ def words_to_sounds() -> Task:
     adam = partial(torch.optim.Adam, lr=5e-4, betas=(0.9, 0.98), eps=1e-9)
     return own_task(
         "words to sounds",
-        partial(SoundTransformer, known.kinds),
+        partial(mixed, partial(SoundTransformer, known.kinds)),
         NextSound(),
         adam,
         Examples(
