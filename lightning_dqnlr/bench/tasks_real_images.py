@@ -37,7 +37,8 @@ NOISE = 0.2  # standard deviation; grey values lie in 0..1
 class BasicBlock(nn.Module):
     """Two convolutions with BatchNorm beside a shortcut that only subsamples and pads.
 
-    Option A of He et al. 2016 (arXiv:1512.03385, section 4.2), which needs no weights.
+    Option A of He et al. 2016 (arXiv:1512.03385, section 4.2), which needs no weights. The last
+    BatchNorm starts from zero, so that the block does nothing at first (arXiv:1706.02677).
 
     Args:
         before: channels of the input.
@@ -47,12 +48,14 @@ class BasicBlock(nn.Module):
     def __init__(self, before: int, channels: int) -> None:
         super().__init__()
         self.stride, self.more = (2 if channels > before else 1), channels - before
+        last = nn.BatchNorm2d(channels)
+        nn.init.zeros_(last.weight)
         self.branch = nn.Sequential(
             nn.Conv2d(before, channels, 3, self.stride, 1, bias=False),
             nn.BatchNorm2d(channels),
             nn.ReLU(),
             nn.Conv2d(channels, channels, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(channels),
+            last,
         )
 
     def forward(self, images: Tensor) -> Tensor:

@@ -78,7 +78,7 @@ def test_a_step_reaches_every_weight_that_is_trained(name):
     module.log = lambda *_, **__: None
     optimizer = module.configure_optimizers()
     assert optimizer.param_groups[0]["lr"] == BY_NAME[name].lr
-    for _ in range(2):  # low-rank factors get a gradient only when their partner has moved
+    for _ in range(2):  # what is multiplied by zero at first gets a gradient only then
         optimizer.zero_grad()
         loss = module.training_step(next(batches), 0)
         loss.backward()
@@ -238,6 +238,8 @@ def test_the_residual_network_is_that_of_the_paper():
     assert len(convolutions) + 1 == 20
     assert 0.26e6 < sum(w.numel() for w in net.parameters()) < 0.28e6  # 0.27 M in its table 6
     assert net(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
+    block, images = net.layers[3], torch.rand(2, 16, 8, 8)
+    assert torch.equal(block(images), images)  # at first
 
 
 def test_noise_is_drawn_anew_in_training_and_known_in_evaluation():
