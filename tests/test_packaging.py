@@ -61,6 +61,10 @@ def test_the_wheel_is_typed_and_carries_the_bundled_policies(wheel_files):
     assert bundled | {"lightning_dqnlr/py.typed"} <= wheel_files
 
 
+def test_the_wheel_carries_the_pretrained_network_of_the_fine_tuning_tasks(wheel_files):
+    assert "lightning_dqnlr/bench/pretrained/source_gpt.safetensors" in wheel_files
+
+
 def test_nothing_but_the_package_is_installed(wheel_files):
     metadata = f"lightning_dqnlr-{lightning_dqnlr.__version__}.dist-info"
     assert {name.split("/")[0] for name in wheel_files} == {"lightning_dqnlr", metadata}

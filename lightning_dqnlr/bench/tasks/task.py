@@ -18,7 +18,13 @@ from lightning_dqnlr.tasks.task import Task
 from lightning_dqnlr.tasks.user import ModuleBuilder
 
 BenchSplit = Literal[
-    "new seeds", "new families", "new optimizer", "longer runs", "unknown horizon", "your own"
+    "new seeds",
+    "new families",
+    "new optimizer",
+    "longer runs",
+    "unknown horizon",
+    "real size",
+    "your own",
 ]
 UNKNOWN_HORIZON: BenchSplit = "unknown horizon"
 # Splits that ask a question of their own, with what it is about; no table over all tasks has them.

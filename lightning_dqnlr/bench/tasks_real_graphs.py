@@ -1,0 +1,128 @@
+"""A graph network that finds the communities of random graphs."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dqnlr.bench.task import fixed_draws, own_task
+from lightning_dqnlr.tasks.data import Examples
+from lightning_dqnlr.tasks.sampling import Draws
+from lightning_dqnlr.tasks.task import Task
+
+COMMUNITIES = 6
+SMALLEST, LARGEST = 4, 12  # nodes of a community
+NODES = COMMUNITIES * LARGEST
+WITHIN, BETWEEN = 0.55, 0.2  # probability of an edge
+GRAPHS, HELD_OUT_GRAPHS = 12_000, 512
+ABSENT = -1
+
+
+class IsomorphismLayer(nn.Module):
+    """Sums over neighbours and an MLP, beside a skip (GIN, Xu et al. 2019, arXiv:1810.00826).
+
+    With BatchNorm over nodes as in Dwivedi et al. (arXiv:2003.00982, appendix C.1).
+
+    Args:
+        width: D of the nodes' states.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.epsilon = nn.Parameter(torch.zeros(()))
+        self.mlp = nn.Sequential(
+            nn.Linear(width, width),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+            nn.Linear(width, width),
+            nn.BatchNorm1d(width),
+            nn.ReLU(),
+        )
+
+    def forward(self, nodes: Tensor, edges: Tensor, present: Tensor) -> Tensor:
+        """States (N, V, D), adjacency (N, V, V) and whether a node exists (N, V): new states."""
+        gathered = ((1.0 + self.epsilon) * nodes + edges @ nodes)[present]
+        return nodes + torch.zeros_like(nodes).masked_scatter(
+            present.unsqueeze(2), torch.as_tensor(self.mlp(gathered))
+        )
+
+
+class GraphNetwork(nn.Module):
+    """Layers of GIN, and a linear map of each node's states after all of them (jumping knowledge).
+
+    Args:
+        width: D of the nodes' states.
+        layers: number of layers.
+    """
+
+    def __init__(self, width: int = 128, layers: int = 8) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(COMMUNITIES + 1, width)
+        self.layers = nn.ModuleList(IsomorphismLayer(width) for _ in range(layers))
+        self.head = nn.Linear((layers + 1) * width, COMMUNITIES)
+
+    def forward(self, labels: Tensor, edges: Tensor) -> Tensor:
+        """Known labels (N, V), 0 for none, and adjacency (N, V, V) to logits (N, V, C)."""
+        present, edges = labels != ABSENT, edges.float()
+        states = [self.embed(labels.clamp_min(0)) * present.unsqueeze(2)]
+        for layer in self.layers:
+            states.append(layer(states[-1], edges, present))
+        return torch.as_tensor(self.head(torch.cat(states, 2)))
+
+
+class NodeCrossEntropy(nn.Module):
+    """Mean cross-entropy of the nodes that exist."""
+
+    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """The loss of a batch (known labels, adjacency, communities), shape ()."""
+        known, edges, communities = batch
+        logits = net(known, edges)
+        return nn.functional.cross_entropy(
+            logits.flatten(0, 1), communities.flatten(), ignore_index=ABSENT
+        )
+
+
+def block_graphs(count: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
+    """Graphs of a stochastic block model, one node of each community labelled.
+
+    The task CLUSTER of Dwivedi et al. (arXiv:2003.00982, section 3.2) with smaller communities.
+
+    Args:
+        count: N.
+        draws: of sizes, edges, and the labelled nodes.
+
+    Returns:
+        Known labels int64 (N, V), 0 for none and `ABSENT` where there is no node; adjacency bool
+        (N, V, V), symmetric; communities int64 (N, V), `ABSENT` where there is no node.
+    """
+    generator = draws.generator
+    sizes = torch.randint(SMALLEST, LARGEST + 1, (count, COMMUNITIES), generator=generator)
+    place = torch.arange(LARGEST).repeat(COMMUNITIES)
+    community = torch.arange(COMMUNITIES).repeat_interleave(LARGEST)
+    present = place < sizes[:, community]
+    # The first node of each community is the one whose label is known.
+    known = torch.where(place == 0, community + 1, 0).expand(count, -1)
+    chance = torch.where(community == community.unsqueeze(1), WITHIN, BETWEEN)
+    upper = (torch.rand(count, NODES, NODES, generator=generator) < chance).triu(1)
+    edges = (upper | upper.mT) & present.unsqueeze(1) & present.unsqueeze(2)
+    return (
+        known.masked_fill(~present, ABSENT),
+        edges,
+        community.expand(count, -1).masked_fill(~present, ABSENT),
+    )
+
+
+def communities() -> Task:
+    """To which of six communities each node belongs; Adam, batches of 32 graphs."""
+    draws = fixed_draws("communities")
+    return own_task(
+        "communities",
+        GraphNetwork,
+        NodeCrossEntropy(),
+        partial(torch.optim.Adam, lr=1e-3),
+        Examples(block_graphs(GRAPHS, draws), block_graphs(HELD_OUT_GRAPHS, draws)),
+        horizon=1500,
+        batch_size=32,
+    )

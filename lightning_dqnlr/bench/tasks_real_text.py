@@ -1,0 +1,270 @@
+"""Language models of real size: a GPT on characters, an LSTM on words.
+
+Both read what every Python brings: the sources of the standard library, and what their authors
+wrote into them for people. The text differs between Python versions, so these tasks are the same on
+machines with the same version only.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import sysconfig
+from collections import Counter
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dqnlr.bench.mixed_precision import mixed
+from lightning_dqnlr.bench.task import own_task
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.tasks.data import Examples
+from lightning_dqnlr.tasks.task import Task
+from lightning_dqnlr.tasks.text import VOCABULARY, encode
+
+# The families of meta-training read only the modules at the library's top level.
+PACKAGES = (
+    "asyncio", "collections", "concurrent", "ctypes", "email", "html", "http", "importlib", "json",
+    "logging", "multiprocessing", "unittest", "urllib", "wsgiref", "xml", "xmlrpc",
+)  # fmt: skip
+ROWS, HELD_OUT_ROWS = 1024, 512  # pieces that a text is cut into; what an evaluation reads
+CHARACTER_CONTEXT, WORD_CONTEXT = 64, 35
+WORDS = 4096
+_WORD = re.compile(r"[a-z]+|[.,;:()]")
+
+
+class GPT(nn.Module):
+    """A decoder of pre-norm blocks with GPT-2's initial weights (Radford et al. 2019).
+
+    All matrices are drawn from N(0, 0.02^2), those that write into the residual stream from
+    N(0, 0.02^2 / 2L), L the number of blocks; the head is tied to the embedding. The default is the
+    character-level model of nanoGPT (Karpathy 2022), of 10.7 million parameters.
+
+    Args:
+        context: T, the most tokens that it reads.
+        width: D of the tokens.
+        layers: L, number of blocks.
+        heads: of the attention.
+        dropout: of attention and of what is added to the residual stream.
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self,
+        context: int = CHARACTER_CONTEXT,
+        width: int = 384,
+        layers: int = 6,
+        heads: int = 6,
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(VOCABULARY, width), nn.Embedding(context, width)
+        self.dropout = nn.Dropout(dropout)
+        # Not nn.TransformerEncoder, whose blocks are copies and so start from equal weights.
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, heads, 4 * width, dropout, "gelu", batch_first=True, norm_first=True
+            )
+            for _ in range(layers)
+        )
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY, bias=False)
+        self.head.weight = self.tokens.weight
+        mask = nn.Transformer.generate_square_subsequent_mask(context)
+        self.register_buffer("mask", mask)
+        gpt2_weights(self, layers)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Characters (N, T) to logits of the next ones, (N, T, VOCABULARY)."""
+        return torch.as_tensor(self.head(self.states(tokens)))
+
+    def states(self, tokens: Tensor) -> Tensor:
+        """Characters (N, T) to the last block's normalised states, (N, T, D)."""
+        length = tokens.shape[1]
+        hidden = self.dropout(self.tokens(tokens) + self.places.weight[:length])
+        for block in self.blocks:
+            hidden = block(hidden, self.mask[:length, :length], is_causal=True)
+        return torch.as_tensor(self.norm(hidden))
+
+
+def gpt2_weights(net: nn.Module, layers: int) -> None:
+    """Draws all matrices as GPT-2 does, and sets the biases of linear layers to zero."""
+    for name, weight in net.named_parameters():
+        if weight.ndim > 1:
+            writes = name.endswith(("out_proj.weight", "linear2.weight"))
+            nn.init.normal_(weight, std=0.02 / math.sqrt(2 * layers) if writes else 0.02)
+        elif name.endswith("bias"):
+            nn.init.zeros_(weight)
+
+
+class WordLSTM(nn.Module):
+    """The LSTM of PyTorch's own example `word_language_model` (after arXiv:1409.2329).
+
+    Embedding and decoder start uniform in -0.1..0.1, the LSTM from torch's own initial weights.
+
+    Args:
+        width: of embedding and states.
+        layers: of the LSTM.
+        dropout: of embedding, states between layers, and output.
+    """
+
+    def __init__(self, width: int = 200, layers: int = 2, dropout: float = 0.2) -> None:
+        super().__init__()
+        self.words, self.decoder = nn.Embedding(WORDS, width), nn.Linear(width, WORDS)
+        self.states = nn.LSTM(width, width, layers, batch_first=True, dropout=dropout)
+        self.dropout = nn.Dropout(dropout)
+        for weight in (self.words.weight, self.decoder.weight):
+            nn.init.uniform_(weight, -0.1, 0.1)
+        nn.init.zeros_(self.decoder.bias)
+
+    def forward(self, words: Tensor) -> Tensor:
+        """Words (N, T) to logits of the next ones, (N, T, WORDS)."""
+        states, _ = self.states(self.dropout(self.words(words)))
+        return torch.as_tensor(self.decoder(self.dropout(states)))
+
+
+class NextToken(nn.Module):
+    """Cross-entropy of the next tokens in windows of a text that is cut into long rows.
+
+    Windows lie at random places of their rows in training, and at their beginning in evaluation.
+
+    Args:
+        context: T, tokens that the network reads.
+    """
+
+    def __init__(self, context: int) -> None:
+        super().__init__()
+        self.context = context
+
+    def forward(self, net: nn.Module, batch: tuple[Tensor]) -> Tensor:
+        """The loss of a batch (tokens,), int64 (N, row), shape ()."""
+        (rows,) = batch
+        starts = torch.zeros(len(rows), 1, dtype=torch.int64, device=rows.device)
+        if net.training:
+            starts += torch.randint(rows.shape[1] - self.context, starts.shape).to(rows.device)
+        places = starts + torch.arange(self.context + 1, device=rows.device)
+        windows = rows.gather(1, places)
+        logits = net(windows[:, :-1])
+        return nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+
+
+def in_rows(tokens: Tensor, rows: int) -> tuple[Tensor]:
+    """A text (tokens,) as so many pieces of equal length, (rows, tokens // rows)."""
+    length = len(tokens) // rows
+    return (tokens[: rows * length].reshape(rows, length),)
+
+
+def library_files(folders: tuple[str, ...] | None, task: str) -> list[Path]:
+    """Source files of the standard library, sorted; tests are left out.
+
+    Args:
+        folders: packages to read, or None for the whole library.
+        task: that reads them, for the message.
+
+    Raises:
+        ConfigurationError: this Python was installed without them.
+    """
+    library = Path(sysconfig.get_paths()["stdlib"])
+    places = [library] if folders is None else [library / name for name in folders]
+    found = (path for place in places for path in sorted(place.rglob("*.py")))
+    others = {"test", "tests", "idle_test", "site-packages", "dist-packages", "lib2to3"}
+    files = [path for path in found if not others & {*path.relative_to(library).parts}]
+    if len(files) < 100:
+        raise ConfigurationError(
+            f"the task {task!r} reads the standard library's sources, but {library} has next to "
+            "none; install Python with its sources, or leave the task out: suite.tasks=[...]."
+        )
+    return files
+
+
+@cache
+def source_text() -> tuple[Tensor, Tensor]:
+    """The packages' sources as codes (characters,); every tenth file is held out.
+
+    Raises:
+        ConfigurationError: their sources are not installed.
+    """
+    texts = [encode(path) for path in library_files(PACKAGES, "GPT")]
+    train = [text for place, text in enumerate(texts) if place % 10]
+    return torch.cat(train), torch.cat(texts[::10])
+
+
+def docstrings(path: Path) -> str:
+    """What a source file says of its modules, classes and functions, in lower case."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8", errors="replace"))
+    except SyntaxError:  # a template, say
+        return ""
+    texts = (ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, documented))
+    return "\n".join(text for text in texts if text).lower()
+
+
+@cache
+def word_text() -> tuple[Tensor, Tensor]:
+    """Docstrings and `help()`'s topics as words (words,); 0 for those that are rare.
+
+    Every tenth file, and every tenth topic, is held out; the vocabulary is of the rest.
+
+    Raises:
+        ConfigurationError: sources or topics are not installed.
+    """
+    texts = [docstrings(path) for path in library_files(None, "word LSTM")]
+    texts += [topic.lower() for topic in help_topics()]
+    words = [_WORD.findall(text) for text in texts]
+    train = [word for place, text in enumerate(words) if place % 10 for word in text]
+    held_out = [word for text in words[::10] for word in text]
+    frequent = [word for word, _ in Counter(train).most_common(WORDS - 1)]
+    code = {word: index for index, word in enumerate(frequent, 1)}
+    first, second = (torch.tensor([code.get(w, 0) for w in part]) for part in (train, held_out))
+    return first, second
+
+
+def help_topics() -> list[str]:
+    """The texts of Python's `help()`, sorted by name.
+
+    Raises:
+        ConfigurationError: this Python was installed without them.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError as error:
+        raise ConfigurationError(
+            "the task 'word LSTM' reads pydoc_data, which this Python was installed without; "
+            "install Python with its standard library, or leave the task out: suite.tasks=[...]."
+        ) from error
+    return [topics[name] for name in sorted(topics)]
+
+
+def gpt() -> Task:
+    """The next character of Python's sources; AdamW, clipped gradients, 8 windows of 64."""
+    train, held_out = source_text()
+    adamw = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    return own_task(
+        "GPT",
+        partial(mixed, GPT),
+        NextToken(CHARACTER_CONTEXT),
+        adamw,
+        Examples(in_rows(train, ROWS), in_rows(held_out, HELD_OUT_ROWS)),
+        horizon=1500,
+        batch_size=8,
+        gradient_clip=1.0,
+    )
+
+
+def word_lstm() -> Task:
+    """The next word; the example's plain SGD with its rate of 20 and gradients clipped to 0.25."""
+    train, held_out = word_text()
+    return own_task(
+        "word LSTM",
+        partial(mixed, WordLSTM),
+        NextToken(WORD_CONTEXT),
+        partial(torch.optim.SGD, lr=20.0),
+        Examples(in_rows(train, ROWS), in_rows(held_out, HELD_OUT_ROWS)),
+        horizon=2000,
+        batch_size=32,
+        gradient_clip=0.25,
+    )
