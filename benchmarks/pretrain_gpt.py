@@ -3,8 +3,8 @@
     python benchmarks/pretrain_gpt.py
 
 It reads the sources of the standard library's packages, every tenth file left out, for 4,000 steps
-of 32 windows: about five minutes on one core. The weights are written in half precision to the
-package's `bench/pretrained/source_gpt.safetensors`. Records of the tasks depend on that file.
+of 32 windows: about five minutes on one core. The weights are written in half precision to
+`pretrained/source_gpt.safetensors` beside the tasks. Records of the tasks depend on that file.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import sys
 import torch
 from safetensors.torch import save_file
 
-from lightning_dqnlr.bench.cosine import cosine
-from lightning_dqnlr.bench.mixed_precision import InBfloat16
-from lightning_dqnlr.bench.tasks_real_text import CHARACTER_CONTEXT, NextToken, source_text
-from lightning_dqnlr.bench.tasks_real_tuning import PRETRAINED, small_gpt
+from lightning_dqnlr.bench.tasks.real.mixed_precision import InBfloat16
+from lightning_dqnlr.bench.tasks.real.text import CHARACTER_CONTEXT, NextToken, source_text
+from lightning_dqnlr.bench.tasks.real.tuning import PRETRAINED, small_gpt
+from lightning_dqnlr.scoring.cosine import cosine
 
 STEPS, WINDOWS, PEAK = 4000, 32, 3e-3
 TOLD_EVERY = 200  # steps

@@ -62,7 +62,7 @@ def test_the_wheel_is_typed_and_carries_the_bundled_policies(wheel_files):
 
 
 def test_the_wheel_carries_the_pretrained_network_of_the_fine_tuning_tasks(wheel_files):
-    assert "lightning_dqnlr/bench/pretrained/source_gpt.safetensors" in wheel_files
+    assert "lightning_dqnlr/bench/tasks/real/pretrained/source_gpt.safetensors" in wheel_files
 
 
 def test_nothing_but_the_package_is_installed(wheel_files):

@@ -185,10 +185,11 @@ def _report(
 def _tasks(config: DictConfig) -> Sequence[BenchTask]:
     from lightning_dqnlr.bench.runs.suite import your_own
     from lightning_dqnlr.bench.tasks import TASKS
+    from lightning_dqnlr.bench.tasks.real import REAL_TASKS
     from lightning_dqnlr.tasks.task import Task
 
     if "task" not in config:
-        return TASKS
+        return (*TASKS, *REAL_TASKS)
     node: Any = config.task
     module = node.get("module")
     if OmegaConf.is_dict(module) and "_partial_" not in module:

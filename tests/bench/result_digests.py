@@ -25,6 +25,7 @@ import lightning_dqnlr
 from lightning_dqnlr.bench.methods import METHODS
 from lightning_dqnlr.bench.runs import versions
 from lightning_dqnlr.bench.tasks import TASKS
+from lightning_dqnlr.bench.tasks.real import REAL_TASKS
 from lightning_dqnlr.scoring.task_content import task_content
 
 LEDGER = Path(__file__).with_suffix(".json")
@@ -139,7 +140,7 @@ def todays():
     for method in METHODS:
         number = versions.METHODS.get(method.name, 1)
         entries[f"method {method.name}"] = [number, of_method(method)]
-    for named in TASKS:
+    for named in (*TASKS, *REAL_TASKS):
         entries[f"task {named.name}"] = [named.version, of_task(named)]
     return entries
 

@@ -302,4 +302,6 @@ def test_a_task_that_cannot_be_sent_is_refused():
 
 def test_every_suite_has_a_configuration():
     conf = Path(__file__).parents[2] / "conf/suite"
-    assert {path.stem for path in conf.glob("*.yaml")} == {"quick", "full", "shipped", "mine"}
+    assert {path.stem for path in conf.glob("*.yaml")} == {
+        *("quick", "full", "shipped", "mine", "real", "gpu")
+    }

@@ -14,6 +14,7 @@ from lightning_dqnlr.bench.runs.archive import Archive
 from lightning_dqnlr.bench.runs.suite import plan
 from lightning_dqnlr.bench.runs.versions import run_version
 from lightning_dqnlr.bench.tasks import TASKS
+from lightning_dqnlr.bench.tasks.real import REAL_TASKS
 from lightning_dqnlr.scoring.task_content import task_content
 from lightning_dqnlr.tasks.task import Task
 from tests.bench import result_digests
@@ -35,9 +36,10 @@ def test_nobody_changes_what_decides_a_result_without_saying_so():
 
 
 def test_every_shipped_record_is_of_todays_versions():
-    planned = {run.key for run in plan(suite_of("full"), TASKS, METHODS)}
+    tasks = (*TASKS, *REAL_TASKS)
+    planned = {run.key for name in ("full", "real") for run in plan(suite_of(name), tasks, METHODS)}
     kinds = {(key.task, key.method, key.version, key.policy) for key in planned}
-    for task in TASKS:
+    for task in tasks:
         for key in Archive(SHIPPED).of(task.name):
             assert (key.task, key.method, key.version, key.policy) in kinds
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_dqnlr.bench.methods.feedback import GreedyLR, Hypergradient, LRFinder, Plateau
+from lightning_dqnlr.bench.methods.fixed import FixedAdamW
 from lightning_dqnlr.bench.methods.packages import DAdaptation, Prodigy, ScheduleFree
 from lightning_dqnlr.bench.methods.plan import Method
 from lightning_dqnlr.bench.methods.policies import (
@@ -33,6 +34,7 @@ METHODS: tuple[Method, ...] = (
     ScheduledLR("linear", linear),
     ScheduledLR("cosine", warmup_cosine),
     ScheduledLR("wsd", wsd),
+    FixedAdamW(),
     OneCycle(),
     Plateau(),
     LRFinder(),

@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, get_args
 
 from lightning_dqnlr.bench.methods.plan import Method
 from lightning_dqnlr.bench.runs.archive import Store
@@ -15,7 +15,7 @@ from lightning_dqnlr.bench.runs.processes import Refusal, make_runs
 from lightning_dqnlr.bench.runs.record import Record, RunKey
 from lightning_dqnlr.bench.runs.run import PlannedRun
 from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
-from lightning_dqnlr.bench.tasks.task import APART, BenchTask
+from lightning_dqnlr.bench.tasks.task import APART, BenchSplit, BenchTask
 from lightning_dqnlr.checks import NOT_NEGATIVE, check_choice, check_integer, check_number
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.errors import ConfigurationError
@@ -30,7 +30,7 @@ class Suite:
     """What is compared on what.
 
     Attributes:
-        tasks: names of the benchmark's tasks; None for all.
+        tasks: names of the benchmark's tasks; None for all of the splits.
         methods: names of the methods; None for all.
         seeds: runs of each, by the seeds 0, 1, ...
         points: learning rates that a method is tuned over, in equal ratios.
@@ -44,6 +44,10 @@ class Suite:
         race_margin: see `losses.survivors`; None if all peaks of a grid run with all seeds.
         device: kind of device to train on, "cpu" or "cuda".
         evaluations: about how many points the curve of a run has.
+        splits: that the tasks are of; None for all.
+
+    Example:
+        >>> suite = Suite(tasks=["digits MLP"], methods=["dqnlr", "cosine"], seeds=2)
 
     Raises:
         ConfigurationError: a number is out of range.
@@ -61,11 +65,14 @@ class Suite:
     race_margin: float | None = None
     device: str = "cpu"
     evaluations: int = 24
+    splits: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_integer("seeds", self.seeds, 1)
         check_integer("points", self.points, 1)
         check_integer("evaluations", self.evaluations, 1)
+        for split in self.splits or ():
+            check_choice("splits", split, get_args(BenchSplit))
         check_number("decades", self.decades, "(0, 12]")
         check_number("race_margin", self.race_margin, NOT_NEGATIVE, optional=True)
         check_choice("sensitivity_decades", self.sensitivity_decades, range(2, 14, 2))
@@ -190,6 +197,8 @@ def plan(
     policies = {method.name: policy_hash(method) for method in chosen}
     few = {method.name for method in choose(methods, suite.apart_methods, "suite.apart_methods")}
     for task in choose(tasks, suite.tasks, "suite.tasks"):
+        if suite.splits is not None and task.split not in suite.splits:
+            continue
         for method in chosen:
             if not _restricted(suite, task) or method.name in few:
                 yield from _runs(suite, method, task, policies[method.name])

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.mixed_precision import mixed
-from lightning_dqnlr.bench.package_data import package_folder
-from lightning_dqnlr.bench.task import fixed_draws, own_task
+from lightning_dqnlr.bench.tasks.real.mixed_precision import mixed
+from lightning_dqnlr.bench.tasks.real.package_data import package_folder
+from lightning_dqnlr.bench.tasks.task import fixed_draws, own_task
 from lightning_dqnlr.errors import MissingPackageError
-from lightning_dqnlr.tasks.data import Examples
+from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.mixed_precision import mixed
-from lightning_dqnlr.bench.task import own_task
+from lightning_dqnlr.bench.tasks.real.mixed_precision import mixed
+from lightning_dqnlr.bench.tasks.task import own_task
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data import Examples
+from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.tasks.data.text import VOCABULARY, encode
 from lightning_dqnlr.tasks.task import Task
-from lightning_dqnlr.tasks.text import VOCABULARY, encode
 
 # The families of meta-training read only the modules at the library's top level.
 PACKAGES = (
@@ -239,18 +239,27 @@ def help_topics() -> list[str]:
     return [topics[name] for name in sorted(topics)]
 
 
-def gpt() -> Task:
-    """The next character of Python's sources; AdamW, clipped gradients, 8 windows of 64."""
+def gpt(
+    name: str = "GPT", sequences: int = 8, context: int = CHARACTER_CONTEXT, horizon: int = 1500
+) -> Task:
+    """The next character of Python's sources; AdamW, clipped gradients.
+
+    Args:
+        name: of the task; another name gives other initial weights.
+        sequences: windows per step.
+        context: characters per window.
+        horizon: steps of a run.
+    """
     train, held_out = source_text()
     adamw = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     return own_task(
-        "GPT",
-        partial(mixed, GPT),
-        NextToken(CHARACTER_CONTEXT),
+        name,
+        partial(mixed, partial(GPT, context)),
+        NextToken(context),
         adamw,
         Examples(in_rows(train, ROWS), in_rows(held_out, HELD_OUT_ROWS)),
-        horizon=1500,
-        batch_size=8,
+        horizon=horizon,
+        batch_size=sequences,
         gradient_clip=1.0,
     )
 

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from lightning_dqnlr.bench.task import CrossEntropy, fixed_draws, own_task
-from lightning_dqnlr.bench.tasks_real_text import CHARACTER_CONTEXT, GPT, PACKAGES, library_files
-from lightning_dqnlr.tasks.data import Examples
+from lightning_dqnlr.bench.tasks.real.text import CHARACTER_CONTEXT, GPT, PACKAGES, library_files
+from lightning_dqnlr.bench.tasks.task import CrossEntropy, fixed_draws, own_task
+from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.tasks.data.text import encode, windows
 from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
-from lightning_dqnlr.tasks.text import encode, windows
 
 WIDTH, LAYERS, HEADS = 96, 4, 4
 PRETRAINED = Path(__file__).parent / "pretrained" / "source_gpt.safetensors"

@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.task import fixed_draws, own_task
-from lightning_dqnlr.tasks.data import Examples
+from lightning_dqnlr.bench.tasks.task import fixed_draws, own_task
+from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
 

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from functools import partial
 
-from lightning_dqnlr.bench.task import BenchTask
-from lightning_dqnlr.bench.tasks_real_characters import printed_characters
-from lightning_dqnlr.bench.tasks_real_graphs import communities
-from lightning_dqnlr.bench.tasks_real_images import resnet20, unet
-from lightning_dqnlr.bench.tasks_real_speech import words_to_sounds
-from lightning_dqnlr.bench.tasks_real_tables import flights_mlp
-from lightning_dqnlr.bench.tasks_real_text import gpt, word_lstm
-from lightning_dqnlr.bench.tasks_real_tuning import fine_tuned_gpt, lora_gpt
+from lightning_dqnlr.bench.tasks.real.characters import printed_characters
+from lightning_dqnlr.bench.tasks.real.flights import flights_mlp
+from lightning_dqnlr.bench.tasks.real.graphs import communities
+from lightning_dqnlr.bench.tasks.real.images import resnet20, unet
+from lightning_dqnlr.bench.tasks.real.speech import words_to_sounds
+from lightning_dqnlr.bench.tasks.real.text import gpt, word_lstm
+from lightning_dqnlr.bench.tasks.real.tuning import fine_tuned_gpt, lora_gpt
+from lightning_dqnlr.bench.tasks.task import BenchTask
 
 _real = partial(BenchTask, split="real size")
 
 REAL_TASKS: tuple[BenchTask, ...] = (
     _real("GPT", build=gpt, lr=1e-3, seconds=240.0),
+    _real("GPT 16x128", build=partial(gpt, "GPT 16x128", 16, 128), lr=1e-3, seconds=900.0),
+    # As nanoGPT trains it, for a GPU (suite=gpu).
+    _real("GPT 32x256", build=partial(gpt, "GPT 32x256", 32, 256, 4000), lr=1e-3, seconds=9000.0),
     _real("word LSTM", build=word_lstm, lr=20.0, seconds=130.0),
     _real("words to sounds", build=words_to_sounds, lr=5e-4, seconds=180.0),
     _real("flights MLP", build=flights_mlp, lr=1e-3, seconds=70.0),

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.package_data import package_folder
-from lightning_dqnlr.bench.task import SquaredError, fixed_draws, own_task
-from lightning_dqnlr.tasks.data import Examples
+from lightning_dqnlr.bench.tasks.real.package_data import package_folder
+from lightning_dqnlr.bench.tasks.task import SquaredError, fixed_draws, own_task
+from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.task import Task
 
 CATEGORIES = ("carrier", "origin", "dest", "month", "day", "weekday", "hour")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch.optim import AdamW, Optimizer
 
-from lightning_dqnlr.bench.methods_plan import Plan, Setting
-from lightning_dqnlr.bench.methods_schedules import FollowShape, warmup_cosine
+from lightning_dqnlr.bench.methods.plan import Plan, Setting
+from lightning_dqnlr.bench.methods.schedules import FollowShape, warmup_cosine
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.mixed_precision import mixed
-from lightning_dqnlr.bench.package_data import package_folder
-from lightning_dqnlr.bench.task import fixed_draws, own_task
-from lightning_dqnlr.tasks.data import Examples
+from lightning_dqnlr.bench.tasks.real.mixed_precision import mixed
+from lightning_dqnlr.bench.tasks.real.package_data import package_folder
+from lightning_dqnlr.bench.tasks.task import fixed_draws, own_task
+from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.task import Task
 
 PADDING, BEGIN, END = 0, 1, 2
