@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 
-import lightning_dqnlr
-
 
 def provenance() -> dict[str, Any]:
     """Commit, versions, machine and date as plain JSON data."""
@@ -23,7 +21,7 @@ def provenance() -> dict[str, Any]:
             "python": platform.python_version(),
             "torch": str(torch.__version__),
             "lightning": version("lightning"),
-            "lightning_dqnlr": lightning_dqnlr.__version__,
+            "lightning_dqnlr": version("lightning-dqnlr"),
         },
         "machine": machine(),
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
