@@ -34,7 +34,7 @@ from real_size_tasks import HEADS, TINY, Size, Watched, residual_task, transform
 
 from lightning_dqnlr.bench.methods.plan import Method
 from lightning_dqnlr.bench.methods.policies import LearnedPolicy
-from lightning_dqnlr.bench.methods.schedules import ScheduledLR, warmup_cosine, wsd
+from lightning_dqnlr.bench.methods.schedules import ScheduledLR, wsd
 from lightning_dqnlr.bench.report.comparison import Comparison
 from lightning_dqnlr.bench.runs.archive import Store
 from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, final_loss
@@ -46,11 +46,12 @@ from lightning_dqnlr.cli.errors import errors_in_one_line
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.provenance import provenance
+from lightning_dqnlr.scoring.cosine import cosine
 from lightning_dqnlr.tasks.task import Task
 
 METHODS: tuple[Method, ...] = (
     LearnedPolicy(),
-    ScheduledLR("cosine", warmup_cosine),
+    ScheduledLR("cosine", cosine),
     ScheduledLR("wsd", wsd),
 )
 DECADES, EVALUATIONS = 2.0, 8
