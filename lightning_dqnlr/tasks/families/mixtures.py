@@ -90,7 +90,6 @@ class SplitTasks:
     held_out: TaskFamily
 
     def sample(self, seed: int, split: Split = "train") -> Task:
-        """Returns the task of this seed from the split's own distribution."""
         return (self.train if split == "train" else self.held_out).sample(seed, split)
 
 

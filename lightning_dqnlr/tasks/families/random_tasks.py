@@ -120,10 +120,6 @@ class RandomTasks(ABC):
     def sample(self, seed: int, split: Split = "train") -> Task:
         """Returns the task of this seed; the same for the same family, fields, split and seed.
 
-        Args:
-            seed: any integer.
-            split: the three splits share no random stream, whatever the seeds.
-
         Raises:
             ConfigurationError: unknown split, or data that are needed are not installed.
         """
@@ -166,13 +162,11 @@ class RandomTasks(ABC):
         )
 
     def draw_initial_scale(self, draws: Draws) -> float:
-        """Draws the factor on the initial weights."""
         wide = draws.chance(self.wide_probability)
         low, high = self.wide_initial_scales if wide else self.initial_scales
         return draws.log_uniform(low, high)
 
     def draw_input_scale(self, draws: Draws) -> float:
-        """Draws the factor on the inputs."""
         low, high = self.input_scales
         return draws.log_uniform(low, high)
 
