@@ -74,8 +74,8 @@ def summarize(scores: Scores, *, samples: int = SAMPLES) -> Summary:
 def probability_of_improvement(scores: Scores, rival: Scores) -> float:
     """Mean over tasks of P(X < Y) + P(X = Y) / 2, over all pairs of runs (their equation 2).
 
-    X are the scores. Y are the rival's, for the same tasks in the same order; other numbers of
-    seeds are fine.
+    X are the scores, and Y the rival's on the same tasks in the same order. Their numbers of seeds
+    may differ.
     """
     rows = [_better(x, y) for x, y in zip(scores, rival, strict=True)]
     return torch.stack(rows).mean().item()
@@ -131,8 +131,8 @@ LIMIT = 4.0  # the area is taken over tau in [1 / LIMIT, LIMIT]
 def steps_to(steps: Sequence[float], losses: Sequence[float], target: float) -> float:
     """The first step at which a curve is at or below a target, linear between its points.
 
-    At least 1 (a target met before training costs one step); infinite if never. A NaN or an
-    infinite loss reaches nothing.
+    It is at least 1 (a target met before training costs one step), and infinite if the target is
+    never met. A NaN or an infinite loss reaches nothing.
     """
     previous: tuple[float, float] | None = None
     for step, loss in zip(steps, losses, strict=True):

@@ -176,7 +176,7 @@ class QuadraticModule(TaskModule):
 
 @dataclass(frozen=True)
 class SupervisedBuilder:
-    """Builds a `SupervisedModule` from an initialisation seed, other weights for other tasks."""
+    """Builds a `SupervisedModule` from an initialisation seed and the task's name."""
 
     task: str
     network: NetworkSpec
@@ -190,7 +190,7 @@ class SupervisedBuilder:
 
 @dataclass(frozen=True, eq=False)
 class QuadraticBuilder:
-    """Builds a `QuadraticModule` from an initialisation seed: theta = initial_scale N(0, 1)."""
+    """Builds a `QuadraticModule` with theta = initial_scale N(0, 1) from a seed and a name."""
 
     task: str
     curvature: Tensor

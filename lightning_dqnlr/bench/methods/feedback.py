@@ -204,13 +204,13 @@ class LRFinder:
     steps: int = 100
 
     def plan(self, setting: Setting) -> Plan:
-        found, steps = self._search(setting)
-        lr = setting.lr if found is None else found
-        horizon = setting.task.horizon
-        return Plan(lr=lr, tries=math.ceil((horizon + steps) / horizon))
+        finder, horizon = self._search(setting), setting.task.horizon
+        found = finder.suggestion()
+        tries = math.ceil((horizon + len(finder.results["lr"])) / horizon)
+        return Plan(lr=setting.lr if found is None else found, tries=tries)
 
-    def _search(self, setting: Setting) -> tuple[float | None, int]:
-        """The suggestion, None for none, and the steps made."""
+    def _search(self, setting: Setting) -> Any:
+        """Lightning's finder after its steps."""
         task, stream = setting.task, RandomStream(setting.seed, setting.device)
         module = task.build(setting.seed)
         # The finder draws a progress bar of its own that no argument turns off.
@@ -218,11 +218,9 @@ class LRFinder:
             trainer = task_trainer(task, [], setting.device, folder=folder)
             loader = task_loader(task, setting.seed)
             with stream.active():
-                finder = Tuner(trainer).lr_find(
+                return Tuner(trainer).lr_find(
                     module, loader, num_training=self.steps, update_attr=False
                 )
-        assert finder is not None  # only `fast_dev_run` gives none
-        return finder.suggestion(), len(finder.results["lr"])
 
 
 def _loss(outputs: Any) -> Tensor:

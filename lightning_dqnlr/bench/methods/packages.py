@@ -88,12 +88,7 @@ class DAdaptation:
 
 
 def _with_own_rate(setting: Setting, make: Callable[[Optimizer], Optimizer]) -> Plan:
-    """Replaces the optimizer; the factor of 1 on the rate that it finds falls along half a cosine.
-
-    Args:
-        setting: of the run.
-        make: the package's optimizer in the place of the task's own.
-    """
+    """Trains with what `make` makes; its factor of 1 on its own rate falls along half a cosine."""
 
     def replace(own: Optimizer) -> Optimizer:
         with redirect_stdout(io.StringIO()):  # the packages announce their weight decay

@@ -63,7 +63,7 @@ class Plan:
 
 
 class RateSetter(Callback):
-    """Sets rates during a run; `rates` begin with what the optimizer has at its start."""
+    """Sets learning rates during a run, by `rates`: those of the optimizer when it starts."""
 
     rates: GroupRates
 

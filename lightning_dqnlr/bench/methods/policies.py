@@ -55,6 +55,7 @@ class LearnedPolicy:
     tuned: bool = False
 
     def load(self) -> LRPolicy:
+        """The policy; `PolicyFileError` if it cannot be read."""
         return LRPolicy.load(self.policy)
 
     def plan(self, setting: Setting) -> Plan:

@@ -77,7 +77,7 @@ class DecoderTransformer(nn.Module):
 class Recurrent(nn.Module):
     """An embedding, torch's own LSTM, and a linear layer at every step: (N, T) to (N, T, outputs).
 
-    A bidirectional one is a GRU.
+    With `bidirectional` a GRU that also reads backwards takes the LSTM's place.
     """
 
     def __init__(self, vocabulary: int, outputs: int, hidden: int, bidirectional: bool) -> None:

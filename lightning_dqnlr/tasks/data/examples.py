@@ -58,8 +58,8 @@ def imbalance(labels: Tensor, ratio: float, classes: int, draws: Draws) -> Tenso
     The k-th of C classes, in random order, keeps a share ratio^(-k / (C - 1)) of its examples
     (Cui et al. 2019, arXiv:1901.05555, section 5.1).
 
-    With labels (N,) int64 and the ratio of the most frequent class to the rarest, had they begun
-    equally frequent. The indices, int64, are a multiple of eight and in random order.
+    Labels are (N,) int64. Classes that began equally frequent end with this ratio of the most
+    frequent to the rarest. The indices are in random order, and their number divides by eight.
     """
     rank = torch.randperm(classes, generator=draws.generator)
     share = ratio ** -(rank / max(1, classes - 1))

@@ -45,7 +45,7 @@ def _photographs() -> tuple[Tensor, ...]:
 
 
 def patches(split: Split, size: int, examples: int, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Training patches (N, 3, size, size) at random places, and N // 4 to validate with.
+    """Training patches (N, 3, size, size) of random places, and N // 4 validation patches.
 
     Over a whole photograph each colour has mean 0 and variance 1.
 

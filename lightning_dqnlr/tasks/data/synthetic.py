@@ -68,7 +68,7 @@ def teacher_data(
 def adding(length: int, examples: int, draws: Draws) -> Examples:
     """The adding problem: sum the two marked numbers (Hochreiter & Schmidhuber 1997, section 5.4).
 
-    Inputs are numbers in [-1, 1] and markers, (N, T, 2), and targets (N, 1).
+    Inputs (N, T, 2) are numbers in [-1, 1] and markers; targets are (N, 1).
     """
     total = examples + examples // 4
     numbers = 2.0 * torch.rand(total, length, generator=draws.generator) - 1.0
@@ -83,7 +83,7 @@ def adding(length: int, examples: int, draws: Draws) -> Examples:
 def copying(length: int, symbols: int, copied: int, examples: int, draws: Draws) -> Examples:
     """The copy problem: repeat the first symbols at the end (Arjovsky 2016, arXiv:1511.06464).
 
-    Of S symbols so many are copied; the length T is at least twice that. Inputs are one-hot,
+    The alphabet has S symbols, and the length T is at least twice `copied`. Inputs are one-hot,
     (N, T, S + 2): a symbol, a blank, or the sign to recall. Targets are int64 (N, T): the symbol
     to give, or S for a blank.
     """
@@ -102,8 +102,8 @@ def autoregression(length: int, noise: float, examples: int, draws: Draws) -> Ex
 
     x_t = 2 r cos(w) x_{t-1} - r^2 x_{t-2} + e_t has its poles at r exp(+-iw).
 
-    Inputs (N, T, 1) are measured with noise of a standard deviation, that of the process being 1.
-    Targets (N, T, 1) are the process itself, one step later.
+    Inputs (N, T, 1) are the process, of standard deviation 1, plus measurement noise of deviation
+    `noise`. Targets (N, T, 1) are the process itself, one step later.
     """
     radius, frequency = draws.uniform(0.8, 0.99), draws.uniform(0.1, math.pi / 2)
     first, second = 2.0 * radius * math.cos(frequency), -(radius**2)
@@ -124,8 +124,8 @@ def ratings(
 ) -> Examples:
     """Entries (N, 1) of a random matrix of low rank, and pairs int64 (N, 2) of row and column.
 
-    Popular items are seen more often than others. The noise is the standard deviation added to the
-    training entries, whose own is 1.
+    Popular items are seen more often than others. Training entries have standard deviation 1, and
+    noise of deviation `noise` is added to them.
     """
     total = examples + examples // 4
     matrix = draws.normal(users, rank) @ draws.normal(rank, items) / rank**0.5

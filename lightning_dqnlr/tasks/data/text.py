@@ -28,7 +28,7 @@ _CODE_OF_BYTE = bytes(CHARACTERS.find(chr(byte)) + 1 for byte in range(256))
 
 
 def source_files(split: Split, folder: Path | None = None) -> tuple[Path, ...]:
-    """The `*.py` files of a split by name, by default of the running Python's standard library.
+    """The `*.py` files of a split, sorted; by default of the running Python's standard library.
 
     Raises:
         ConfigurationError: there are none (a Python that was installed as bytecode only).
@@ -78,8 +78,8 @@ def next_characters(split: Split, length: int, examples: int, draws: Draws) -> E
 def next_in(parts: tuple[Tensor, Tensor], length: int, examples: int, draws: Draws) -> Examples:
     """Windows of texts, and the same windows one place on: both int64 (N, T), with T the length.
 
-    `parts` are codes (characters,) to train on, and codes to validate with. A quarter as many
-    windows as training examples are for validation.
+    The parts are codes (characters,) to train on, and codes to validate with. There are so many
+    training examples, and a quarter as many to validate with.
     """
     pairs = []
     for codes, count in zip(parts, (examples, examples // 4), strict=True):

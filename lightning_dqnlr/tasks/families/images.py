@@ -109,15 +109,14 @@ class PhotoDenoisers(RandomTasks):
     def problem(self, split: Split, draws: Draws) -> Problem:
         depth = draws.integer(1, 2)
         norm = draws.choice(CNN_NORMS)
-        scale = self.draw_initial_scale(draws)
         network = DenoiserSpec(
             channels=3,
+            initial_scale=bounded_scale(self.draw_initial_scale(draws), depth + 1, norm),
             width=draws.choice((10, 12, 16)),
             depth=depth,
             activation=draws.choice(ACTIVATIONS),
             norm=norm,
             residual=draws.chance(0.5),
-            initial_scale=bounded_scale(scale, depth + 1, norm),
         )
         noise = draws.log_uniform(0.1, 1.0)
         examples = draws.log_integer(32, 96) * 8

@@ -22,7 +22,7 @@ from lightning_dqnlr.tasks.networks.mlp_cnn import (
 class MLPAutoencoderSpec(NetworkSpec):
     """Encodes images (N, *shape) in `code` numbers and decodes them again, by linear layers.
 
-    A hidden layer of `width` units is on either side of the code.
+    A hidden layer of `width` units stands on either side of the code.
     """
 
     shape: tuple[int, int, int]

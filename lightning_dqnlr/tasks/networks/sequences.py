@@ -118,7 +118,7 @@ class CausalAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a two-layer MLP, each with a residual connection and LayerNorm: (N, T, D).
+    """Attention and a two-layer MLP on (N, T, D), each with a residual connection and LayerNorm.
 
     With `norm_first` the branches' inputs are normalised ("pre-norm"), otherwise the sums
     ("post-norm", harder to start; Xiong et al. 2020, arXiv:2002.04745).
