@@ -80,13 +80,14 @@ class FollowPlateau(Callback):
 class GreedyLR:
     """Raises the rate while the loss falls, else lowers it.
 
-    Subramanian, Krishnamoorthy & Murthy 2025 (arXiv:2512.14527): the rate is divided by a factor
-    F < 1 after more than `patience` losses in a row that are new bests, and multiplied by it after
-    as many that are not, between two bounds. Factor, patience, threshold and the window of the
-    moving average are the defaults of its authors' scheduler in Hugging Face transformers; the
-    average is on, because here the rule sees single batches. Warm-up and cool-down stay at their
-    default of none. The bounds, which the authors set per experiment, leave three decades on both
-    sides of the user's rate.
+    The rule is of Subramanian, Krishnamoorthy & Murthy 2025 (arXiv:2512.14527). After more than
+    `patience` losses in a row that are new bests, the rate is divided by a factor F < 1. After as
+    many that are not, it is multiplied by F. It stays between two bounds.
+
+    Factor, patience, threshold and window are the defaults of its authors' scheduler in Hugging
+    Face transformers, and so is the lack of warm-up and cool-down. The moving average is on,
+    because here the rule sees single batches. The authors set the bounds per experiment; here they
+    leave three decades on both sides of the user's rate.
 
     Attributes:
         factor: F.
