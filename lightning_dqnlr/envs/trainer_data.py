@@ -52,9 +52,13 @@ def task_loader(task: Task, seed: int) -> DataLoader[Any]:
 
 
 def task_trainer(
-    task: Task, callbacks: list[Callback], accelerator: str, steps: int | None = None
+    task: Task,
+    callbacks: list[Callback],
+    accelerator: str,
+    steps: int | None = None,
+    folder: str | None = None,
 ) -> Trainer:
-    """A Trainer of the task's length (or of so many steps) that writes nothing."""
+    """A Trainer of the task's length, or of so many steps, that writes into no other folder."""
     return Trainer(
         callbacks=callbacks,
         max_steps=task.horizon if steps is None else steps,
@@ -66,6 +70,7 @@ def task_trainer(
         enable_progress_bar=False,
         enable_model_summary=False,
         num_sanity_val_steps=0,
+        default_root_dir=folder,
     )
 
 

@@ -34,9 +34,17 @@ class TunedCosine(NamedTuple):
     train_losses: tuple[float, ...]  # mean per peak
 
 
-def cosine(step: int, horizon: int, warm_up: float = WARM_UP) -> float:
-    """Share of the peak at a step: linear warm-up over 5% of the run, then a cosine to zero."""
-    ramp = max(1, round(warm_up * horizon))
+def warm_up_steps(horizon: int) -> int:
+    """Steps of the warm-up: 5% of the run, and at least one."""
+    return max(1, round(WARM_UP * horizon))
+
+
+def cosine(step: int, horizon: int) -> float:
+    """Share of the peak at a step: linear warm-up over 5% of the run, then a cosine to zero.
+
+    The cosine is that of Loshchilov & Hutter 2017 (arXiv:1608.03983).
+    """
+    ramp = warm_up_steps(horizon)
     if step < ramp:
         return (step + 1) / ramp
     return 0.5 * (1 + math.cos(math.pi * (step - ramp) / max(1, horizon - ramp)))

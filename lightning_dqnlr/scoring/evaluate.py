@@ -130,20 +130,13 @@ def run_policy(
     start: StartKind = "safe",
     circuit_breaker: bool = True,
 ) -> PolicyRun:
-    """Trains R replicas of a task under greedy control.
+    """Trains R replicas of a task under the greedy control of `act`, one replica per seed.
 
-    Args:
-        task: what to train.
-        act: the policy.
-        spec: of the controller the policy was trained with.
-        seeds: one per replica.
-        engine: trains them.
-        start: "safe" for the controller's own start; "user" spreads the replicas' learning rates
-            evenly over the logarithm of 1e-6..10, as users might have set them.
-        circuit_breaker: whether blown-up intervals are undone.
+    They begin at the controller's own ("safe") start. With start="user" their learning rates are
+    spread evenly over the logarithm of 1e-6..10, as users might have set them.
     """
-    terms = Terms(_start(start, len(seeds)), circuit_breaker)
-    env = engine.open(task, spec, seeds, terms)
+    users = torch.logspace(*USER_LR_EXPONENTS, len(seeds)) if start == "user" else None
+    env = engine.open(task, spec, seeds, Terms(LRStart(lr=users), circuit_breaker))
     observation = env.reset()
     scales = []
     while not env.finished:
@@ -156,12 +149,6 @@ def run_policy(
         log_scale=torch.stack(scales),
         trips=env.controller.history.trips.mean().item(),
     )
-
-
-def _start(kind: StartKind, replicas: int) -> LRStart:
-    if kind == "safe":
-        return LRStart()
-    return LRStart(lr=torch.logspace(*USER_LR_EXPONENTS, replicas))
 
 
 def evaluate(

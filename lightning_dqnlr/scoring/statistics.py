@@ -52,15 +52,7 @@ def stratified_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of a statistic; runs are resampled within each task.
-
-    Args:
-        scores: (tasks, seeds), or (seeds,) per task.
-        statistic: of all runs together, (..., runs) -> (...).
-        samples: bootstrap replicates.
-        confidence: mass between the two ends.
-        seed: of the resampling.
-    """
+    """Percentile interval of a statistic of all runs together, resampled within each task."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.cat([_resample(row, samples, generator) for row in scores], dim=-1)
     return _percentile_interval(statistic(drawn), confidence)
@@ -82,9 +74,8 @@ def summarize(scores: Scores, *, samples: int = SAMPLES) -> Summary:
 def probability_of_improvement(scores: Scores, rival: Scores) -> float:
     """Mean over tasks of P(X < Y) + P(X = Y) / 2, over all pairs of runs (their equation 2).
 
-    Args:
-        scores: X, (T, S) or (S_t,) per task.
-        rival: Y, the same tasks in the same order; other numbers of seeds are fine.
+    X are the scores, and Y the rival's on the same tasks in the same order. Their numbers of seeds
+    may differ.
     """
     rows = [_better(x, y) for x, y in zip(scores, rival, strict=True)]
     return torch.stack(rows).mean().item()
@@ -101,14 +92,8 @@ def improvement_interval(
 ) -> Interval:
     """Percentile interval of the probability of improvement.
 
-    Args:
-        scores: as above.
-        rival: as above.
-        samples: bootstrap replicates.
-        confidence: mass between the two ends.
-        seed: of the resampling.
-        over_tasks: resample the tasks, too: what other tasks like these would give. Otherwise the
-            runs of both sides are resampled within each task: what other seeds would give.
+    The runs of both sides are resampled within each task: what other seeds would give. With
+    `over_tasks` the tasks are resampled, too: what other tasks like these would give.
     """
     generator = torch.Generator().manual_seed(seed)
     rows = [
@@ -146,13 +131,8 @@ LIMIT = 4.0  # the area is taken over tau in [1 / LIMIT, LIMIT]
 def steps_to(steps: Sequence[float], losses: Sequence[float], target: float) -> float:
     """The first step at which a curve is at or below a target, linear between its points.
 
-    Args:
-        steps: of the points, ascending.
-        losses: at these steps; a NaN or an infinite loss reaches nothing.
-        target: the loss to reach.
-
-    Returns:
-        The step, at least 1 (a target met before training costs one step); infinite if never.
+    It is at least 1 (a target met before training costs one step), and infinite if the target is
+    never met. A NaN or an infinite loss reaches nothing.
     """
     previous: tuple[float, float] | None = None
     for step, loss in zip(steps, losses, strict=True):

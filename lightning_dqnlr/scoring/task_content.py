@@ -40,9 +40,7 @@ def task_digest(task: Task) -> str:
 def task_content(task: Task, summary: Callable[[Sequence[Tensor]], bytes] | None = None) -> bytes:
     """Initial weights, data, optimizer, and the settings and code of the module and its layers.
 
-    Args:
-        task: whose.
-        summary: of weights and of data; None for all of their bits.
+    A summary, if given, takes the place of the bits of the weights and of the data.
     """
     module, summary = task.build(0), summary or _bits
     data = pytree.tree_leaves((task.train_data, task.validation_data))

@@ -22,12 +22,7 @@ Loss = Literal["cross_entropy", "mse", "huber"]
 
 
 class TaskModule(LightningModule):
-    """What the modules share: their optimizer, and logging while a Trainer drives them.
-
-    Args:
-        optimizer: the update rule that `configure_optimizers` builds.
-        lr: its learning rate.
-    """
+    """What the modules share: their optimizer, and logging while a Trainer drives them."""
 
     def __init__(self, optimizer: OptimizerSpec, lr: float) -> None:
         super().__init__()
@@ -49,7 +44,6 @@ class TaskModule(LightningModule):
         self.running_loops -= 1
 
     def log_in_trainer(self, name: str, value: Tensor, batch_size: int | None = None) -> None:
-        """Logs a value if a Trainer drives the module; does nothing otherwise."""
         if self.running_loops:
             self.log(name, value, batch_size=batch_size)
 
@@ -64,7 +58,7 @@ class SupervisedModule(TaskModule):
         net: maps inputs (N, ...) to outputs (N, ..., C).
         loss: "cross_entropy" for labels (N, ...) int64; "mse" or "huber" (Huber 1964, with its
             bend at 1) for targets of the shape of the outputs.
-        optimizer: the update rule that `configure_optimizers` builds.
+        optimizer: the update rule.
         lr: its learning rate.
     """
 
@@ -76,11 +70,10 @@ class SupervisedModule(TaskModule):
         self.loss_kind = loss
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Maps inputs (N, ...) to outputs (N, ..., C)."""
         return torch.as_tensor(self.net(inputs))
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Returns the mean loss over the batch (and, of sequences, over their steps), shape ()."""
+        """The mean over the batch and, of sequences, over their steps; shape ()."""
         match self.loss_kind:
             case "cross_entropy":
                 return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
@@ -123,7 +116,7 @@ class QuadraticModule(TaskModule):
         theta: initial parameter, shape (D,).
         curvature: h, the Hessian's eigenvalues, shape (D,).
         rotation: Q, its eigenvectors as columns, shape (D, D); None for the identity.
-        optimizer: the update rule that `configure_optimizers` builds.
+        optimizer: the update rule.
         lr: its learning rate.
     """
 
@@ -156,16 +149,10 @@ class QuadraticModule(TaskModule):
         """The gradients and losses of `training_step` for many replicas at once, without autograd.
 
         With o = Q^T (theta - c) for each centre, the loss is the mean of 0.5 h . o^2 and its
-        gradient Q (h * mean o).
+        gradient Q (h * mean o). Weights are (R, D), the batch's one tensor is (R, B, D).
 
-        Args:
-            weights: theta of each replica, (R, D).
-            buffers: not read, because replicas of one task share Q and h. One product with a
-                shared matrix is many times faster than R products with copies of it.
-            batch: the centres, one tensor (R, B, D).
-
-        Returns:
-            Gradients (R, D) and losses (R,).
+        The buffers are not read, because replicas of one task share Q and h. One product with a
+        shared matrix is many times faster than R products with copies of it.
         """
         offset = weights.unsqueeze(1) - batch[0]
         if self.rotation is not None:
@@ -189,11 +176,7 @@ class QuadraticModule(TaskModule):
 
 @dataclass(frozen=True)
 class SupervisedBuilder:
-    """Builds a `SupervisedModule` from an initialisation seed; serves as `Task.build`.
-
-    Attributes:
-        task: the task's name; tasks of different names start from different weights.
-    """
+    """Builds a `SupervisedModule` from an initialisation seed and the task's name."""
 
     task: str
     network: NetworkSpec
@@ -201,18 +184,13 @@ class SupervisedBuilder:
     optimizer: OptimizerSpec
 
     def __call__(self, seed: int) -> SupervisedModule:
-        """Returns the module with the weights of this seed; the global random state is kept."""
         with seeded_weights(self.task, seed):
             return SupervisedModule(self.network.build(), self.loss, self.optimizer)
 
 
 @dataclass(frozen=True, eq=False)
 class QuadraticBuilder:
-    """Builds a `QuadraticModule` from an initialisation seed; serves as `Task.build`.
-
-    Attributes:
-        initial_scale: standard deviation of the initial parameter's coordinates.
-    """
+    """Builds a `QuadraticModule` with theta = initial_scale N(0, 1) from a seed and a name."""
 
     task: str
     curvature: Tensor
@@ -221,7 +199,6 @@ class QuadraticBuilder:
     optimizer: OptimizerSpec
 
     def __call__(self, seed: int) -> QuadraticModule:
-        """Returns the module with the parameter of this seed; the global random state is kept."""
         with seeded_weights(self.task, seed):
             theta = self.initial_scale * torch.randn(self.curvature.shape)
         return QuadraticModule(theta, self.curvature, self.rotation, self.optimizer)

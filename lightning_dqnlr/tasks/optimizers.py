@@ -30,7 +30,6 @@ class _OwnRule(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """One update of all parameters that have gradients; returns the closure's loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -52,12 +51,6 @@ class Signum(_OwnRule):
 
     m = beta m + (1 - beta) g; theta -= lr sign(m). Every step has the same size, however small
     the gradient.
-
-    Args:
-        params: to train.
-        lr: the size of a step of each weight.
-        momentum: beta, see above.
-        weight_decay: added to the gradient.
     """
 
     def __init__(
@@ -76,12 +69,6 @@ class RobbinsMonro(_OwnRule):
     """Gradient descent whose steps shrink by themselves (Robbins & Monro 1951).
 
     theta -= lr t^-power g at step t = 1, 2, ...: the rate that is set is not the rate that acts.
-
-    Args:
-        params: to train.
-        lr: the factor of the first step.
-        power: how fast steps shrink.
-        weight_decay: added to the gradient.
     """
 
     def __init__(

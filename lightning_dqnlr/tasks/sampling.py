@@ -23,11 +23,6 @@ def derive_seed(family: str, split: Split, seed: int) -> int:
     would meet by chance: the birthday bound is near 2**16 tasks. The two lowest bits therefore name
     the split; the other thirty are a hash of all three arguments.
 
-    Args:
-        family: name of the task family.
-        split: "train", "validation" or "test".
-        seed: any integer.
-
     Raises:
         ConfigurationError: `split` is not one of the three.
     """
@@ -83,16 +78,7 @@ class Draws:
 
 
 def check_range(name: str, bounds: Sequence[float], interval: str = POSITIVE) -> None:
-    """Refuses what is not two ascending numbers of an interval.
-
-    Args:
-        name: of the argument.
-        bounds: the smallest and the largest value.
-        interval: that holds both, in the notation of `checks`.
-
-    Raises:
-        ConfigurationError: otherwise.
-    """
+    """Raises `ConfigurationError` for what is not two ascending numbers of an interval."""
     for bound in bounds:
         check_number(name, bound, interval)
     if len(bounds) != 2 or bounds[0] > bounds[1]:

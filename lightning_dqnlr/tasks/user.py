@@ -34,11 +34,6 @@ class ModuleBuilder:
     task: str
 
     def __call__(self, seed: int) -> LightningModule:
-        """The module of this seed; the global random state is kept.
-
-        Raises:
-            ConfigurationError: the callable gives something else.
-        """
         if isinstance(self.module, LightningModule):
             return copy.deepcopy(self.module)
         module: Any = self.module
@@ -92,11 +87,7 @@ def read_examples(loader: DataLoader[Any], argument: str, most: int) -> Any:
 
 
 def read_batch_size(loader: DataLoader[Any]) -> int:
-    """The loader's examples per batch.
-
-    Raises:
-        ConfigurationError: it has no fixed number of them.
-    """
+    """The loader's examples per batch; `ConfigurationError` if it has no fixed number of them."""
     size = getattr(loader.batch_sampler, "batch_size", loader.batch_size)
     if not isinstance(size, int):
         raise ConfigurationError("dataloader has no batch_size; give it one.")
@@ -104,11 +95,7 @@ def read_batch_size(loader: DataLoader[Any]) -> int:
 
 
 def hold_out(data: Any) -> tuple[Any, Any]:
-    """Splits off the last tenth after a fixed shuffle: what is trained on, and what is not.
-
-    Raises:
-        ConfigurationError: there is a single example.
-    """
+    """Splits off the last tenth after a fixed shuffle: what is trained on, and what is not."""
     count = len(pytree.tree_leaves(data)[0])
     if count < 2:
         raise ConfigurationError("dataloader has a single example; give validation too.")

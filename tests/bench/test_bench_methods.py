@@ -23,7 +23,6 @@ from lightning_dqnlr.bench.methods.schedules import (
     ScheduledLR,
     constant,
     linear,
-    warmup_cosine,
     wsd,
 )
 from lightning_dqnlr.bench.runs.run import run
@@ -34,6 +33,7 @@ from lightning_dqnlr.envs.trainer_data import task_loader, task_trainer
 from lightning_dqnlr.errors import ConfigurationError, MissingPackageError, PolicyFileError
 from lightning_dqnlr.host.callback import DQNLRCallback
 from lightning_dqnlr.policy.network import QTable
+from lightning_dqnlr.scoring.cosine import cosine
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from tests.bench.watched_tasks import Pushed, plain_net, scripted, task
 from tests.host.control_runs import constant_policy, random_policy
@@ -56,7 +56,7 @@ def small_tasks():
         (constant, {0: 1.0, 39: 1.0}),
         # Two steps of warm-up (5% of 40), then 38 steps from 38/38 down to 1/38.
         (linear, {0: 0.5, 1: 1.0, 2: 1.0, 3: 37 / 38, 21: 19 / 38, 39: 1 / 38}),
-        (warmup_cosine, {0: 0.5, 1: 1.0, 2: 1.0, 21: 0.5, 39: (1 - math.cos(math.pi / 38)) / 2}),
+        (cosine, {0: 0.5, 1: 1.0, 2: 1.0, 21: 0.5, 39: (1 - math.cos(math.pi / 38)) / 2}),
         # The last 8 steps (20%): 8/8, 7/8 .. 1/8.
         (wsd, {0: 0.5, 1: 1.0, 20: 1.0, 32: 1.0, 33: 7 / 8, 39: 1 / 8}),
     ],

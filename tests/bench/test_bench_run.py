@@ -11,9 +11,8 @@ from torch.optim import SGD, Adam
 from lightning_dqnlr.bench.methods import METHODS
 from lightning_dqnlr.bench.methods.feedback import Hypergradient
 from lightning_dqnlr.bench.methods.packages import Prodigy, ScheduleFree, _decoupled
-from lightning_dqnlr.bench.methods.plan import Learned
 from lightning_dqnlr.bench.methods.policies import LearnedPolicy
-from lightning_dqnlr.bench.methods.schedules import ScheduledLR, constant, warmup_cosine
+from lightning_dqnlr.bench.methods.schedules import ScheduledLR, constant
 from lightning_dqnlr.bench.runs.evaluation import PART, Evaluation
 from lightning_dqnlr.bench.runs.record import Record
 from lightning_dqnlr.bench.runs.run import run, run_key
@@ -29,7 +28,7 @@ from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from tests.bench.watched_tasks import Failing, Spiked, noisy_net, plain_net, task
 from tests.host.control_runs import constant_policy, random_policy
 
-CONSTANT, COSINE = ScheduledLR("constant", constant), ScheduledLR("cosine", warmup_cosine)
+CONSTANT, COSINE = ScheduledLR("constant", constant), ScheduledLR("cosine", cosine)
 
 
 def small_tasks():
@@ -74,7 +73,7 @@ def test_all_methods_keep_the_same_books(records):
         assert record.curve["train"][0] == record.initial_train
         assert record.curve["validation"][-1] == record.final_validation
         assert record.seconds > 0
-        assert (record.policy is not None) == isinstance(by_name[name], Learned)
+        assert (record.policy is not None) == isinstance(by_name[name], LearnedPolicy)
 
 
 def test_records_survive_their_file(records):

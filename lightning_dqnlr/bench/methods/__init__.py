@@ -24,15 +24,15 @@ from lightning_dqnlr.bench.methods.schedules import (
     ScheduledLR,
     constant,
     linear,
-    warmup_cosine,
     wsd,
 )
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.scoring.cosine import cosine
 
 METHODS: tuple[Method, ...] = (
     ScheduledLR("constant", constant),
     ScheduledLR("linear", linear),
-    ScheduledLR("cosine", warmup_cosine),
+    ScheduledLR("cosine", cosine),
     ScheduledLR("wsd", wsd),
     FixedAdamW(),
     OneCycle(),

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from lightning_dqnlr.control.features import CLIP
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import Engine, Terms
+from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.choice import Act, Policy, ScriptedPolicy
 from lightning_dqnlr.policy.network import build_network
 from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.scoring.evaluate import run_policy
 from lightning_dqnlr.tasks.task import Task
 
 _POINTS = 64
@@ -106,13 +107,8 @@ def study(
         counts.add_(torch.bincount(action.cpu(), minlength=len(counts)))
         return action
 
-    terms = Terms(circuit_breaker=policy.circuit_breaker)
     for task in tasks:
-        env = engine.open(task, policy.spec, seeds, terms)
-        observation = env.reset()
-        while not env.finished:
-            observation = env.step(act(observation)).observation
-        env.close()
+        run_policy(task, act, policy.spec, seeds, engine, circuit_breaker=policy.circuit_breaker)
     return counts / counts.sum(), curve
 
 

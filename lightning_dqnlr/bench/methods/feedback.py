@@ -21,10 +21,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_dqnlr.bench.methods.plan import Plan, Setting
+from lightning_dqnlr.bench.methods.plan import Plan, RateSetter, Setting
 from lightning_dqnlr.envs.process import RandomStream
-from lightning_dqnlr.envs.trainer_data import task_loader
-from lightning_dqnlr.host.group_rates import GroupRates
+from lightning_dqnlr.envs.trainer_data import task_loader, task_trainer
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,6 @@ class Plateau:
     rate falls to a tenth after a tenth of the run without progress.
 
     Attributes:
-        name: as reports show it.
-        tuned: it starts from the user's learning rate.
         factor: by which the rate is cut.
         patience: windows without progress that are let pass.
         windows: per run.
@@ -50,7 +47,6 @@ class Plateau:
     windows: int = 100
 
     def plan(self, setting: Setting) -> Plan:
-        """Steps torch's scheduler at every window's end."""
         steps = max(1, setting.task.horizon // self.windows)
         return Plan(lr=setting.lr, callbacks=(FollowPlateau(self, steps),))
 
@@ -64,7 +60,6 @@ class FollowPlateau(Callback):
         self._scheduler: ReduceLROnPlateau | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Makes the scheduler."""
         method, optimizer = self._method, trainer.optimizers[0]
         # Without its absolute `eps` of 1e-8, which would forbid cuts of small learning rates.
         self._scheduler = ReduceLROnPlateau(
@@ -74,7 +69,6 @@ class FollowPlateau(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Collects a loss; at the window's end, lets the scheduler decide."""
         assert self._scheduler is not None
         self._losses.append(_loss(outputs))
         if len(self._losses) == self._steps:
@@ -86,17 +80,16 @@ class FollowPlateau(Callback):
 class GreedyLR:
     """Raises the rate while the loss falls, else lowers it.
 
-    Subramanian, Krishnamoorthy & Murthy 2025 (arXiv:2512.14527): the rate is divided by a factor
-    F < 1 after more than `patience` losses in a row that are new bests, and multiplied by it after
-    as many that are not, between two bounds. Factor, patience, threshold and the window of the
-    moving average are the defaults of its authors' scheduler in Hugging Face transformers; the
-    average is on, because here the rule sees single batches. Warm-up and cool-down stay at their
-    default of none. The bounds, which the authors set per experiment, leave three decades on both
-    sides of the user's rate.
+    The rule is of Subramanian, Krishnamoorthy & Murthy 2025 (arXiv:2512.14527). After more than
+    `patience` losses in a row that are new bests, the rate is divided by a factor F < 1. After as
+    many that are not, it is multiplied by F. It stays between two bounds.
+
+    Factor, patience, threshold and window are the defaults of its authors' scheduler in Hugging
+    Face transformers, and so is the lack of warm-up and cool-down. The moving average is on,
+    because here the rule sees single batches. The authors set the bounds per experiment; here they
+    leave three decades on both sides of the user's rate.
 
     Attributes:
-        name: as reports show it.
-        tuned: it starts from the user's learning rate.
         factor: F.
         patience: losses in a row that are let pass.
         window: steps of the moving average of the loss.
@@ -113,29 +106,21 @@ class GreedyLR:
     decades: float = 3.0
 
     def plan(self, setting: Setting) -> Plan:
-        """Decides after every step."""
         return Plan(lr=setting.lr, callbacks=(FollowLoss(self),))
 
 
-class FollowLoss(Callback):
+class FollowLoss(RateSetter):
     """The rule of GreedyLR after every step."""
 
     def __init__(self, method: GreedyLR) -> None:
         self._method = method
         self._losses: deque[float] = deque(maxlen=method.window)
         self._best, self._good, self._bad = math.inf, 0, 0
-        self._rates: GroupRates | None = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remembers the user's learning rate."""
-        self._rates = GroupRates(trainer.optimizers[0])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Judges the loss, and changes the rate when patience is at its end."""
-        assert self._rates is not None
-        method, rates = self._method, self._rates
+        method, rates = self._method, self.rates
         self._losses.append(_loss(outputs).item())
         loss = sum(self._losses) / len(self._losses)
         better = loss < self._best - method.threshold
@@ -160,8 +145,6 @@ class Hypergradient:
     decoupled weight decay, a small part of it, is not taken out.
 
     Attributes:
-        name: as reports show it.
-        tuned: it starts from the user's learning rate.
         beta: the hypergradient's own rate; 35 agreeing gradients in a row double the rate.
     """
 
@@ -170,39 +153,31 @@ class Hypergradient:
     beta: float = 0.02
 
     def plan(self, setting: Setting) -> Plan:
-        """Changes the rate before every step but the first."""
         return Plan(lr=setting.lr, callbacks=(FollowHypergradient(self.beta),))
 
 
-class FollowHypergradient(Callback):
+class FollowHypergradient(RateSetter):
     """The multiplicative rule before every step."""
 
     def __init__(self, beta: float) -> None:
         self._beta = beta
         self._before: Tensor | None = None  # the weights before the last step
-        self._rates: GroupRates | None = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remembers the user's learning rate."""
-        self._rates = GroupRates(trainer.optimizers[0])
 
     @torch.no_grad()
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        """With the gradients in place, before they are clipped."""
-        assert self._rates is not None
+        # The gradients are in place, and not clipped yet.
         weights = [p for group in optimizer.param_groups for p in group["params"]]
         now = torch.cat([weight.detach().flatten() for weight in weights])
         if self._before is not None:
             gradients = [p.new_zeros(p.shape) if p.grad is None else p.grad for p in weights]
             gradient = torch.cat([g.flatten() for g in gradients])
             cosine = _cosine(gradient, self._before - now)
-            self._rates.set(self._rates.lr * (1 + self._beta * cosine))
+            self.rates.set(self.rates.lr * (1 + self._beta * cosine))
         self._before = now
 
     def state_dict(self) -> dict[str, Any]:
-        """What it keeps."""
         return {"before": self._before}
 
 
@@ -222,8 +197,6 @@ class LRFinder:
     stays what it was, as it does for its users.
 
     Attributes:
-        name: as reports show it.
-        tuned: it finds its rate itself.
         steps: of the search.
     """
 
@@ -232,39 +205,23 @@ class LRFinder:
     steps: int = 100
 
     def plan(self, setting: Setting) -> Plan:
-        """Searches, then leaves the rate alone."""
-        found, steps = self._search(setting)
-        lr = setting.lr if found is None else found
-        horizon = setting.task.horizon
-        return Plan(lr=lr, tries=math.ceil((horizon + steps) / horizon))
+        finder, horizon = self._search(setting), setting.task.horizon
+        found = finder.suggestion()
+        tries = math.ceil((horizon + len(finder.results["lr"])) / horizon)
+        return Plan(lr=setting.lr if found is None else found, tries=tries)
 
-    def _search(self, setting: Setting) -> tuple[float | None, int]:
-        """The suggestion, None for none, and the steps made."""
+    def _search(self, setting: Setting) -> Any:
+        """Lightning's finder after its steps."""
         task, stream = setting.task, RandomStream(setting.seed, setting.device)
         module = task.build(setting.seed)
         # The finder draws a progress bar of its own that no argument turns off.
         with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
-            trainer = Trainer(
-                max_steps=task.horizon,
-                gradient_clip_val=task.gradient_clip,
-                accelerator=setting.device,
-                devices=1,
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                default_root_dir=folder,
-            )
+            trainer = task_trainer(task, [], setting.device, folder=folder)
+            loader = task_loader(task, setting.seed)
             with stream.active():
-                finder = Tuner(trainer).lr_find(
-                    module,
-                    task_loader(task, setting.seed),
-                    num_training=self.steps,
-                    update_attr=False,
+                return Tuner(trainer).lr_find(
+                    module, loader, num_training=self.steps, update_attr=False
                 )
-        assert finder is not None  # only `fast_dev_run` gives none
-        return finder.suggestion(), len(finder.results["lr"])
 
 
 def _loss(outputs: Any) -> Tensor:

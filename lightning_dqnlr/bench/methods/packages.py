@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from importlib import import_module
@@ -22,7 +23,9 @@ from lightning_dqnlr.bench.methods.plan import Averaging, Plan, Setting
 from lightning_dqnlr.bench.methods.schedules import FollowShape
 from lightning_dqnlr.errors import MissingPackageError
 from lightning_dqnlr.host.group_rates import GroupRates
-from lightning_dqnlr.scoring.cosine import WARM_UP
+from lightning_dqnlr.scoring.cosine import warm_up_steps
+
+_ADAMS = ("weight_decay", "betas", "eps")
 
 
 def half_cosine(step: int, horizon: int) -> float:
@@ -48,27 +51,18 @@ class Prodigy:
 
     It is Adam with a rate of its own; the user's is not read, nor are ratios between parameter
     groups, which it does not support.
-
-    Attributes:
-        name: as reports show it.
-        tuned: it needs no learning rate.
     """
 
     name: str = "prodigy"
     tuned: bool = False
 
     def plan(self, setting: Setting) -> Plan:
-        """Replaces the optimizer; its factor of 1 falls along half a cosine."""
         package = _package("prodigyopt", self.name)
 
-        def replace(own: Optimizer) -> Optimizer:
-            groups = _groups(own, ("weight_decay", "betas", "eps"))
-            with redirect_stdout(io.StringIO()):  # it announces its weight decay
-                made: Optimizer = package.Prodigy(groups, lr=1.0, decouple=_decoupled(own))
-            return made
+        def prodigy(own: Optimizer) -> Optimizer:
+            return package.Prodigy(_groups(own, *_ADAMS), lr=1.0, decouple=_decoupled(own))
 
-        follow = FollowShape(half_cosine, setting.task.horizon)
-        return Plan(optimizer=replace, callbacks=(follow,), lr_of=effective_lr)
+        return _with_own_rate(setting, prodigy)
 
 
 @dataclass(frozen=True)
@@ -77,31 +71,31 @@ class DAdaptation:
 
     `DAdaptSGD` with the task's momentum (it has no Nesterov variant), or `DAdaptAdam`. The user's
     rate is not read, nor are ratios between parameter groups, which it does not support.
-
-    Attributes:
-        name: as reports show it.
-        tuned: it needs no learning rate.
     """
 
     name: str = "d-adaptation"
     tuned: bool = False
 
     def plan(self, setting: Setting) -> Plan:
-        """Replaces the optimizer; its factor of 1 falls along half a cosine."""
         package = _package("dadaptation", self.name)
 
-        def replace(own: Optimizer) -> Optimizer:
-            made: Optimizer
-            with redirect_stdout(io.StringIO()):
-                if isinstance(own, SGD):
-                    made = package.DAdaptSGD(_groups(own, ("weight_decay", "momentum")), lr=1.0)
-                else:
-                    groups = _groups(own, ("weight_decay", "betas", "eps"))
-                    made = package.DAdaptAdam(groups, lr=1.0, decouple=_decoupled(own))
-            return made
+        def d_adapt(own: Optimizer) -> Optimizer:
+            if isinstance(own, SGD):
+                return package.DAdaptSGD(_groups(own, "weight_decay", "momentum"), lr=1.0)
+            return package.DAdaptAdam(_groups(own, *_ADAMS), lr=1.0, decouple=_decoupled(own))
 
-        follow = FollowShape(half_cosine, setting.task.horizon)
-        return Plan(optimizer=replace, callbacks=(follow,), lr_of=effective_lr)
+        return _with_own_rate(setting, d_adapt)
+
+
+def _with_own_rate(setting: Setting, make: Callable[[Optimizer], Optimizer]) -> Plan:
+    """Trains with what `make` makes; its factor of 1 on its own rate falls along half a cosine."""
+
+    def replace(own: Optimizer) -> Optimizer:
+        with redirect_stdout(io.StringIO()):  # the packages announce their weight decay
+            return make(own)
+
+    follow = FollowShape(half_cosine, setting.task.horizon)
+    return Plan(optimizer=replace, callbacks=(follow,), lr_of=effective_lr)
 
 
 @dataclass(frozen=True)
@@ -112,42 +106,34 @@ class ScheduleFree:
     place between iterate and average where the gradient is taken; it keeps the package's 0.9. It
     is evaluated at the average. Without a learning rate it takes the package's own, 1 for SGD and
     0.0025 for AdamW.
-
-    Attributes:
-        name: as reports show it.
-        tuned: it needs a peak.
     """
 
     name: str = "schedule-free"
     tuned: bool = True
 
     def plan(self, setting: Setting) -> Plan:
-        """Replaces the optimizer."""
         package = _package("schedulefree", self.name)
-        warm_up = max(1, round(WARM_UP * setting.task.horizon))
+        warm_up = warm_up_steps(setting.task.horizon)
 
-        def replace(own: Optimizer) -> Optimizer:
+        def schedule_free(own: Optimizer) -> Optimizer:
             sgd = isinstance(own, SGD)
             if setting.lr is None:
                 GroupRates(own).set(1.0 if sgd else 0.0025)
-            groups = _groups(own, ("lr", "weight_decay") if sgd else ("lr", "weight_decay", "eps"))
-            made: Optimizer
             if sgd:
-                made = package.SGDScheduleFree(groups, warmup_steps=warm_up)
-            else:
-                betas = (0.9, own.param_groups[0].get("betas", (0.9, 0.999))[1])
-                made = package.AdamWScheduleFree(groups, betas=betas, warmup_steps=warm_up)
-            return made
+                groups = _groups(own, "lr", "weight_decay")
+                return package.SGDScheduleFree(groups, warmup_steps=warm_up)
+            betas = (0.9, own.param_groups[0].get("betas", (0.9, 0.999))[1])
+            groups = _groups(own, "lr", "weight_decay", "eps")
+            return package.AdamWScheduleFree(groups, betas=betas, warmup_steps=warm_up)
 
         callbacks = (TrainMode(),)
-        return Plan(setting.lr, optimizer=replace, callbacks=callbacks, lr_of=effective_lr)
+        return Plan(setting.lr, optimizer=schedule_free, callbacks=callbacks, lr_of=effective_lr)
 
 
 class TrainMode(Callback):
     """Puts a Schedule-Free optimizer into the mode in which it can step."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the first step."""
         optimizer = trainer.optimizers[0]
         assert isinstance(optimizer, Averaging)
         optimizer.train()
@@ -163,16 +149,16 @@ def _package(name: str, method: str) -> Any:
         ) from error
 
 
-def _groups(own: Optimizer, kept: tuple[str, ...]) -> list[dict[str, Any]]:
+def _groups(own: Optimizer, *kept: str) -> list[dict[str, Any]]:
     """The parameter groups with the settings that the other optimizer has as well."""
+
+    def plain(value: Any) -> Any:
+        return value.item() if isinstance(value, torch.Tensor) else value
+
     return [
-        {"params": group["params"], **{k: _plain(group[k]) for k in kept if k in group}}
+        {"params": group["params"], **{k: plain(group[k]) for k in kept if k in group}}
         for group in own.param_groups
     ]
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, torch.Tensor) else value
 
 
 def _decoupled(own: Optimizer) -> bool:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 
-from lightning_dqnlr.policy.policy import LRPolicy
+from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.tasks.task import Task
 
 
@@ -30,11 +30,6 @@ class Setting:
     device: str = "cpu"
 
 
-def as_it_is(optimizer: Optimizer) -> Optimizer:
-    """Keeps the task's own optimizer."""
-    return optimizer
-
-
 def largest_lr(optimizer: Optimizer) -> float:
     """The largest learning rate among the parameter groups."""
     return max(float(group["lr"]) for group in optimizer.param_groups)
@@ -48,7 +43,7 @@ class Plan:
         lr: given to the group with the largest one, the others in proportion; None for the
             module's own.
         optimizer: makes the optimizer to train with from the task's own, whose learning rates are
-            set by then.
+            set by then; None to keep that.
         scheduler: torch's scheduler, stepped by the Trainer after every optimizer step.
         callbacks: of the Trainer.
         tries: runs that this one costs, with those that choose its learning rate.
@@ -58,13 +53,22 @@ class Plan:
     """
 
     lr: float | None = None
-    optimizer: Callable[[Optimizer], Optimizer] = as_it_is
+    optimizer: Callable[[Optimizer], Optimizer] | None = None
     scheduler: Callable[[Optimizer], Any] | None = None
-    callbacks: tuple[Callback, ...] = field(default_factory=tuple)
+    callbacks: tuple[Callback, ...] = ()
     tries: int = 1
     recovers: bool = False
     lr_of: Callable[[Optimizer], float] = largest_lr
     keeps: Callable[[], Any] = dict
+
+
+class RateSetter(Callback):
+    """Sets learning rates during a run, by `rates`: those of the optimizer when it starts."""
+
+    rates: GroupRates
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.rates = GroupRates(trainer.optimizers[0])
 
 
 class Method(Protocol):
@@ -84,18 +88,6 @@ class Method(Protocol):
         Raises:
             MissingPackageError: if the method's own package is not installed.
             PolicyFileError: if the policy cannot be read.
-        """
-
-
-@runtime_checkable
-class Learned(Protocol):
-    """A method whose results depend on a policy's weights."""
-
-    def load(self) -> LRPolicy:
-        """The policy.
-
-        Raises:
-            PolicyFileError: if it cannot be read.
         """
 
 

@@ -47,9 +47,7 @@ class LearnedPolicy:
     The user's learning rate matters only to a policy that was trained to start from it.
 
     Attributes:
-        name: as reports show it.
         policy: "default" for the bundled one, or a folder.
-        tuned: it finds its rate itself.
     """
 
     name: str = "dqnlr"
@@ -57,104 +55,69 @@ class LearnedPolicy:
     tuned: bool = False
 
     def load(self) -> LRPolicy:
-        """The policy."""
+        """The policy; `PolicyFileError` if it cannot be read."""
         return LRPolicy.load(self.policy)
 
     def plan(self, setting: Setting) -> Plan:
-        """Adds the callback."""
-        return _controlled(self.load(), setting)
+        policy = self.behaviour(self.load(), setting)
+        callback = DQNLRCallback(policy, log=False)
+        conditions = Conditions(setting.task, None, None)
+        conditions.callback = callback
+        return Plan(
+            lr=setting.lr,
+            callbacks=(conditions, callback),
+            recovers=policy.circuit_breaker,
+            keeps=policy.network.state_dict if isinstance(policy, LRPolicy) else dict,
+        )
+
+    def behaviour(self, policy: LRPolicy, setting: Setting) -> Policy:
+        """What acts in the policy's harness: the policy itself, or what a control puts there."""
+        return policy
 
 
 @dataclass(frozen=True)
-class Untrained:
-    """Control: the policy's network with fresh weights, others for every seed.
-
-    Attributes:
-        name: as reports show it.
-        policy: whose network and harness.
-        tuned: like the policy.
-    """
+class Untrained(LearnedPolicy):
+    """Control: the policy's network with fresh weights, others for every seed."""
 
     name: str = "untrained"
-    policy: str = "default"
-    tuned: bool = False
 
-    def load(self) -> LRPolicy:
-        """The policy whose weights are thrown away."""
-        return LRPolicy.load(self.policy)
-
-    def plan(self, setting: Setting) -> Plan:
-        """Adds the callback with the fresh network."""
-        policy = self.load()
-        return _controlled(in_harness(untrained(policy, setting.seed), policy), setting)
+    def behaviour(self, policy: LRPolicy, setting: Setting) -> Policy:
+        return in_harness(untrained(policy, setting.seed), policy)
 
 
 @dataclass(frozen=True)
-class StateBlind:
+class StateBlind(LearnedPolicy):
     """Control: random actions with the policy's own frequencies, whatever it sees.
 
     Attributes:
-        name: as reports show it.
-        policy: whose action frequencies and harness.
-        tuned: like the policy.
         tasks: on which they are counted.
     """
 
     name: str = "state-blind"
-    policy: str = "default"
-    tuned: bool = False
     tasks: Tasks = study_tasks
 
-    def load(self) -> LRPolicy:
-        """The policy that is studied."""
-        return LRPolicy.load(self.policy)
-
-    def plan(self, setting: Setting) -> Plan:
-        """Adds the callback with the random behaviour."""
+    def behaviour(self, policy: LRPolicy, setting: Setting) -> Policy:
         frequencies, _ = studied(self.policy, self.tasks)
-        act = state_blind(frequencies, setting.seed)
-        return _controlled(in_harness(act, self.load()), setting)
+        return in_harness(state_blind(frequencies, setting.seed), policy)
 
 
 @dataclass(frozen=True)
-class MeanCurveReplay:
+class MeanCurveReplay(LearnedPolicy):
     """Control: the policy's own mean learning-rate curve, relative to the start.
 
     Attributes:
-        name: as reports show it.
-        policy: whose curve and harness.
-        tuned: like the policy.
         tasks: on which the mean is taken.
     """
 
     name: str = "mean-curve"
-    policy: str = "default"
-    tuned: bool = False
     tasks: Tasks = study_tasks
 
-    def load(self) -> LRPolicy:
-        """The policy that is studied."""
-        return LRPolicy.load(self.policy)
-
-    def plan(self, setting: Setting) -> Plan:
-        """Adds the callback with the replay."""
+    def behaviour(self, policy: LRPolicy, setting: Setting) -> Policy:
         _, curve = studied(self.policy, self.tasks)
-        return _controlled(in_harness(curve.act, self.load()), setting)
+        return in_harness(curve.act, policy)
 
 
 @cache
 def studied(policy: str, tasks: Tasks) -> tuple[Tensor, MeanCurve]:
     """Action frequencies and mean curve of a policy; once per process, a few seconds."""
     return study(LRPolicy.load(policy), tasks(), range(STUDIED_SEEDS), ON_CPU)
-
-
-def _controlled(policy: Policy, setting: Setting) -> Plan:
-    callback = DQNLRCallback(policy, log=False)
-    conditions = Conditions(setting.task, None, None)
-    conditions.callback = callback
-    return Plan(
-        lr=setting.lr,
-        callbacks=(conditions, callback),
-        recovers=policy.circuit_breaker,
-        keeps=policy.network.state_dict if isinstance(policy, LRPolicy) else dict,
-    )

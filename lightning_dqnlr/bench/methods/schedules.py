@@ -6,13 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from lightning_dqnlr.bench.methods.plan import Plan, Setting
-from lightning_dqnlr.host.group_rates import GroupRates
-from lightning_dqnlr.scoring.cosine import WARM_UP, cosine
+from lightning_dqnlr.bench.methods.plan import Plan, RateSetter, Setting
+from lightning_dqnlr.scoring.cosine import warm_up_steps
 
 COOL_DOWN = 0.2
 Shape = Callable[[int, int], float]
@@ -28,15 +27,10 @@ def linear(step: int, horizon: int) -> float:
 
     The decay is that of Defazio et al. 2023 (arXiv:2310.07831).
     """
-    ramp = _ramp(horizon)
+    ramp = warm_up_steps(horizon)
     if step < ramp:
         return (step + 1) / ramp
     return (horizon - step) / max(1, horizon - ramp)
-
-
-def warmup_cosine(step: int, horizon: int) -> float:
-    """Warm-up over 5% of the run, then half a cosine (Loshchilov & Hutter 2017)."""
-    return cosine(step, horizon)
 
 
 def wsd(step: int, horizon: int) -> float:
@@ -45,11 +39,7 @@ def wsd(step: int, horizon: int) -> float:
     See arXiv:2404.06395 and, for the linear end, Hägele et al. 2024 (arXiv:2405.18392).
     """
     decay = max(1, round(COOL_DOWN * horizon))
-    return min(1.0, (step + 1) / _ramp(horizon), (horizon - step) / decay)
-
-
-def _ramp(horizon: int) -> int:
-    return max(1, round(WARM_UP * horizon))
+    return min(1.0, (step + 1) / warm_up_steps(horizon), (horizon - step) / decay)
 
 
 @dataclass(frozen=True)
@@ -57,9 +47,7 @@ class ScheduledLR:
     """A shape over the run times a peak.
 
     Attributes:
-        name: as reports show it.
         shape: (step from 0, horizon) -> share of the peak.
-        tuned: it needs a peak.
     """
 
     name: str
@@ -67,29 +55,20 @@ class ScheduledLR:
     tuned: bool = True
 
     def plan(self, setting: Setting) -> Plan:
-        """Sets the rate before every step."""
-        follow = FollowShape(self.shape, setting.task.horizon)
-        return Plan(lr=setting.lr, callbacks=(follow,))
+        return Plan(lr=setting.lr, callbacks=(FollowShape(self.shape, setting.task.horizon),))
 
 
-class FollowShape(Callback):
+class FollowShape(RateSetter):
     """Sets the learning rate of every step to a share of the optimizer's own."""
 
     def __init__(self, shape: Shape, horizon: int) -> None:
         self._shape, self._horizon = shape, horizon
-        self._rates: GroupRates | None = None
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remembers the peaks of the groups."""
-        self._rates = GroupRates(trainer.optimizers[0])
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Before the step."""
-        assert self._rates is not None
         share = self._shape(trainer.global_step, self._horizon)
-        self._rates.set(self._rates.reference * share)
+        self.rates.set(self.rates.reference * share)
 
 
 @dataclass(frozen=True)
@@ -104,16 +83,12 @@ class OneCycle:
     tuned: bool = True
 
     def plan(self, setting: Setting) -> Plan:
-        """Hands torch's scheduler to the Trainer."""
         steps = setting.task.horizon
 
         def scheduler(optimizer: Optimizer) -> LRScheduler:
-            peaks = [float(group["lr"]) for group in optimizer.param_groups]
-            momentum = all(_has_momentum(group) for group in optimizer.param_groups)
+            groups = optimizer.param_groups
+            peaks = [float(group["lr"]) for group in groups]
+            momentum = all("betas" in group or group.get("momentum", 0.0) > 0.0 for group in groups)
             return OneCycleLR(optimizer, peaks, total_steps=steps, cycle_momentum=momentum)
 
         return Plan(lr=setting.lr, scheduler=scheduler)
-
-
-def _has_momentum(group: dict[str, Any]) -> bool:
-    return "betas" in group or group.get("momentum", 0.0) > 0.0

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
-from lightning_dqnlr.bench.methods.plan import Method, Plan, Setting, as_it_is
+from lightning_dqnlr.bench.methods.plan import Method, Plan, Setting
 from lightning_dqnlr.bench.runs.evaluation import Evaluation
 from lightning_dqnlr.bench.runs.record import Record, RunKey
 from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
@@ -234,7 +234,7 @@ class Observer(Callback):
         self._stop_clock()
         optimizer = trainer.optimizers[0]
         kept = _tensor_bytes([self.plan.keeps(), *(c.state_dict() for c in self.plan.callbacks)])
-        if self.plan.optimizer is not as_it_is:
+        if self.plan.optimizer is not None:
             kept += state_bytes(optimizer) - self.plain_bytes
         self.extra_bytes = kept
         self._look(trainer, pl_module)
@@ -286,7 +286,7 @@ def _follow_plan(module: LightningModule, plan: Plan, observer: Observer) -> Non
         module.configure_optimizers = configure  # type: ignore[method-assign]
         if plan.lr is not None:
             GroupRates(optimizer).set(plan.lr)
-        if plan.optimizer is not as_it_is:
+        if plan.optimizer is not None:
             observer.plain_bytes = _bytes_after_a_step(optimizer)
             optimizer = plan.optimizer(optimizer)
         if plan.scheduler is None:

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from lightning_dqnlr.bench.methods.plan import Learned, Method
+from lightning_dqnlr.bench.methods.plan import Method
+from lightning_dqnlr.bench.methods.policies import LearnedPolicy
 
 PROTOCOL = 1  # how a run is made and measured, for all methods
 CONTROLLER = 1  # how a policy drives a run: features, actions, start, breaker, decay
@@ -41,7 +42,7 @@ def run_version(method: Method, task_version: str, device: str = "cpu") -> str:
         "method": METHODS.get(method.name, 1),
     }
     parts |= _changed_settings(method)
-    if isinstance(method, Learned):
+    if isinstance(method, LearnedPolicy):
         parts["controller"] = CONTROLLER
     if device != "cpu":
         parts["device"] = device
@@ -63,7 +64,7 @@ def policy_hash(method: Method) -> str | None:
     Raises:
         PolicyFileError: if the policy cannot be read.
     """
-    if not isinstance(method, Learned):
+    if not isinstance(method, LearnedPolicy):
         return None
     policy = method.load()
     digest = hashlib.sha256(json.dumps(policy.spec.to_dict(), sort_keys=True).encode())

@@ -9,7 +9,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from lightning_dqnlr.bench.tasks.images import (
     diffusion,
@@ -41,6 +43,7 @@ from lightning_dqnlr.tasks.families.random_tasks import RandomTasks
 from lightning_dqnlr.tasks.families.sequences import SyntheticRNNs, TextTransformers
 from lightning_dqnlr.tasks.families.tables import MatrixFactorizations, NoisyLabelMLPs
 from lightning_dqnlr.tasks.optimizers import OptimizerName
+from lightning_dqnlr.tasks.task import Task
 
 # The longest run of `tasks=broad`, in steps, and what most networks there see at most.
 LONGEST_QUADRATIC = 4000
@@ -53,18 +56,25 @@ def _known(
     optimizer: OptimizerName,
     horizon: int,
     *,
-    seed: int = 0,
-    batch_size: int = 32,
     split: BenchSplit = "new seeds",
     seconds: float = 2.0,
     higher: float = 1.0,
-    known_horizon: bool = True,
+    seed: int = 0,
+    **settings: Any,
 ) -> BenchTask:
     lr = USUAL_LR[optimizer]
-    build = Sampled(
-        family, optimizer, horizon, seed, lr, batch_size=batch_size, known_horizon=known_horizon
-    )
+    build = Sampled(family, optimizer, horizon, seed, lr, **settings)
     return BenchTask(name, split, build, lr, seconds, centre=higher * lr)
+
+
+def _own(
+    name: str,
+    build: Callable[[], Task],
+    optimizer: str,
+    split: BenchSplit = "new families",
+    **settings: Any,
+) -> BenchTask:
+    return BenchTask(name, split, build, USUAL_LR[optimizer], **settings)
 
 
 # On three tasks the cosine's best peak was the highest of the grid around the usual LR. The rivals
@@ -84,49 +94,37 @@ TASKS: tuple[BenchTask, ...] = (
     _known("matrix factorization", MatrixFactorizations, "rmsprop", 800),
     _known("synthetic RNN", SyntheticRNNs, "adam", 400, batch_size=16),
     _known("source code transformer", TextTransformers, "adamw", 500, batch_size=8),
-    BenchTask("residual digits", "new families", residual_digits, USUAL_LR["momentum"]),
-    BenchTask("vision transformer", "new families", vision_transformer, USUAL_LR["adamw"]),
-    BenchTask("mixer noisy labels", "new families", mixer_noisy_labels, USUAL_LR["sgd"]),
-    BenchTask("variational autoencoder", "new families", variational_autoencoder, USUAL_LR["adam"]),
-    BenchTask("diffusion", "new families", diffusion, USUAL_LR["adamw"]),
-    BenchTask("fine-tuned encoder", "new families", fine_tuned_digits, USUAL_LR["momentum"]),
-    BenchTask("gated regression", "new families", gated_regression, USUAL_LR["sgd"]),
-    BenchTask("syntax tagger", "new families", syntax_tagger, USUAL_LR["adam"]),
-    BenchTask("chaotic series", "new families", chaotic_series, USUAL_LR["momentum"]),
-    BenchTask(
-        "language model",
-        "new families",
-        partial(language_model, "language model", 600),
-        USUAL_LR["adamw"],
-        seconds=5.0,
-    ),
-    BenchTask("NAdam residual digits", "new optimizer", residual_digits_nadam, USUAL_LR["nadam"]),
-    BenchTask("Adagrad word vectors", "new optimizer", word_vectors, USUAL_LR["adagrad"]),
-    BenchTask(
-        "Lion word LSTM",
-        "new optimizer",
-        word_model,
-        USUAL_LR["lion"],
-        centre=HIGHER * USUAL_LR["lion"],
-    ),
+    _own("residual digits", residual_digits, "momentum"),
+    _own("vision transformer", vision_transformer, "adamw"),
+    _own("mixer noisy labels", mixer_noisy_labels, "sgd"),
+    _own("variational autoencoder", variational_autoencoder, "adam"),
+    _own("diffusion", diffusion, "adamw"),
+    _own("fine-tuned encoder", fine_tuned_digits, "momentum"),
+    _own("gated regression", gated_regression, "sgd"),
+    _own("syntax tagger", syntax_tagger, "adam"),
+    _own("chaotic series", chaotic_series, "momentum"),
+    _own("language model", partial(language_model, "language model", 600), "adamw", seconds=5.0),
+    _own("NAdam residual digits", residual_digits_nadam, "nadam", "new optimizer"),
+    _own("Adagrad word vectors", word_vectors, "adagrad", "new optimizer"),
+    _own("Lion word LSTM", word_model, "lion", "new optimizer", centre=HIGHER * USUAL_LR["lion"]),
     _long(
         "long quadratic", NoisyQuadratics, "momentum", 10 * LONGEST_QUADRATIC, seed=7, seconds=35.0
     ),
     _long("long digits MLP", DigitsMLPs, "momentum", 10 * LONGEST_NETWORK, seed=1, seconds=15.0),
     _long("long teacher MLP", TeacherMLPs, "adamw", 5 * LONGEST_NETWORK, seed=6, seconds=8.0),
-    BenchTask(
+    _own(
         "long language model",
-        "longer runs",
         partial(language_model, "long language model", 3 * LONGEST_NETWORK),
-        USUAL_LR["adamw"],
+        "adamw",
+        "longer runs",
         seconds=22.0,
     ),
     _untold("untold digits MLP", DigitsMLPs, "adam", 600, seed=2),
     _untold("untold teacher MLP", TeacherMLPs, "momentum", 800, seed=2),
-    BenchTask(
+    _own(
         "untold vision transformer",
-        UNKNOWN_HORIZON,
         partial(vision_transformer, "untold vision transformer", False),
-        USUAL_LR["adamw"],
+        "adamw",
+        UNKNOWN_HORIZON,
     ),
 )

@@ -9,13 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.tasks.task import (
-    USUAL_LR,
-    CrossEntropy,
-    MakeOptimizer,
-    fixed_draws,
-    own_task,
-)
+from lightning_dqnlr.bench.tasks.task import USUAL_LR, CrossEntropy, fixed_draws, own_task
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.scikit_learn import digits
 from lightning_dqnlr.tasks.task import Task
@@ -31,8 +25,7 @@ NOISE_LEVELS = 50
 class ResidualBlock(nn.Module):
     """Two convolutions with BatchNorm and a skip (He et al. 2016, arXiv:1603.05027, "pre-act").
 
-    Args:
-        channels: of input and output, images (N, channels, H, W).
+    Maps images (N, channels, H, W) to images of the same shape.
     """
 
     def __init__(self, channels: int) -> None:
@@ -44,7 +37,6 @@ class ResidualBlock(nn.Module):
         self.branch = nn.Sequential(*layers)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Same shape."""
         return images + torch.as_tensor(self.branch(images))
 
 
@@ -63,11 +55,7 @@ def residual_network() -> nn.Module:
 
 
 class VisionTransformer(nn.Module):
-    """Sixteen patches of 2x2 pixels as tokens (Dosovitskiy et al. 2021, arXiv:2010.11929).
-
-    Args:
-        width: D of the tokens.
-    """
+    """Sixteen patches of 2x2 pixels as tokens (Dosovitskiy et al. 2021, arXiv:2010.11929)."""
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
@@ -127,7 +115,6 @@ class NegativeELBO(nn.Module):
     """Per pixel; in eval mode at the code's mean, so that it is a fixed function."""
 
     def forward(self, net: nn.Module, batch: tuple[Tensor]) -> Tensor:
-        """The loss of a batch (images,), shape ()."""
         logits, mean, log_variance = net(batch[0]).split([64, 8, 8], 1)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1).mean()
         return F.binary_cross_entropy_with_logits(logits, batch[0]) + divergence / 64
@@ -152,7 +139,6 @@ class NoisePrediction(nn.Module):
     """The loss of denoising diffusion (Ho et al. 2020, arXiv:2006.11239, equation 14)."""
 
     def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """The loss of a batch (noisy images, noise levels, noise), shape ()."""
         noisy, levels, noise = batch
         return F.mse_loss(net(noisy, levels), noise)
 
@@ -164,10 +150,8 @@ class PretrainedEncoder:
     """
 
     def __call__(self) -> nn.Module:
-        """A network with the pretrained encoder, and a new head from the global random state."""
         net = nn.Sequential(*self._encoder(), nn.Linear(64, CLASSES))
-        net[0].load_state_dict(self._pretrained[0])
-        net[2].load_state_dict(self._pretrained[1])
+        net.load_state_dict(self._pretrained, strict=False)  # all but the head
         return net
 
     @staticmethod
@@ -175,44 +159,34 @@ class PretrainedEncoder:
         return [nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64), nn.GELU()]
 
     @cached_property
-    def _pretrained(self) -> list[dict[str, Tensor]]:
+    def _pretrained(self) -> dict[str, Tensor]:
         images, _ = digits().train
         with seeded_weights("bench/fine-tuned digits", -1), torch.enable_grad():
-            layers = self._encoder()
-            net = nn.Sequential(*layers, nn.Linear(64, 64))
+            encoder = nn.Sequential(*self._encoder())
+            net = nn.Sequential(*encoder, nn.Linear(64, 64))
             optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
             for _ in range(PRETRAIN_STEPS):
                 clean = images[torch.randint(len(images), (64,))]
                 optimizer.zero_grad()
                 F.mse_loss(net(clean + 0.3 * torch.randn_like(clean)), clean).backward()
                 optimizer.step()
-        return [layers[0].state_dict(), layers[2].state_dict()]
+        return encoder.state_dict()
 
 
 def residual_digits() -> Task:
     """A residual network with BatchNorm, momentum with weight decay."""
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9, weight_decay=5e-4)
-    return _residual("residual digits", sgd, 600)
+    return own_task("residual digits", residual_network, CrossEntropy(), sgd, digits(), horizon=600)
 
 
 def residual_digits_nadam() -> Task:
     """The same network, trained by NAdam."""
-    nadam = partial(torch.optim.NAdam, lr=USUAL_LR["nadam"])
-    return _residual("NAdam residual digits", nadam, 500)
-
-
-def _residual(name: str, rule: MakeOptimizer, horizon: int) -> Task:
-    net = residual_network
-    return own_task(name, net, CrossEntropy(), rule, digits(), horizon=horizon, batch_size=32)
+    rule, net = partial(torch.optim.NAdam, lr=USUAL_LR["nadam"]), residual_network
+    return own_task("NAdam residual digits", net, CrossEntropy(), rule, digits(), horizon=500)
 
 
 def vision_transformer(name: str = "vision transformer", known_horizon: bool = True) -> Task:
-    """A vision transformer, AdamW with gradient clipping.
-
-    Args:
-        name: other names start from other weights.
-        known_horizon: whether the controller is told the length.
-    """
+    """A vision transformer, AdamW with gradient clipping; other names start from other weights."""
     adamw = partial(torch.optim.AdamW, lr=USUAL_LR["adamw"], weight_decay=0.05)
     return own_task(
         name,
@@ -221,7 +195,6 @@ def vision_transformer(name: str = "vision transformer", known_horizon: bool = T
         adamw,
         digits(),
         horizon=600,
-        batch_size=32,
         known_horizon=known_horizon,
         gradient_clip=1.0,
     )
@@ -235,9 +208,7 @@ def mixer_noisy_labels() -> Task:
     labels = torch.where(flipped, (labels + 1) % CLASSES, labels)
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["sgd"])
     data = Examples((images, labels), validation)
-    return own_task(
-        "mixer noisy labels", Mixer, CrossEntropy(), sgd, data, horizon=800, batch_size=32
-    )
+    return own_task("mixer noisy labels", Mixer, CrossEntropy(), sgd, data, horizon=800)
 
 
 def variational_autoencoder() -> Task:
@@ -246,9 +217,7 @@ def variational_autoencoder() -> Task:
     data = Examples((images,), (held_out,))
     adam = partial(torch.optim.Adam, lr=USUAL_LR["adam"])
     net = VariationalAutoencoder
-    return own_task(
-        "variational autoencoder", net, NegativeELBO(), adam, data, horizon=800, batch_size=32
-    )
+    return own_task("variational autoencoder", net, NegativeELBO(), adam, data, horizon=800)
 
 
 def diffusion() -> Task:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from lightning import LightningModule
 
@@ -18,25 +19,13 @@ from lightning_dqnlr.tasks.optimizers import OptimizerName
 from lightning_dqnlr.tasks.task import Task
 
 
-@dataclass(frozen=True)
-class AtLR:
-    """Builds what another builder does, with a learning rate to begin with.
-
-    Attributes:
-        build: makes a `TaskModule`.
-        lr: what its `configure_optimizers` will use.
-    """
-
-    build: Callable[[int], LightningModule]
-    lr: float
-
-    def __call__(self, seed: int) -> LightningModule:
-        """The module of this seed."""
-        module = self.build(seed)
-        if not isinstance(module, TaskModule):
-            raise ConfigurationError(f"build gives {type(module).__name__}, not a TaskModule.")
-        module.lr = self.lr
-        return module
+def build_at(lr: float, build: Callable[[int], LightningModule], seed: int) -> LightningModule:
+    """The module that `build` makes of a seed, with a learning rate to begin with."""
+    module = build(seed)
+    if not isinstance(module, TaskModule):
+        raise ConfigurationError(f"build gives {type(module).__name__}, not a TaskModule.")
+    module.lr = lr
+    return module
 
 
 @dataclass(frozen=True)
@@ -49,8 +38,6 @@ class Sampled:
         horizon: of the run.
         seed: of the draw; split "test", which shares no random stream with training.
         lr: what the modules' `configure_optimizers` begins with.
-        batch_size: of the run.
-        known_horizon: whether the controller is told the length.
     """
 
     family: type[RandomTasks]
@@ -62,7 +49,6 @@ class Sampled:
     known_horizon: bool = True
 
     def __call__(self) -> Task:
-        """The task."""
         family = self.family(
             **ORDINARY,
             optimizers=(self.optimizer,),
@@ -72,4 +58,4 @@ class Sampled:
             known_horizon_probability=float(self.known_horizon),
         )
         task = family.sample(self.seed, "test")
-        return replace(task, build=AtLR(task.build, self.lr))
+        return replace(task, build=partial(build_at, self.lr, task.build))

@@ -54,12 +54,7 @@ KINDS = {
 
 
 class DecoderTransformer(nn.Module):
-    """Two pre-norm blocks of torch's own `TransformerEncoderLayer` under a causal mask.
-
-    Args:
-        width: D of the tokens.
-        layers: number of blocks.
-    """
+    """Two pre-norm blocks of torch's own `TransformerEncoderLayer` under a causal mask."""
 
     mask: Tensor
 
@@ -80,13 +75,9 @@ class DecoderTransformer(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """An embedding, torch's own GRU or LSTM, and a linear layer at every step.
+    """An embedding, torch's own LSTM, and a linear layer at every step: (N, T) to (N, T, outputs).
 
-    Args:
-        vocabulary: of the inputs (N, T).
-        outputs: C of the logits (N, T, C).
-        hidden: width of embedding and state.
-        bidirectional: a GRU that also reads backwards, instead of an LSTM.
+    With `bidirectional` a GRU that also reads backwards takes the LSTM's place.
     """
 
     def __init__(self, vocabulary: int, outputs: int, hidden: int, bidirectional: bool) -> None:
@@ -97,7 +88,6 @@ class Recurrent(nn.Module):
         self.head = nn.Linear(hidden * (1 + bidirectional), outputs)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits of every step."""
         states, _ = self.states(self.tokens(tokens))
         return torch.as_tensor(self.head(states))
 
@@ -120,7 +110,6 @@ class NegativeSampling(nn.Module):
     """The first context is the right one, the others were drawn (arXiv:1310.4546, equation 4)."""
 
     def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The loss of a batch (words, contexts), shape ()."""
         word, contexts = batch
         signs = -torch.ones(contexts.shape[1], device=word.device)
         signs[0] = 1.0
@@ -211,15 +200,7 @@ def word_vectors() -> Task:
         parts.append((pairs[:, 0], torch.cat([pairs[:, 2:], wrong], 1)))
     data = Examples(*parts)
     rule = partial(torch.optim.Adagrad, lr=USUAL_LR["adagrad"])
-    return own_task(
-        "Adagrad word vectors",
-        SkipGram,
-        NegativeSampling(),
-        rule,
-        data,
-        horizon=1000,
-        batch_size=32,
-    )
+    return own_task("Adagrad word vectors", SkipGram, NegativeSampling(), rule, data, horizon=1000)
 
 
 def token_kinds(path: Path) -> Tensor:
@@ -288,11 +269,7 @@ class Lion(torch.optim.Optimizer):
     c = beta1 m + (1 - beta1) g; theta -= lr (sign(c) + weight_decay theta);
     m = beta2 m + (1 - beta2) g.
 
-    Args:
-        params: to train.
-        lr: about a tenth of what Adam would have.
-        betas: see above.
-        weight_decay: decoupled.
+    The learning rate is about a tenth of what Adam would have.
     """
 
     def __init__(
@@ -308,7 +285,6 @@ class Lion(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """One update of all parameters that have gradients; returns the closure's loss."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

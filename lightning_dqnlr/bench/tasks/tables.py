@@ -54,6 +54,4 @@ def gated_regression() -> Task:
     """Residual gated units on Friedman's function, plain SGD."""
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["sgd"])
     data = friedman(1280)
-    return own_task(
-        "gated regression", GatedNetwork, SquaredError(), sgd, data, horizon=800, batch_size=32
-    )
+    return own_task("gated regression", GatedNetwork, SquaredError(), sgd, data, horizon=800)

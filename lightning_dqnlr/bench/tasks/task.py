@@ -11,7 +11,7 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.checks import POSITIVE, check_choice, check_number
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.sampling import Draws, derive_seed
 from lightning_dqnlr.tasks.task import Task
@@ -74,19 +74,12 @@ class BenchTask:
     version: str = "1"
 
     def __post_init__(self) -> None:
-        if self.split not in get_args(BenchSplit):
-            raise ConfigurationError(f"split must be one of {get_args(BenchSplit)}.")
-        if not 0.0 < self.lr < float("inf"):
-            raise ConfigurationError(f"lr must be positive and finite, got {self.lr}.")
-        if self.centre is not None and not 0.0 < self.centre < float("inf"):
-            raise ConfigurationError(f"centre must be positive and finite, got {self.centre}.")
+        check_choice("split", self.split, get_args(BenchSplit))
+        check_number("lr", self.lr, POSITIVE)
+        check_number("centre", self.centre, POSITIVE, optional=True)
 
     def open(self) -> Task:
-        """The task with its data, under the name that the records have.
-
-        Raises:
-            ConfigurationError: its data are not installed.
-        """
+        """The task under its name in records; `ConfigurationError` if its data are not there."""
         return replace(self.build(), name=self.name)
 
 
@@ -105,7 +98,6 @@ class BenchModule(LightningModule):
         self.net, self.loss, self.make_optimizer = net, loss, optimizer
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """What the network makes of its inputs."""
         return torch.as_tensor(self.net(*inputs))
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -137,22 +129,14 @@ def own_task(
     data: Examples,
     *,
     horizon: int,
-    batch_size: int,
+    batch_size: int = 32,
     known_horizon: bool = True,
     gradient_clip: float | None = None,
 ) -> Task:
     """A task of a network that no family of `lightning_dqnlr.tasks` draws.
 
-    Args:
-        name: tasks of different names start from different weights.
-        net: makes a network with fresh weights.
-        loss: maps a network and a batch to the mean loss.
-        optimizer: maps parameters to their optimizer, at the LR a user would begin with.
-        data: to train on and to validate with.
-        horizon: length of a run in steps.
-        batch_size: examples per step.
-        known_horizon: whether the controller is told the length.
-        gradient_clip: largest global gradient norm, or None.
+    `net` makes fresh weights, `loss` maps a network and a batch to the mean loss, and `optimizer`
+    maps parameters to their optimizer, at the LR a user would begin with. The rest is as in `Task`.
     """
     return Task(
         name=name,
@@ -183,7 +167,6 @@ class CrossEntropy(nn.Module):
     """Mean cross-entropy of logits (N, ..., C) for labels (N, ...)."""
 
     def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The loss of a batch (inputs, labels), shape ()."""
         inputs, labels = batch
         return nn.functional.cross_entropy(net(inputs).flatten(0, -2), labels.flatten())
 
@@ -192,6 +175,5 @@ class SquaredError(nn.Module):
     """Mean squared error."""
 
     def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The loss of a batch (inputs, targets), shape ()."""
         inputs, targets = batch
         return nn.functional.mse_loss(net(inputs), targets)

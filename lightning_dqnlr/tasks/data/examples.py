@@ -26,22 +26,20 @@ class Examples(NamedTuple):
         return Examples(train, validation)
 
 
-def split_off(held_out: int, *tensors: Tensor) -> Examples:
-    """Holds out the last examples of tensors (N, ...)."""
-    cut = len(tensors[0]) - held_out
+def split_off(cut: int, *tensors: Tensor) -> Examples:
+    """Holds out the examples from `cut` on of tensors (N, ...)."""
     return Examples(tuple(t[:cut] for t in tensors), tuple(t[cut:] for t in tensors))
 
 
 def split_off_a_fifth(*tensors: Tensor) -> Examples:
     """Holds out the last fifth of the examples of tensors (N, ...)."""
-    train, validation = zip(*map(four_fifths, tensors), strict=True)
-    return Examples(train, validation)
+    return split_off(len(tensors[0]) * 4 // 5, *tensors)
 
 
 def four_fifths(rows: Tensor) -> tuple[Tensor, Tensor]:
     """The first four fifths of the rows, and the rest."""
-    cut = len(rows) * 4 // 5
-    return rows[:cut], rows[cut:]
+    (train,), (held_out,) = split_off_a_fifth(rows)
+    return train, held_out
 
 
 def multiple_of_eight(count: int) -> int:
@@ -60,14 +58,8 @@ def imbalance(labels: Tensor, ratio: float, classes: int, draws: Draws) -> Tenso
     The k-th of C classes, in random order, keeps a share ratio^(-k / (C - 1)) of its examples
     (Cui et al. 2019, arXiv:1901.05555, section 5.1).
 
-    Args:
-        labels: (N,) int64.
-        ratio: of the most frequent class to the rarest, if they began equally frequent.
-        classes: C.
-        draws: decides the order of the classes and which examples stay.
-
-    Returns:
-        Indices int64, a multiple of eight of them, in random order.
+    Labels are (N,) int64. Classes that began equally frequent end with this ratio of the most
+    frequent to the rarest. The indices are in random order, and their number divides by eight.
     """
     rank = torch.randperm(classes, generator=draws.generator)
     share = ratio ** -(rank / max(1, classes - 1))

@@ -45,17 +45,9 @@ def _photographs() -> tuple[Tensor, ...]:
 
 
 def patches(split: Split, size: int, examples: int, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Cuts patches at random places of both photographs.
+    """Training patches (N, 3, size, size) of random places, and N // 4 validation patches.
 
-    Args:
-        split: whose columns to cut from.
-        size: height and width in pixels.
-        examples: number of training patches; a quarter as many are added for validation.
-        draws: decides where.
-
-    Returns:
-        Training patches (N, 3, size, size) and validation patches (N // 4, 3, size, size). Over a
-        whole photograph each colour has mean 0 and variance 1.
+    Over a whole photograph each colour has mean 0 and variance 1.
 
     Raises:
         ConfigurationError: scikit-learn or Pillow is not installed.
@@ -67,12 +59,8 @@ def patches(split: Split, size: int, examples: int, draws: Draws) -> tuple[Tenso
 def treated_patches(split: Split, size: int, examples: int, draws: Draws) -> Examples:
     """Patches of which a quarter each are plain, blurred along x, blurred along y, and noisy.
 
-    Returns:
-        Patches as of `patches`, and labels int64 (N,): the treatment in the order above, plus 4
-        for the second photograph.
-
-    Raises:
-        ConfigurationError: scikit-learn or Pillow is not installed.
+    Labels, int64 (N,), are the treatment in the order above, plus 4 for the second photograph. See
+    `patches` for the shapes and for what is raised.
     """
     return Examples(*(_treated(part, draws) for part in _parts(split, size, examples, draws)))
 
@@ -86,13 +74,8 @@ def noisy_patches(split: Split, size: int, examples: int, noise: float, draws: D
 def coordinates(split: Split, side: int, draws: Draws) -> Examples:
     """A square of a photograph as a function from position to colour.
 
-    Args:
-        split: whose columns the square lies in.
-        side: of the square, in pixels.
-        draws: decides the photograph, the square, and which fifth of the pixels is held out.
-
-    Returns:
-        Positions (N, 2), each coordinate in [-1, 1], and colours (N, 3).
+    Positions (N, 2) have coordinates in [-1, 1], colours are (N, 3). A fifth of the pixels is held
+    out at random.
     """
     photograph = _photographs()[draws.integer(0, PHOTOGRAPHS - 1)]
     left, right = SPLIT_COLUMNS[split]
@@ -102,8 +85,7 @@ def coordinates(split: Split, side: int, draws: Draws) -> Examples:
     positions = torch.cartesian_prod(line, line)
     order = torch.randperm(side * side, generator=draws.generator)
     positions, colours = positions[order], square.flatten(1).T[order]
-    held_out = side * side - multiple_of_eight(side * side * 4 // 5)
-    return split_off(held_out, positions, colours)
+    return split_off(multiple_of_eight(side * side * 4 // 5), positions, colours)
 
 
 def _parts(split: Split, size: int, examples: int, draws: Draws) -> Examples:

@@ -7,12 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data.examples import (
-    Examples,
-    multiple_of_eight,
-    split_off,
-    standardised,
-)
+from lightning_dqnlr.tasks.data.examples import Examples, multiple_of_eight, split_off, standardised
 from lightning_dqnlr.tasks.sampling import Draws
 
 DIGITS_HELD_OUT = 360
@@ -23,15 +18,7 @@ TABLE_NAMES: tuple[TableName, ...] = get_args(TableName)
 
 
 def _load(tasks: str, name: str) -> tuple[Any, Any]:
-    """Returns features (N, columns) and targets (N,) of a data set, as NumPy arrays.
-
-    Args:
-        tasks: which tasks need it, for the message.
-        name: of the data set.
-
-    Raises:
-        ConfigurationError: scikit-learn is not installed.
-    """
+    """Features (N, columns) and targets (N,) of a data set, as NumPy arrays."""
     try:
         import sklearn.datasets
     except ImportError as error:
@@ -39,8 +26,8 @@ def _load(tasks: str, name: str) -> tuple[Any, Any]:
             f"the {tasks} tasks need scikit-learn, which is not installed; "
             'run: pip install "lightning-dqnlr[train]"'
         ) from error
-    features, targets = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
-    return features, targets
+    loaded: tuple[Any, Any] = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    return loaded
 
 
 @lru_cache(maxsize=1)
@@ -53,21 +40,18 @@ def _shuffled_digits() -> tuple[Tensor, Tensor]:
     return images[order], torch.tensor(labels, dtype=torch.int64)[order]
 
 
-def digits(scale: float = 1.0) -> Examples:
+def digits(scale: float = 1.0, shape: tuple[int, ...] = (64,)) -> Examples:
     """Returns scikit-learn's 8x8 digits: 1437 examples to train on, 360 for validation.
 
-    Args:
-        scale: factor on the grey values, which lie in 0..1 for scale 1.
-
-    Returns:
-        Inputs float32 (N, 64) and labels int64 (N,), always in the same fixed split. The tensors
-        are the caller's own.
+    Inputs are float32 (N, *shape), grey values in 0..1 times the scale. Labels are int64 (N,). The
+    split is always the same, and the tensors are the caller's own.
 
     Raises:
         ConfigurationError: scikit-learn is not installed.
     """
     images, labels = _shuffled_digits()
-    return split_off(DIGITS_HELD_OUT, images * scale, labels.clone())
+    images = (images * scale).reshape(-1, *shape)
+    return split_off(len(labels) - DIGITS_HELD_OUT, images, labels.clone())
 
 
 @lru_cache(maxsize=len(TABLE_NAMES))
@@ -96,4 +80,4 @@ def table(name: TableName, draws: Draws) -> Examples:
     features, targets = _whole_table(name)
     order = torch.randperm(len(features), generator=draws.generator)
     cut = multiple_of_eight(len(features) * 4 // 5)
-    return split_off(len(features) - cut, standardised(features)[order], targets[order])
+    return split_off(cut, standardised(features)[order], targets[order])

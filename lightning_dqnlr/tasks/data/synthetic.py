@@ -6,11 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.tasks.data.examples import (
-    Examples,
-    corrupt_labels,
-    split_off_a_fifth,
-)
+from lightning_dqnlr.tasks.data.examples import Examples, corrupt_labels, split_off_a_fifth
 from lightning_dqnlr.tasks.sampling import Draws
 
 
@@ -48,19 +44,16 @@ def teacher_data(
     noise: float,
     draws: Draws,
 ) -> Examples:
-    """Draws a teacher, inputs, and the teacher's targets.
+    """Draws a teacher, inputs (N, dimension), and the teacher's targets.
 
     Args:
         kind: "regression" on the teacher's outputs, or "classification" by their argmax.
         examples: number of training examples; a quarter as many are added for validation.
-        dimension: input size D.
-        outputs: number of regression targets or of classes.
+        dimension: of the inputs.
+        outputs: number of regression targets, (N, outputs), or of classes of the labels (N,).
         noise: standard deviation of the noise on regression targets (whose own is 1), or the
             fraction of labels redrawn at random. Validation targets stay clean.
         draws: the only source of randomness.
-
-    Returns:
-        Inputs (N, D) float32; targets (N, outputs) float32, or labels (N,) int64.
     """
     inputs = gaussian_inputs(examples + examples // 4, dimension, draws)
     targets = teacher_outputs(inputs, outputs, draws)
@@ -75,8 +68,7 @@ def teacher_data(
 def adding(length: int, examples: int, draws: Draws) -> Examples:
     """The adding problem: sum the two marked numbers (Hochreiter & Schmidhuber 1997, section 5.4).
 
-    Returns:
-        Inputs (N, T, 2): numbers in [-1, 1], and markers; targets (N, 1).
+    Inputs (N, T, 2) are numbers in [-1, 1] and markers; targets are (N, 1).
     """
     total = examples + examples // 4
     numbers = 2.0 * torch.rand(total, length, generator=draws.generator) - 1.0
@@ -91,16 +83,9 @@ def adding(length: int, examples: int, draws: Draws) -> Examples:
 def copying(length: int, symbols: int, copied: int, examples: int, draws: Draws) -> Examples:
     """The copy problem: repeat the first symbols at the end (Arjovsky 2016, arXiv:1511.06464).
 
-    Args:
-        length: T, at least twice `copied`.
-        symbols: S, size of the alphabet.
-        copied: number of symbols to remember.
-        examples: number of training sequences.
-        draws: decides the symbols.
-
-    Returns:
-        Inputs (N, T, S + 2), one-hot: a symbol, a blank, or the sign to recall. Targets int64
-        (N, T): the symbol to give, or `symbols` for a blank.
+    The alphabet has S symbols, and the length T is at least twice `copied`. Inputs are one-hot,
+    (N, T, S + 2): a symbol, a blank, or the sign to recall. Targets are int64 (N, T): the symbol
+    to give, or S for a blank.
     """
     total = examples + examples // 4
     blank, recall = symbols, symbols + 1
@@ -117,14 +102,8 @@ def autoregression(length: int, noise: float, examples: int, draws: Draws) -> Ex
 
     x_t = 2 r cos(w) x_{t-1} - r^2 x_{t-2} + e_t has its poles at r exp(+-iw).
 
-    Args:
-        length: T.
-        noise: standard deviation of the measurement noise, that of the process being 1.
-        examples: number of training sequences.
-        draws: decides r, w, and the noise.
-
-    Returns:
-        Inputs (N, T, 1), measured, and targets (N, T, 1): the process itself, one step later.
+    Inputs (N, T, 1) are the process, of standard deviation 1, plus measurement noise of deviation
+    `noise`. Targets (N, T, 1) are the process itself, one step later.
     """
     radius, frequency = draws.uniform(0.8, 0.99), draws.uniform(0.1, math.pi / 2)
     first, second = 2.0 * radius * math.cos(frequency), -(radius**2)
@@ -143,18 +122,10 @@ def autoregression(length: int, noise: float, examples: int, draws: Draws) -> Ex
 def ratings(
     users: int, items: int, rank: int, noise: float, examples: int, draws: Draws
 ) -> Examples:
-    """Entries of a random matrix of low rank, with popular items seen more often than others.
+    """Entries (N, 1) of a random matrix of low rank, and pairs int64 (N, 2) of row and column.
 
-    Args:
-        users: rows.
-        items: columns.
-        rank: of the matrix.
-        noise: standard deviation added to the training entries, whose own is 1.
-        examples: number of training entries.
-        draws: decides everything.
-
-    Returns:
-        Pairs int64 (N, 2) of row and column, and entries (N, 1).
+    Popular items are seen more often than others. Training entries have standard deviation 1, and
+    noise of deviation `noise` is added to them.
     """
     total = examples + examples // 4
     matrix = draws.normal(users, rank) @ draws.normal(rank, items) / rank**0.5
@@ -169,8 +140,7 @@ def ratings(
 def documents(classes: int, vocabulary: int, length: int, examples: int, draws: Draws) -> Examples:
     """Bags of words: each class prefers its own words of a common Zipf-distributed vocabulary.
 
-    Returns:
-        Words int64 (N, T), each in 0..vocabulary - 1, and labels int64 (N,).
+    Words are int64 (N, T), each in 0..vocabulary - 1, and labels int64 (N,).
     """
     total = examples + examples // 4
     common = -torch.arange(1, vocabulary + 1).log()

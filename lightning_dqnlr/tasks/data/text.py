@@ -28,11 +28,7 @@ _CODE_OF_BYTE = bytes(CHARACTERS.find(chr(byte)) + 1 for byte in range(256))
 
 
 def source_files(split: Split, folder: Path | None = None) -> tuple[Path, ...]:
-    """Returns the source files of a split, sorted by name.
-
-    Args:
-        split: the splits share no file.
-        folder: where to look for `*.py`; by default the running Python's standard library.
+    """The `*.py` files of a split, sorted; by default of the running Python's standard library.
 
     Raises:
         ConfigurationError: there are none (a Python that was installed as bytecode only).
@@ -56,7 +52,7 @@ def source_files(split: Split, folder: Path | None = None) -> tuple[Path, ...]:
 
 @cache
 def encode(path: Path) -> Tensor:
-    """Returns the file's text as codes int64 (characters,), each in 0..VOCABULARY - 1."""
+    """The file's text as codes int64 (characters,), each in 0..VOCABULARY - 1."""
     text = path.read_text(encoding="utf-8", errors="replace")
     codes = text.encode("latin-1", errors="replace").translate(_CODE_OF_BYTE)
     return torch.tensor(list(codes), dtype=torch.int64)
@@ -70,20 +66,9 @@ def draw_files(split: Split, count: int, draws: Draws) -> list[Path]:
 
 
 def next_characters(split: Split, length: int, examples: int, draws: Draws) -> Examples:
-    """Windows of one to three files, and the same windows one character on.
+    """Windows of one to three files, and the same windows one character on; see `next_in`.
 
-    Args:
-        split: whose files to read.
-        length: T, characters per window.
-        examples: number of training windows, from the first four fifths of each file; a quarter as
-            many are added for validation, from the rest.
-        draws: decides which files and windows.
-
-    Returns:
-        Inputs int64 (N, T) and targets int64 (N, T): target t is the character after input t.
-
-    Raises:
-        ConfigurationError: no sources are installed.
+    Training windows are from the first four fifths of each file, the others from the rest.
     """
     files = draw_files(split, draws.integer(1, 3), draws)
     train, validation = zip(*(four_fifths(encode(path)) for path in files), strict=True)
@@ -91,16 +76,10 @@ def next_characters(split: Split, length: int, examples: int, draws: Draws) -> E
 
 
 def next_in(parts: tuple[Tensor, Tensor], length: int, examples: int, draws: Draws) -> Examples:
-    """Windows of texts, and the same windows one place on.
+    """Windows of texts, and the same windows one place on: both int64 (N, T), with T the length.
 
-    Args:
-        parts: codes (characters,) to train on, and codes for validation.
-        length: T, codes per window.
-        examples: number of training windows; a quarter as many are added for validation.
-        draws: decides where the windows are.
-
-    Returns:
-        Inputs (N, T) and targets (N, T).
+    The parts are codes (characters,) to train on, and codes to validate with. There are so many
+    training examples, and a quarter as many to validate with.
     """
     pairs = []
     for codes, count in zip(parts, (examples, examples // 4), strict=True):
@@ -114,19 +93,8 @@ def file_of_window(
 ) -> Examples:
     """Windows of some files, as hashed pairs of characters; the label names the file.
 
-    Args:
-        split: whose files to read.
-        classes: number of files, if the split has so many.
-        length: T, pairs per window.
-        buckets: number of different tokens.
-        examples: number of training windows; a quarter as many are added for validation.
-        draws: decides which files and windows.
-
-    Returns:
-        Inputs int64 (N, T), each in 0..buckets - 1, and labels int64 (N,).
-
-    Raises:
-        ConfigurationError: no sources are installed.
+    Inputs, int64 (N, T), are in 0..buckets - 1, and labels are int64 (N,). There are as many files
+    as classes, if the split has so many.
     """
     files = draw_files(split, classes, draws)
     texts = zip(*(four_fifths(encode(path)) for path in files), strict=True)

@@ -25,20 +25,23 @@ from lightning_dqnlr.tasks.networks.mlp_cnn import CNNNorm
 from lightning_dqnlr.tasks.optimizers import OptimizerName
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
-BUNDLED_OPTIMIZERS: tuple[OptimizerName, ...] = ("sgd", "momentum", "nesterov", "adam", "adamw")
-BUNDLED_HORIZON = 2000
 DIGIT_NORMS: tuple[CNNNorm, ...] = ("none", "none", "batch", "group")
 
 
 @dataclass(frozen=True)
-class NoisyQuadratics(RandomTasks):
+class BundledTasks(RandomTasks):
+    """What the families of the first bundled policy share."""
+
+    optimizers: Sequence[OptimizerName] = ("sgd", "momentum", "nesterov", "adam", "adamw")
+    max_horizon: int = 2000
+
+
+class NoisyQuadratics(BundledTasks):
     """Quadratics in 32..512 dimensions, conditioned 1..1e4, with noisy mini-batch gradients.
 
     loss = mean over the batch's centres c of 0.5 (theta - c)^T Q diag(h) Q^T (theta - c)
     """
 
-    optimizers: Sequence[OptimizerName] = BUNDLED_OPTIMIZERS
-    max_horizon: int = BUNDLED_HORIZON
     name: ClassVar[str] = "noisy_quadratics"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -62,36 +65,31 @@ class NoisyQuadratics(RandomTasks):
         return Problem(builder, Examples((centres[:examples],), (centres[examples:],)))
 
 
-@dataclass(frozen=True)
-class DigitsMLPs(RandomTasks):
+class DigitsMLPs(BundledTasks):
     """Random MLPs that classify the digits; half of the tasks have up to 20% random labels.
 
     >>> DigitsMLPs(optimizers=["adam"]).sample(seed=0).optimizer
     'adam'
     """
 
-    optimizers: Sequence[OptimizerName] = BUNDLED_OPTIMIZERS
-    max_horizon: int = BUNDLED_HORIZON
     name: ClassVar[str] = "digits_mlps"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        (images, labels), validation = digits(self.draw_input_scale(draws))
+        data = digits(self.draw_input_scale(draws))
+        images, labels = data.train
         noisy, fraction = draws.chance(0.5), draws.uniform(0.0, 0.2)
         if noisy:
             labels = corrupt_labels(labels, fraction, DIGITS_CLASSES, draws)
         network = self.draw_mlp(images.shape[1], DIGITS_CLASSES, draws)
-        return supervised(network, "cross_entropy", Examples((images, labels), validation))
+        return supervised(network, "cross_entropy", data._replace(train=(images, labels)))
 
 
-@dataclass(frozen=True)
-class TeacherMLPs(RandomTasks):
+class TeacherMLPs(BundledTasks):
     """Random MLPs that learn from random teachers, by regression or by classification.
 
     targets = teacher(inputs) + noise, or labels = argmax teacher(inputs) with some drawn anew
     """
 
-    optimizers: Sequence[OptimizerName] = BUNDLED_OPTIMIZERS
-    max_horizon: int = BUNDLED_HORIZON
     name: ClassVar[str] = "teacher_mlps"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -113,20 +111,17 @@ class TeacherMLPs(RandomTasks):
 
 
 @dataclass(frozen=True)
-class DigitsCNNs(RandomTasks):
+class DigitsCNNs(BundledTasks):
     """Random small convolutional networks that classify the digits as 8x8 images.
 
     >>> DigitsCNNs().sample(seed=0).train_data[0].shape
     torch.Size([1437, 1, 8, 8])
     """
 
-    optimizers: Sequence[OptimizerName] = BUNDLED_OPTIMIZERS
-    max_horizon: int = BUNDLED_HORIZON
     batch_sizes: Sequence[int] = (8, 16, 32)
     name: ClassVar[str] = "digits_cnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        data = digits(self.draw_input_scale(draws))
-        train, validation = ((images.reshape(-1, 1, 8, 8), labels) for images, labels in data)
+        data = digits(self.draw_input_scale(draws), (1, 8, 8))
         network = self.draw_cnn(1, DIGITS_CLASSES, DIGIT_NORMS, draws)
-        return supervised(network, "cross_entropy", Examples(train, validation))
+        return supervised(network, "cross_entropy", data)

@@ -31,10 +31,8 @@ class PretrainedBuilder:
     the global random state alone, and its weights are kept as long as this object lives.
 
     Attributes:
-        task: the task's name.
         network: the last layer is the head, which is replaced.
         pretrain: inputs (N, ...) and labels (N,) to pretrain on.
-        pretrain_steps: how many steps of Adam.
         head_scale: factor on the initial weights of the new head.
         optimizer: of the fine-tuning.
     """
@@ -47,7 +45,6 @@ class PretrainedBuilder:
     optimizer: OptimizerSpec
 
     def __call__(self, seed: int) -> SupervisedModule:
-        """Returns the pretrained module with the head of this seed."""
         fresh = SupervisedBuilder(self.task, self.network, "cross_entropy", self.optimizer)
         module = fresh(seed)
         *_, head = module.net.children()
@@ -87,23 +84,22 @@ class FineTunedDigits(RandomTasks):
     def problem(self, split: Split, draws: Draws) -> Problem:
         convolutional, steps = draws.chance(0.5), draws.log_integer(30, 120)
         shape = (1, 8, 8) if convolutional else (64,)
-        data = digits(self.draw_input_scale(draws))
-        train, validation = ((images.reshape(-1, *shape), labels) for images, labels in data)
+        data = digits(self.draw_input_scale(draws), shape)
         order = torch.randperm(DIGITS_CLASSES, generator=draws.generator)
         known, new = order.chunk(2)
         network = self._draw_network(convolutional, len(new), draws)
         builder = partial(
             PretrainedBuilder,
             network=network,
-            pretrain=_only(known, *train),
+            pretrain=_only(known, *data.train),
             pretrain_steps=steps,
             head_scale=self.draw_initial_scale(draws),
         )
-        images, labels = _only(new, *train)
+        images, labels = _only(new, *data.train)
         # Fine-tuning often has few examples.
         count = multiple_of_eight(min(draws.log_integer(64, 1024), len(images)))
         few = images[:count], labels[:count]
-        return Problem(builder, Examples(few, _only(new, *validation)))
+        return Problem(builder, Examples(few, _only(new, *data.validation)))
 
     def _draw_network(self, convolutional: bool, outputs: int, draws: Draws) -> NetworkSpec:
         mlp = replace(self.draw_mlp(64, outputs, draws), initial_scale=1.0)

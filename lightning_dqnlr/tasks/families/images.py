@@ -70,33 +70,29 @@ class Autoencoders(RandomTasks):
         network = draw(channels, code, draws)
         examples = draw_examples(draws)
         scale = self.draw_input_scale(draws)
-        sources = patches(split, SIDE, examples, draws) if photographs else (x for x, _ in digits())
-        images = [source.reshape(-1, channels, SIDE, SIDE) for source in sources]
-        train, validation = ((x, x) for x in images)
-        return supervised(network, "mse", Examples(train, validation).scaled(scale))
+        plain = digits(shape=(1, SIDE, SIDE))
+        images = patches(split, SIDE, examples, draws) if photographs else (x for x, _ in plain)
+        data = Examples(*((x, x) for x in images))
+        return supervised(network, "mse", data.scaled(scale))
 
     def _linear(self, channels: int, code: int, draws: Draws) -> NetworkSpec:
-        norm = draws.choice(FLAT_NORMS)
-        scale = self.draw_initial_scale(draws)
         return MLPAutoencoderSpec(
             shape=(channels, SIDE, SIDE),
+            norm=draws.choice(FLAT_NORMS),
+            initial_scale=bounded_scale(self.draw_initial_scale(draws), 4),
             width=draws.log_integer(12, 48),
             code=code,
             activation=draws.choice(ACTIVATIONS),
-            norm=norm,
-            initial_scale=bounded_scale(scale, 4),
         )
 
     def _convolutional(self, channels: int, code: int, draws: Draws) -> NetworkSpec:
-        norm = draws.choice(CNN_NORMS)
-        scale = self.draw_initial_scale(draws)
         return ConvAutoencoderSpec(
             channels=channels,
+            norm=draws.choice(CNN_NORMS),
+            initial_scale=bounded_scale(self.draw_initial_scale(draws), 6),
             hidden=(draws.choice((4, 6, 8)), draws.choice((8, 12, 16))),
             code=code,
             activation=draws.choice(ACTIVATIONS),
-            norm=norm,
-            initial_scale=bounded_scale(scale, 6),
         )
 
 
@@ -113,15 +109,14 @@ class PhotoDenoisers(RandomTasks):
     def problem(self, split: Split, draws: Draws) -> Problem:
         depth = draws.integer(1, 2)
         norm = draws.choice(CNN_NORMS)
-        scale = self.draw_initial_scale(draws)
         network = DenoiserSpec(
             channels=3,
+            initial_scale=bounded_scale(self.draw_initial_scale(draws), depth + 1, norm),
             width=draws.choice((10, 12, 16)),
             depth=depth,
             activation=draws.choice(ACTIVATIONS),
             norm=norm,
             residual=draws.chance(0.5),
-            initial_scale=bounded_scale(scale, depth + 1, norm),
         )
         noise = draws.log_uniform(0.1, 1.0)
         examples = draws.log_integer(32, 96) * 8

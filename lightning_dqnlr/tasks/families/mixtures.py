@@ -90,7 +90,6 @@ class SplitTasks:
     held_out: TaskFamily
 
     def sample(self, seed: int, split: Split = "train") -> Task:
-        """Returns the task of this seed from the split's own distribution."""
         return (self.train if split == "train" else self.held_out).sample(seed, split)
 
 
@@ -136,14 +135,11 @@ class OwnTasks:
         draws = Draws(derive_seed("own", split, seed))
         task = self.tasks[seed % len(self.tasks)]
         name = f"{task.name}/{split}/{seed}"
-        build = task.build
-        if isinstance(build, ModuleBuilder):
-            build = replace(build, task=name)
-        task = replace(task, name=name, seed=seed, build=build)
+        changes: dict[str, Any] = {"name": name, "seed": seed}
+        if isinstance(task.build, ModuleBuilder):
+            changes["build"] = replace(task.build, task=name)
         if self.horizons is not None:
-            low, high = self.horizons
-            task = replace(task, horizon=draws.log_integer(int(low), int(high)))
+            changes["horizon"] = draws.log_integer(*map(int, self.horizons))
         if self.known_horizon_probability is not None:
-            known = draws.chance(self.known_horizon_probability)
-            task = replace(task, known_horizon=known)
-        return task
+            changes["known_horizon"] = draws.chance(self.known_horizon_probability)
+        return replace(task, **changes)

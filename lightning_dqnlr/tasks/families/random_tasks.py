@@ -120,10 +120,6 @@ class RandomTasks(ABC):
     def sample(self, seed: int, split: Split = "train") -> Task:
         """Returns the task of this seed; the same for the same family, fields, split and seed.
 
-        Args:
-            seed: any integer.
-            split: the three splits share no random stream, whatever the seeds.
-
         Raises:
             ConfigurationError: unknown split, or data that are needed are not installed.
         """
@@ -166,13 +162,11 @@ class RandomTasks(ABC):
         )
 
     def draw_initial_scale(self, draws: Draws) -> float:
-        """Draws the factor on the initial weights."""
         wide = draws.chance(self.wide_probability)
         low, high = self.wide_initial_scales if wide else self.initial_scales
         return draws.log_uniform(low, high)
 
     def draw_input_scale(self, draws: Draws) -> float:
-        """Draws the factor on the inputs."""
         low, high = self.input_scales
         return draws.log_uniform(low, high)
 
@@ -180,16 +174,15 @@ class RandomTasks(ABC):
         """Draws a multi-layer perceptron of 500 to 30,000 weights, its biases not counted."""
         depth, width = draws.integer(1, 4), draws.log_integer(8, 96)
         norm = draws.choice(MLP_NORMS)
-        scale = self.draw_initial_scale(draws)
         return MLPSpec(
             inputs=inputs,
             outputs=outputs,
+            initial_scale=bounded_scale(self.draw_initial_scale(draws), depth + 1, norm),
             width=affordable_width(width, inputs, outputs, depth),
             depth=depth,
             activation=draws.choice(ACTIVATIONS),
             norm=norm,
             dropout=0.1 if draws.chance(0.25) else 0.0,
-            initial_scale=bounded_scale(scale, depth + 1, norm),
         )
 
     def draw_cnn(
@@ -200,15 +193,14 @@ class RandomTasks(ABC):
         first = draws.choice((4, 6, 8))
         later = [draws.choice((8, 12, 16)) for _ in range(2)]
         norm = draws.choice(norms)
-        scale = self.draw_initial_scale(draws)
         return CNNSpec(
+            initial_scale=bounded_scale(self.draw_initial_scale(draws), later_layers + 2, norm),
             channels=(first, *later[:later_layers]),
             outputs=outputs,
             activation=draws.choice(ACTIVATIONS),
             norm=norm,
             downsample=draws.choice(("stride", "pool")),
             dropout=0.1 if draws.chance(0.25) else 0.0,
-            initial_scale=bounded_scale(scale, later_layers + 2, norm),
             inputs=channels,
         )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import ClassVar, Literal, get_args
 
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.synthetic import adding, autoregression, copying
@@ -23,14 +23,6 @@ RECURRENT_LAYERS = 3
 CELLS: tuple[Cell, ...] = get_args(Cell)
 
 
-class _Sequences(NamedTuple):
-    data: Examples
-    loss: Loss
-    inputs: int
-    outputs: int
-    every_step: bool
-
-
 @dataclass(frozen=True)
 class SyntheticRNNs(RandomTasks):
     """GRUs and LSTMs on the adding problem, the copy problem, and noisy oscillations.
@@ -43,19 +35,22 @@ class SyntheticRNNs(RandomTasks):
     name: ClassVar[str] = "synthetic_rnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        sequences = _draw_sequences(draws)
-        layers = draws.choice((1, 2), (3.0, 1.0))
+        name: SequenceName = draws.choice(get_args(SequenceName))
+        data = _draw_sequences(name, draws)
+        inputs = data.train[0].shape[2]
+        # The sign to recall is an input of the copy problem and no output.
+        outputs = inputs - 1 if name == "copying" else 1
         network = RecurrentSpec(
-            inputs=sequences.inputs,
-            outputs=sequences.outputs,
+            inputs=inputs,
+            outputs=outputs,
+            layers=draws.choice((1, 2), (3.0, 1.0)),
             hidden=draws.log_integer(12, 32),
-            layers=layers,
             cell=draws.choice(CELLS),
-            every_step=sequences.every_step,
+            every_step=name != "adding",
             initial_scale=bounded_scale(self.draw_initial_scale(draws), RECURRENT_LAYERS),
         )
-        data = sequences.data.scaled(self.draw_input_scale(draws))
-        return supervised(network, sequences.loss, data)
+        loss: Loss = "cross_entropy" if name == "copying" else "mse"
+        return supervised(network, loss, data.scaled(self.draw_input_scale(draws)))
 
 
 @dataclass(frozen=True)
@@ -111,19 +106,13 @@ class TextTransformers(RandomTasks):
         return supervised(network, "cross_entropy", data)
 
 
-def _draw_sequences(draws: Draws) -> _Sequences:
-    name: SequenceName = draws.choice(get_args(SequenceName))
+def _draw_sequences(name: SequenceName, draws: Draws) -> Examples:
     length, examples = draws.choice((16, 24, 32)), draws.log_integer(24, 96) * 8
     symbols, copied, noise = draws.integer(2, 6), draws.integer(1, 4), draws.log_uniform(0.01, 0.5)
     match name:
         case "adding":
-            data = adding(length, examples, draws)
-            return _Sequences(data, "mse", inputs=2, outputs=1, every_step=False)
+            return adding(length, examples, draws)
         case "copying":
-            data = copying(length, symbols, copied, examples, draws)
-            return _Sequences(
-                data, "cross_entropy", inputs=symbols + 2, outputs=symbols + 1, every_step=True
-            )
+            return copying(length, symbols, copied, examples, draws)
         case "autoregression":
-            data = autoregression(length, noise, examples, draws)
-            return _Sequences(data, "mse", inputs=1, outputs=1, every_step=True)
+            return autoregression(length, noise, examples, draws)

@@ -1,8 +1,11 @@
 """Tables and bad labels with MLPs; documents and ratings with embeddings."""
 
-from typing import ClassVar, NamedTuple
+from abc import abstractmethod
+from typing import ClassVar
 
-from lightning_dqnlr.tasks.data.examples import Examples, corrupt_labels, imbalance
+from torch import Tensor
+
+from lightning_dqnlr.tasks.data.examples import corrupt_labels, imbalance
 from lightning_dqnlr.tasks.data.scikit_learn import DIGITS_CLASSES, TABLE_NAMES, digits, table
 from lightning_dqnlr.tasks.data.synthetic import documents, ratings, teacher_data
 from lightning_dqnlr.tasks.data.text import file_of_window
@@ -21,6 +24,7 @@ from lightning_dqnlr.tasks.networks.sequences import BagSpec, FactorizationSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
 REGRESSIONS: tuple[Loss, ...] = ("mse", "huber")
+Train = tuple[Tensor, Tensor]
 
 
 class TableMLPs(RandomTasks):
@@ -34,19 +38,47 @@ class TableMLPs(RandomTasks):
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         which = draws.choice(TABLE_NAMES)
-        (inputs, targets), validation = table(which, draws)
+        data = table(which, draws)
+        inputs, targets = data.train
         regression = which == "diabetes"
         outputs = 1 if regression else int(targets.max()) + 1
         noisy, fraction = draws.chance(0.3), draws.uniform(0.0, 0.2)
         if noisy and not regression:
             targets = corrupt_labels(targets, fraction, outputs, draws)
-        data = Examples((inputs, targets), validation).scaled(self.draw_input_scale(draws))
+        data = data._replace(train=(inputs, targets)).scaled(self.draw_input_scale(draws))
         network = self.draw_mlp(inputs.shape[1], outputs, draws)
         loss = draws.choice(REGRESSIONS) if regression else "cross_entropy"
         return supervised(network, loss, data)
 
 
-class ImbalancedMLPs(RandomTasks):
+class SpoiltLabels(RandomTasks):
+    """Random MLPs on digits or on a teacher's classes, with something wrong in the training set."""
+
+    @abstractmethod
+    def spoil(self, inputs: Tensor, labels: Tensor, classes: int, draws: Draws) -> Train:
+        """What to train on instead of these inputs (N, D) and labels (N,)."""
+
+    def problem(self, split: Split, draws: Draws) -> Problem:
+        scale = self.draw_input_scale(draws)
+        if draws.choice(("digits", "teacher")) == "digits":
+            data, classes = digits(scale), DIGITS_CLASSES
+        else:
+            classes = draws.integer(2, 10)
+            data = teacher_data(
+                "classification",
+                dimension=draws.log_integer(4, 64),
+                examples=8 * draws.log_integer(128, 256),
+                outputs=classes,
+                noise=0.0,
+                draws=draws,
+            ).scaled(scale)
+        inputs, labels = data.train
+        train = self.spoil(inputs, labels, classes, draws)
+        network = self.draw_mlp(inputs.shape[1], classes, draws)
+        return supervised(network, "cross_entropy", data._replace(train=train))
+
+
+class ImbalancedMLPs(SpoiltLabels):
     """Random MLPs on digits or on a teacher's classes, the rarest 5 to 100 times as rare.
 
     share of class k = ratio^(-k / (C - 1)); validation examples are as frequent as they were
@@ -54,16 +86,12 @@ class ImbalancedMLPs(RandomTasks):
 
     name: ClassVar[str] = "imbalanced_mlps"
 
-    def problem(self, split: Split, draws: Draws) -> Problem:
-        data, classes = _draw_classification(self.draw_input_scale(draws), draws)
-        inputs, labels = data.train
+    def spoil(self, inputs: Tensor, labels: Tensor, classes: int, draws: Draws) -> Train:
         kept = imbalance(labels, draws.log_uniform(5.0, 100.0), classes, draws)
-        network = self.draw_mlp(inputs.shape[1], classes, draws)
-        imbalanced = Examples((inputs[kept], labels[kept]), data.validation)
-        return supervised(network, "cross_entropy", imbalanced)
+        return inputs[kept], labels[kept]
 
 
-class NoisyLabelMLPs(RandomTasks):
+class NoisyLabelMLPs(SpoiltLabels):
     """Random MLPs on digits or on a teacher's classes, of which 20% to 60% were drawn anew.
 
     Validation labels are clean.
@@ -74,12 +102,8 @@ class NoisyLabelMLPs(RandomTasks):
 
     name: ClassVar[str] = "noisy_label_mlps"
 
-    def problem(self, split: Split, draws: Draws) -> Problem:
-        data, classes = _draw_classification(self.draw_input_scale(draws), draws)
-        inputs, labels = data.train
-        noisy = corrupt_labels(labels, draws.uniform(0.2, 0.6), classes, draws)
-        network = self.draw_mlp(inputs.shape[1], classes, draws)
-        return supervised(network, "cross_entropy", Examples((inputs, noisy), data.validation))
+    def spoil(self, inputs: Tensor, labels: Tensor, classes: int, draws: Draws) -> Train:
+        return inputs, corrupt_labels(labels, draws.uniform(0.2, 0.6), classes, draws)
 
 
 class EmbeddingClassifiers(RandomTasks):
@@ -99,17 +123,15 @@ class EmbeddingClassifiers(RandomTasks):
         examples = draw_examples(draws)
         norm = draws.choice(MLP_NORMS)
         scale = self.draw_initial_scale(draws)
-        depth = draws.integer(1, 2)
         mlp = MLPSpec(
             inputs=width,
             outputs=classes,
+            depth=draws.integer(1, 2),
             width=draws.log_integer(8, 64),
-            depth=depth,
             activation=draws.choice(ACTIVATIONS),
             norm=norm,
         )
-        scale = bounded_scale(scale, depth + 2, norm)
-        network = BagSpec(vocabulary, mlp, initial_scale=scale)
+        network = BagSpec(vocabulary, mlp, initial_scale=bounded_scale(scale, mlp.depth + 2, norm))
         if real:
             data = file_of_window(split, classes, length, vocabulary, examples, draws)
         else:
@@ -134,26 +156,3 @@ class MatrixFactorizations(RandomTasks):
         network = FactorizationSpec(users, items, rank, initial_scale=scale)
         loss = draws.choice(REGRESSIONS)
         return supervised(network, loss, ratings(users, items, true_rank, noise, examples, draws))
-
-
-class _Classification(NamedTuple):
-    data: Examples
-    classes: int
-
-
-def _draw_classification(scale: float, draws: Draws) -> _Classification:
-    """Digits, or the classes of a teacher, with inputs multiplied by the scale."""
-    if draws.choice(("digits", "teacher")) == "digits":
-        return _Classification(digits(scale), DIGITS_CLASSES)
-    classes = draws.integer(2, 10)
-    dimension = draws.log_integer(4, 64)
-    examples = 8 * draws.log_integer(128, 256)
-    data = teacher_data(
-        "classification",
-        examples=examples,
-        dimension=dimension,
-        outputs=classes,
-        noise=0.0,
-        draws=draws,
-    )
-    return _Classification(data.scaled(scale), classes)

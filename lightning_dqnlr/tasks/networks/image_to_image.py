@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dqnlr.tasks.networks.mlp_cnn import (
+    ACTIVATION_LAYERS,
     Activation,
     CNNNorm,
     MLPNorm,
     NetworkSpec,
-    activation_layer,
     flat_norm,
     image_norm,
 )
@@ -22,9 +22,7 @@ from lightning_dqnlr.tasks.networks.mlp_cnn import (
 class MLPAutoencoderSpec(NetworkSpec):
     """Encodes images (N, *shape) in `code` numbers and decodes them again, by linear layers.
 
-    Attributes:
-        shape: of one image: channels, height, width.
-        width: of the hidden layer on either side of the code.
+    A hidden layer of `width` units stands on either side of the code.
     """
 
     shape: tuple[int, int, int]
@@ -40,7 +38,7 @@ class MLPAutoencoderSpec(NetworkSpec):
             layers.append(nn.Linear(fan_in, fan_out))
             if fan_out == self.width:
                 layers += flat_norm(self.norm, fan_out)
-            layers.append(activation_layer(self.activation))
+            layers.append(ACTIVATION_LAYERS[self.activation]())
         layers += [nn.Linear(self.width, sizes[0]), nn.Unflatten(1, self.shape)]
         return nn.Sequential(*layers)
 
@@ -50,7 +48,6 @@ class ConvAutoencoderSpec(NetworkSpec):
     """Encodes images (N, channels, 8, 8) by convolutions and decodes them by transposed ones.
 
     Attributes:
-        channels: of the image.
         hidden: channels at 4x4 and at 2x2 positions.
         code: numbers in the code.
     """
@@ -62,21 +59,21 @@ class ConvAutoencoderSpec(NetworkSpec):
     norm: CNNNorm = "none"
 
     def unscaled(self) -> nn.Sequential:
-        (outer, inner), name = self.hidden, self.activation
+        (outer, inner), activation = self.hidden, ACTIVATION_LAYERS[self.activation]
         layers = [
             nn.Conv2d(self.channels, outer, 3, stride=2, padding=1),
             *image_norm(self.norm, outer),
-            activation_layer(name),
+            activation(),
             nn.Conv2d(outer, inner, 3, stride=2, padding=1),
-            activation_layer(name),
+            activation(),
             nn.Flatten(),
             nn.Linear(4 * inner, self.code),
             nn.Linear(self.code, 4 * inner),
-            activation_layer(name),
+            activation(),
             nn.Unflatten(1, (inner, 2, 2)),
             nn.ConvTranspose2d(inner, outer, 4, stride=2, padding=1),
             *image_norm(self.norm, outer),
-            activation_layer(name),
+            activation(),
             nn.ConvTranspose2d(outer, self.channels, 4, stride=2, padding=1),
         ]
         return nn.Sequential(*layers)
@@ -90,7 +87,6 @@ class Residual(nn.Module):
         self.body = body
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Maps (N, ...) to (N, ...)."""
         return torch.as_tensor(inputs + self.body(inputs))
 
 
@@ -115,7 +111,7 @@ class DenoiserSpec(NetworkSpec):
         for fan_in in [self.channels] + [self.width] * (self.depth - 1):
             layers.append(nn.Conv2d(fan_in, self.width, 3, padding=1))
             layers += image_norm(self.norm, self.width)
-            layers.append(activation_layer(self.activation))
+            layers.append(ACTIVATION_LAYERS[self.activation]())
         layers.append(nn.Conv2d(self.width, self.channels, 3, padding=1))
         body = nn.Sequential(*layers)
         return Residual(body) if self.residual else body
@@ -124,9 +120,8 @@ class DenoiserSpec(NetworkSpec):
 class FourierFeatures(nn.Module):
     """Cosines and sines of random projections (Tancik et al. 2020, arXiv:2006.10739, eq. 5).
 
-    Args:
-        features: number of projections; twice as many outputs.
-        frequency: their standard deviation, in periods per unit of position.
+    Maps (N, 2) to (N, 2 * features). The frequency is the projections' standard deviation, in
+    periods per unit of position.
     """
 
     directions: Tensor
@@ -136,7 +131,6 @@ class FourierFeatures(nn.Module):
         self.register_buffer("directions", frequency * torch.randn(2, features))
 
     def forward(self, positions: Tensor) -> Tensor:
-        """Maps (N, 2) to (N, 2 * features)."""
         angles = 2.0 * math.pi * (positions @ self.directions)
         return torch.cat([angles.cos(), angles.sin()], 1)
 
@@ -149,7 +143,6 @@ class Sine(nn.Module):
         self.frequency = frequency
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Maps any shape to itself."""
         return (self.frequency * inputs).sin()
 
 
@@ -158,8 +151,7 @@ class CoordinateSpec(NetworkSpec):
     """A network from positions (N, 2) to colours (N, 3).
 
     Attributes:
-        width: of the hidden layers.
-        depth: number of hidden layers.
+        depth: number of hidden layers, each of `width` units.
         features: random Fourier features of the position; 0 for sine activations instead.
         frequency: of the features (periods per unit), or the factor within the sines ("omega").
         activation: after each hidden layer, with features.
@@ -178,9 +170,8 @@ class CoordinateSpec(NetworkSpec):
             layers.append(FourierFeatures(self.features, self.frequency))
         for fan_in, fan_out in pairwise(fans):
             layers.append(nn.Linear(fan_in, fan_out))
-            layers.append(
-                activation_layer(self.activation) if self.features else Sine(self.frequency)
-            )
+            activation = ACTIVATION_LAYERS[self.activation]
+            layers.append(activation() if self.features else Sine(self.frequency))
         layers.append(nn.Linear(self.width, 3))
         net = nn.Sequential(*layers)
         if not self.features:

@@ -14,7 +14,6 @@ CNNNorm = Literal["none", "batch", "group", "layer"]
 
 _Net = TypeVar("_Net", bound=nn.Module)
 
-
 ACTIVATION_LAYERS: dict[Activation, type[nn.Module]] = {
     "relu": nn.ReLU,
     "tanh": nn.Tanh,
@@ -24,13 +23,8 @@ ACTIVATION_LAYERS: dict[Activation, type[nn.Module]] = {
 }
 
 
-def activation_layer(name: Activation) -> nn.Module:
-    """Returns the layer of that name."""
-    return ACTIVATION_LAYERS[name]()
-
-
 def flat_norm(name: MLPNorm, width: int) -> list[nn.Module]:
-    """Returns the normalisation of activations (N, width): one layer, or none."""
+    """The normalisation of activations (N, width): one layer, or none."""
     if name == "none":
         return []
     return [nn.BatchNorm1d(width) if name == "batch" else nn.LayerNorm(width)]
@@ -96,7 +90,7 @@ class MLPSpec(NetworkSpec):
         for fan_in in [self.inputs] + [self.width] * (self.depth - 1):
             layers.append(nn.Linear(fan_in, self.width))
             layers += flat_norm(self.norm, self.width)
-            layers.append(activation_layer(self.activation))
+            layers.append(ACTIVATION_LAYERS[self.activation]())
             if self.dropout > 0.0:
                 layers.append(nn.Dropout(self.dropout))
         layers.append(nn.Linear(self.width, self.outputs))
@@ -130,7 +124,7 @@ class CNNSpec(NetworkSpec):
             stride = 2 if halve and self.downsample == "stride" else 1
             layers.append(nn.Conv2d(fan_in, fan_out, 3, stride=stride, padding=1))
             layers += image_norm(self.norm, fan_out)
-            layers.append(activation_layer(self.activation))
+            layers.append(ACTIVATION_LAYERS[self.activation]())
             if halve and self.downsample == "pool":
                 layers.append(nn.AvgPool2d(2))
         layers.append(nn.Flatten())

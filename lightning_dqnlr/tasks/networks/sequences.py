@@ -19,12 +19,8 @@ Cell = Literal["gru", "lstm"]
 class GatedLayer(nn.Module):
     """One layer of gated recurrent units or of long short-term memory, from (N, T, I) to (N, T, H).
 
-    Gates, their order and their initial weights are those of `torch.nn.GRU` and `torch.nn.LSTM`.
-
-    Args:
-        inputs: I.
-        hidden: H.
-        cell: "gru" (Cho et al. 2014, arXiv:1406.1078) or "lstm" (Hochreiter & Schmidhuber 1997).
+    Gates, their order and their initial weights are those of `torch.nn.GRU` (Cho et al. 2014,
+    arXiv:1406.1078) and `torch.nn.LSTM` (Hochreiter & Schmidhuber 1997).
     """
 
     def __init__(self, inputs: int, hidden: int, cell: Cell) -> None:
@@ -37,7 +33,6 @@ class GatedLayer(nn.Module):
             nn.init.uniform_(parameter, -(hidden**-0.5), hidden**-0.5)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Returns the hidden states of all steps."""
         step = self._gru if self.cell == "gru" else self._lstm
         state = memory = inputs.new_zeros(len(inputs), self.hidden)
         states = []
@@ -64,7 +59,6 @@ class LastStep(nn.Module):
     """Keeps the last of the steps: (N, T, H) to (N, H)."""
 
     def forward(self, states: Tensor) -> Tensor:
-        """Returns the last state."""
         return states[:, -1]
 
 
@@ -73,7 +67,6 @@ class RecurrentSpec(NetworkSpec):
     """A recurrent network on sequences (N, T, inputs), or on tokens (N, T).
 
     Attributes:
-        outputs: of every step, or of the last one alone.
         hidden: units per layer.
         tokens: whether the inputs are tokens, in 0..inputs - 1, to be embedded.
         every_step: whether to read out every step: (N, T, outputs), or (N, outputs).
@@ -106,9 +99,7 @@ class RecurrentSpec(NetworkSpec):
 class CausalAttention(nn.Module):
     """Multi-head self-attention that sees the past only (Vaswani et al. 2017, section 3.2).
 
-    Args:
-        width: D, a multiple of `heads`.
-        heads: number of heads.
+    Maps (N, T, D) to (N, T, D), where the width D is a multiple of `heads`.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -118,7 +109,6 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Maps (N, T, D) to (N, T, D)."""
         length, size = inputs.shape[1], inputs.shape[2] // self.heads
         pieces = self.queries_keys_values(inputs).unflatten(2, (3, self.heads, size))
         query, key, value = pieces.transpose(1, 3).unbind(2)  # (N, heads, T, size) each
@@ -128,14 +118,10 @@ class CausalAttention(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Attention and a two-layer MLP, each with a residual connection and LayerNorm.
+    """Attention and a two-layer MLP on (N, T, D), each with a residual connection and LayerNorm.
 
-    Args:
-        width: D.
-        heads: of the attention.
-        dropout: on both branches.
-        norm_first: normalise the branches' inputs ("pre-norm"), or the sums ("post-norm", harder
-            to start; Xiong et al. 2020, arXiv:2002.04745).
+    With `norm_first` the branches' inputs are normalised ("pre-norm"), otherwise the sums
+    ("post-norm", harder to start; Xiong et al. 2020, arXiv:2002.04745).
     """
 
     def __init__(self, width: int, heads: int, dropout: float, norm_first: bool) -> None:
@@ -149,7 +135,6 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Maps (N, T, D) to (N, T, D)."""
         for norm, branch in zip(self.norms, (self.attention, self.mlp), strict=True):
             if self.norm_first:
                 inputs = inputs + self.dropout(branch(norm(inputs)))
@@ -169,7 +154,6 @@ class TokensInPlace(nn.Module):
             nn.init.normal_(embedding.weight, std=0.1)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Returns the embeddings."""
         places = torch.arange(tokens.shape[1], device=tokens.device)
         return torch.as_tensor(self.tokens(tokens) + self.positions(places))
 
@@ -214,7 +198,6 @@ class MeanEmbedding(nn.Module):
         self.tokens = nn.Embedding(vocabulary, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Returns the mean."""
         return torch.as_tensor(self.tokens(tokens)).mean(1)
 
 
@@ -232,10 +215,7 @@ class BagSpec(NetworkSpec):
 class Factorization(nn.Module):
     """Entries of a low-rank matrix: u_i . v_j + a_i + b_j (Koren et al. 2009, equation 4).
 
-    Args:
-        rows: number of users.
-        columns: number of items.
-        rank: of the product.
+    Maps pairs (N, 2) of a row and a column to entries (N, 1).
     """
 
     def __init__(self, rows: int, columns: int, rank: int) -> None:
@@ -246,7 +226,6 @@ class Factorization(nn.Module):
             nn.init.normal_(embedding.weight, std=rank**-0.5)
 
     def forward(self, pairs: Tensor) -> Tensor:
-        """Maps pairs (N, 2) to entries (N, 1)."""
         row, column = pairs.unbind(1)
         product = (self.rows(row) * self.columns(column)).sum(1, keepdim=True)
         return torch.as_tensor(product + self.row_bias(row) + self.column_bias(column))
