@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vjp, vmap
+from torch.func import functional_call, grad_and_value, stack_module_state, vjp, vmap
 from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.envs.folded import FoldedChannels, channels_last, foldable
@@ -106,26 +107,19 @@ class Replicas:
         self.task = task
         self.seeds = tuple(seeds)
         self.device = torch.device(device)
-        self._stream = RandomStream(self.seeds[0], self.device)
         rows = {seed: self._build(seed) for seed in reversed(dict.fromkeys(seeds))}
-        template = rows[self.seeds[0]]
-        self._template = template.to(self.device).train()
+        self._template = template = rows[self.seeds[0]]
+        parameters, self._buffers = stack_module_state([rows[seed] for seed in self.seeds])
+        parameters = {name: stacked.detach() for name, stacked in parameters.items()}
         optimizer = configured_optimizer(template.module)
         self.follows_gradient = isinstance(optimizer, torch.optim.SGD)
         trained = _trained_parameters(template, optimizer)
         self._names = list(trained)
         self.shapes = [p.shape for p in trained.values()]
         self.sizes = [p.numel() for p in trained.values()]
-        self.weights = self._stack(rows, lambda step: _flat(step, self._names))
-        self._constants = {
-            name: self._stack(rows, lambda step, name=name: step.get_parameter(name))  # type: ignore[misc]
-            for name, _ in template.named_parameters()
-            if name not in trained
-        }
-        self._buffers = {
-            name: self._stack(rows, lambda step, name=name: step.get_buffer(name))  # type: ignore[misc]
-            for name, _ in template.named_buffers()
-        }
+        flat = [parameters.pop(name).reshape(len(self), -1) for name in self._names]
+        self.weights = torch.cat(flat, dim=-1).float()
+        self._constants = parameters
         self._data = pytree.tree_map(lambda t: t.to(self.device), task.train_data)
         self._order = BatchOrder(task.examples, task.batch_size, self.seeds, task.shuffle)
         self._optimizer = ReplicatedOptimizer(optimizer, self.weights)
@@ -165,7 +159,7 @@ class Replicas:
     def evaluate(self, data: Any) -> Tensor:
         """Mean training loss of each replica over a data set, in eval mode: (R,)."""
         self._template.eval()
-        with self._naming_the_remedy():
+        with self._stream.active(), self._naming_the_remedy():
             losses = self._evaluate(data)
         self._template.train()
         return losses
@@ -203,25 +197,15 @@ class Replicas:
     @torch.no_grad()
     def _mean_loss(self, loss: Callable[..., Tensor], data: Any, chunk_size: int) -> Tensor:
         evaluate = vmap(loss, in_dims=(0, 0, 0, None), randomness=self._randomness)
-        leaves, structure = pytree.tree_flatten(data)
-        total = torch.zeros(len(self), device=self.device)
-        for chunk in zip(*(t.split(chunk_size) for t in leaves), strict=True):
-            batch = pytree.tree_unflatten([t.to(self.device) for t in chunk], structure)
-            losses = evaluate(self.weights, self._constants, self._buffers, batch)
-            total += losses * len(chunk[0])
-        return total / len(leaves[0])
+        of_batch = partial(evaluate, self.weights, self._constants, self._buffers)
+        return mean_over_chunks(of_batch, data, chunk_size, self.device)
 
     def _build(self, seed: int) -> _TrainingStep:
         """A module as a Trainer of this seed would have it when training begins."""
         self._stream = RandomStream(seed, self.device)
         with self._stream.active():
-            return _TrainingStep(detach_from_trainer(self.task.build(seed)))
-
-    def _stack(
-        self, rows: dict[int, _TrainingStep], read: Callable[[_TrainingStep], Tensor]
-    ) -> Tensor:
-        values = {seed: read(step).detach().to(self.device) for seed, step in rows.items()}
-        return torch.stack([values[seed] for seed in self.seeds])
+            module = detach_from_trainer(self.task.build(seed))
+        return _TrainingStep(module).to(self.device).train()
 
     def _state(self) -> dict[str, Tensor]:
         return {"weights": self.weights, **self._buffers, **self._optimizer.state()}
@@ -303,8 +287,16 @@ def _trained_parameters(
     return {names[id(p)]: p for p in held if p.requires_grad and p.numel()}
 
 
-def _flat(step: _TrainingStep, names: Sequence[str]) -> Tensor:
-    return torch.cat([step.get_parameter(name).detach().flatten() for name in names]).float()
+def mean_over_chunks(
+    loss: Callable[[Any], Tensor], data: Any, size: int, device: torch.device
+) -> Tensor:
+    """Mean of a batch's mean loss over a data set, so many examples at a time."""
+    leaves, structure = pytree.tree_flatten(data)
+    total = torch.zeros((), device=device)
+    for chunk in zip(*(t.split(size) for t in leaves), strict=True):
+        batch = pytree.tree_unflatten([t.to(device) for t in chunk], structure)
+        total = (total + loss(batch) * len(chunk[0])).float()
+    return total / len(leaves[0])
 
 
 def _assign(target: Tensor, source: Tensor, where: Tensor) -> None:

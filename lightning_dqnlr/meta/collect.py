@@ -20,7 +20,6 @@ from lightning_dqnlr.envs.environment import (
     USER_LR_EXPONENTS,
     Engine,
     LREnvironment,
-    LRStart,
     StartKind,
     StepResult,
     Terms,
@@ -160,12 +159,11 @@ def collect_episode(
     seeds = torch.randint(2**31, (config.replicas,), generator=generator).tolist()
     if config.shared_seed:
         seeds = seeds[:1] * config.replicas
-    terms = Terms(_start(config, generator), config.circuit_breaker)
-    env = engine.open(task, policy.spec, seeds, terms)
+    env = engine.open(task, policy.spec, seeds, _terms(config, generator))
     try:
         rollout = _rollout(env, policy, config, generator)
         history = env.controller.history
-        end = End(env.losses().train, history.trips)
+        end = End(env.evaluate(task.train_data), history.trips)
     finally:
         env.close()
     return Episode(
@@ -242,14 +240,15 @@ class _Rollout:
         return Transitions(*(torch.cat(pair) for pair in zip(shown, own, strict=True)))
 
 
-def _start(config: CollectConfig, generator: torch.Generator) -> LRStart:
+def _terms(config: CollectConfig, generator: torch.Generator) -> Terms:
     uniform = torch.rand(config.replicas, generator=generator)
     if config.start == "user":
         low, high = USER_LR_EXPONENTS
-        return LRStart(lr=10.0 ** (low + (high - low) * uniform))
+        lr = 10.0 ** (low + (high - low) * uniform)
+        return Terms(lr, circuit_breaker=config.circuit_breaker)
     off = torch.rand(config.replicas, generator=generator) < config.off_start_share
     decades = (2 * uniform - 1) * config.off_start_decades * off
-    return LRStart(multiplier=10.0**decades)
+    return Terms(multiplier=10.0**decades, circuit_breaker=config.circuit_breaker)
 
 
 def _demonstrators(

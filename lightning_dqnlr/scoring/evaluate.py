@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, LRStart, StartKind, Terms
+from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, StartKind, Terms
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.policy.choice import Act
@@ -142,8 +142,8 @@ def run_policy(
             evenly over the logarithm of 1e-6..10, as users might have set them.
         circuit_breaker: whether blown-up intervals are undone.
     """
-    terms = Terms(_start(start, len(seeds)), circuit_breaker)
-    env = engine.open(task, spec, seeds, terms)
+    lr = None if start == "safe" else torch.logspace(*USER_LR_EXPONENTS, len(seeds))
+    env = engine.open(task, spec, seeds, Terms(lr, circuit_breaker=circuit_breaker))
     observation = env.reset()
     scales = []
     while not env.finished:
@@ -156,12 +156,6 @@ def run_policy(
         log_scale=torch.stack(scales),
         trips=env.controller.history.trips.mean().item(),
     )
-
-
-def _start(kind: StartKind, replicas: int) -> LRStart:
-    if kind == "safe":
-        return LRStart()
-    return LRStart(lr=torch.logspace(*USER_LR_EXPONENTS, replicas))
 
 
 def evaluate(
