@@ -117,13 +117,10 @@ def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdic
 def after_restore(stats: IntervalStats, history: History) -> History:
     """The history by which an interval is judged: the old one, unless a restore came before it.
 
-    After a restore the restored state's own loss becomes the reference. The alarm was false if
-    this loss is nearer to that of the undone interval than to the old reference. The old reference
-    then came from a lucky batch or from a part of the data, and the ceiling is lifted.
-
-    Args:
-        stats: the interval that just ended; its first loss is that of the restored weights.
-        history: the history before it.
+    After a restore the restored state's own loss, the first of the interval, becomes the reference.
+    The alarm was false if this loss is nearer to that of the undone interval than to the old
+    reference. The old reference then came from a lucky batch or from a part of the data, and the
+    ceiling is lifted.
     """
     own = compressed_loss(stats.losses[..., 0], history.initial_loss)
     fresh = (history.restored > 0) & own.isfinite()

@@ -125,7 +125,7 @@ class LRController:
         SGD then starts where the Adam kind does.
 
         Args:
-            gradient_norm: of the first gradient, all of it, shape `lead`.
+            gradient_norm: of the whole first gradient, shape `lead`.
             weight_norm: of the weights, shape `lead`.
             probe: of the model.
             follows_gradient: whether the optimizer is SGD with or without momentum.
@@ -154,11 +154,7 @@ class LRController:
         return self._ratio
 
     def observe(self, stats: IntervalStats) -> Decision:
-        """Takes in the interval that just ended and returns the observation.
-
-        Args:
-            stats: of `interval` steps, leading shape `lead`, on the controller's device.
-        """
+        """Takes in the interval that just ended, on the controller's device."""
         self.step += stats.steps
         if not self._fixed:
             self._fix_scales(stats)

@@ -83,11 +83,7 @@ class Probe:
         return len(self.columns)
 
     def read(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Samples one vector of the model, (n,) float32 on the tensors' device.
-
-        Args:
-            tensors: the parameters or their gradients; None (no gradient) reads as zero.
-        """
+        """Samples a vector of the model, (n,) float32; None (no gradient) reads as zero."""
         return self._join(self._cut(tensors))
 
     def read_parameters(self, parameters: Sequence[Tensor]) -> Tensor:
@@ -104,14 +100,12 @@ class Probe:
         device = next((t.device for t in tensors if t is not None), self.weight.device)
         views: list[Tensor] = []
         for index, width, gap in self._sliced:
-            tensor = tensors[index]
-            if tensor is None:
+            if (tensor := tensors[index]) is None:
                 views.append(torch.zeros(_SLICES, width, device=device))
             else:
                 views.append(_in_order(tensor).as_strided((_SLICES, width), (gap, 1)))
         for index, size in self._whole:
-            tensor = tensors[index]
-            if tensor is None:
+            if (tensor := tensors[index]) is None:
                 views.append(torch.zeros(size, device=device))
             else:
                 views.append(_in_order(tensor).view(-1))

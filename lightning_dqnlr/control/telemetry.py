@@ -254,7 +254,6 @@ class Telemetry:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
         self._vectors.copy_(state["vectors"])
         self._anchors.copy_(state["anchors"])
         self._grams.copy_(state["grams"])

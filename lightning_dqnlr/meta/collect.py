@@ -9,13 +9,7 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import (
-    NOT_NEGATIVE,
-    POSITIVE,
-    check_choice,
-    check_integer,
-    check_number,
-)
+from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_choice, check_integer, check_number
 from lightning_dqnlr.envs.environment import (
     USER_LR_EXPONENTS,
     Engine,
@@ -121,7 +115,7 @@ class CollectConfig:
         self._check_ascending("demonstrated_drifts", "[-2, 2]")
 
     def at(self, episode: int) -> CollectConfig:
-        """The settings of one episode, with the share of demonstrators that is left by then."""
+        """The settings of one episode, with the share of demonstrators left by then."""
         if self.demonstrator_episodes is None:
             return self
         over = min(1.0, episode / self.demonstrator_episodes)
@@ -180,7 +174,8 @@ def _rollout(
     env: LREnvironment, policy: LRPolicy, config: CollectConfig, generator: torch.Generator
 ) -> _Rollout:
     first = env.reset()
-    epsilon = _epsilons(config).to(first.device)
+    position = torch.linspace(0, 1, config.replicas)
+    epsilon = (config.epsilon ** (1 + config.epsilon_alpha * position)).to(first.device)
     demonstrators = _demonstrators(config, generator, first.device)
     record = _Rollout(demonstrators.shows, [first], [], [], [])
     while not env.finished:
@@ -241,11 +236,10 @@ class _Rollout:
 
 
 def _terms(config: CollectConfig, generator: torch.Generator) -> Terms:
-    uniform = torch.rand(config.replicas, generator=generator)
     if config.start == "user":
-        low, high = USER_LR_EXPONENTS
-        lr = 10.0 ** (low + (high - low) * uniform)
+        lr = 10.0 ** _uniform(*USER_LR_EXPONENTS, config, generator)
         return Terms(lr, circuit_breaker=config.circuit_breaker)
+    uniform = torch.rand(config.replicas, generator=generator)
     off = torch.rand(config.replicas, generator=generator) < config.off_start_share
     decades = (2 * uniform - 1) * config.off_start_decades * off
     return Terms(multiplier=10.0**decades, circuit_breaker=config.circuit_breaker)
@@ -254,8 +248,8 @@ def _terms(config: CollectConfig, generator: torch.Generator) -> Terms:
 def _demonstrators(
     config: CollectConfig, generator: torch.Generator, device: torch.device | str
 ) -> Demonstrators:
-    low, high = (math.log(bound) for bound in config.demonstrated_ratios)
-    ratio = (low + (high - low) * torch.rand(config.replicas, generator=generator)).exp()
+    low, high = config.demonstrated_ratios
+    ratio = _uniform(math.log(low), math.log(high), config, generator).exp()
     shows = torch.rand(config.replicas, generator=generator) < config.demonstrators
     drift = _drifts(config, generator)
     epsilon = config.demonstrator_epsilon
@@ -263,14 +257,11 @@ def _demonstrators(
 
 
 def _drifts(config: CollectConfig, generator: torch.Generator) -> Tensor:
-    low, high = config.demonstrated_drifts
-    if low == high == 0:
+    if not any(config.demonstrated_drifts):
         return torch.zeros(config.replicas)
-    drift = low + (high - low) * torch.rand(config.replicas, generator=generator)
+    drift = _uniform(*config.demonstrated_drifts, config, generator)
     return drift * (torch.rand(config.replicas, generator=generator) < 0.5)
 
 
-def _epsilons(config: CollectConfig) -> Tensor:
-    position = torch.linspace(0, 1, config.replicas)
-    epsilons: Tensor = config.epsilon ** (1 + config.epsilon_alpha * position)
-    return epsilons
+def _uniform(low: float, high: float, config: CollectConfig, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(config.replicas, generator=generator)

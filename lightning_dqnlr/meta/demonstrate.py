@@ -40,16 +40,12 @@ class Demonstrators:
         self._log_step = 0.0
 
     def act(self, env: LREnvironment, generator: torch.Generator) -> Tensor:
-        """Actions int64 (R,) of all replicas, demonstrators or not.
+        """Actions int64 (R,) of all replicas, demonstrators or not, between two decisions.
 
         Steers the update ratio to its target during the first sixteenth of the run (at least 12
         decisions), then lets the scale drift until the built-in decay begins. Without a known
         horizon, where no decay is built in, it goes on steering, to the target times a cosine of
         the true progress: a demonstration may know what the policy cannot.
-
-        Args:
-            env: between two decisions.
-            generator: of the random actions.
         """
         count = len(env.controller.spec.actions)
         random = torch.rand(len(self.ratio), generator=generator) < self.epsilon

@@ -116,15 +116,13 @@ def row(progress: EpisodeReport) -> dict[str, str | float]:
 
 
 class CSVLog:
-    """One row per episode, on disk as soon as the episode is over.
+    """One row per episode, on disk as soon as the episode is over, in `episodes.csv`.
 
-    Args:
-        folder: gets `episodes.csv`.
-        episode: how many episodes are over. Rows of later ones, written after the checkpoint that
-            a killed run continues from, are dropped: those episodes come again.
+    Rows after `episode`, the last that is over, are dropped: a killed run continues from its
+    checkpoint, and those episodes come again.
 
     Raises:
-        ConfigurationError: if the file cannot be written.
+        ConfigurationError: if the file cannot be written, or the disk is full.
     """
 
     def __init__(self, folder: Path, episode: int = 0) -> None:
@@ -136,11 +134,6 @@ class CSVLog:
         self._file = path.open("ab", buffering=0)
 
     def __call__(self, progress: EpisodeReport) -> None:
-        """Appends the episode's row.
-
-        Raises:
-            ConfigurationError: if the disk is full.
-        """
         values = row(progress)
         text = io.StringIO(newline="")
         csv.writer(text).writerow([_cell(values.get(name, "")) for name in COLUMNS])
@@ -150,7 +143,6 @@ class CSVLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
 
@@ -168,11 +160,7 @@ def _cell(value: str | float) -> str:
 
 
 class TensorBoardLog:
-    """The numbers of the CSV as TensorBoard scalars over episodes.
-
-    Args:
-        folder: the event files go into its `tensorboard` folder.
-        episode: how many episodes are over; later ones of a killed run are purged.
+    """The numbers of the CSV as TensorBoard scalars over episodes; later ones are purged alike.
 
     Raises:
         ImportError: if tensorboard is not installed.
@@ -187,14 +175,12 @@ class TensorBoardLog:
             self._writer = SummaryWriter(self._path, purge_step=purge)
 
     def __call__(self, progress: EpisodeReport) -> None:
-        """Writes the episode's scalars."""
         with _clear_errors(self._path):
             for name, value in row(progress).items():
                 if name != "episode" and not isinstance(value, str):
                     self._writer.add_scalar(name, value, progress.episode)
 
     def close(self) -> None:
-        """Flushes and closes the event file."""
         with _clear_errors(self._path):
             self._writer.close()
 
@@ -208,13 +194,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 def open_logs(folder: Path, episode: int, *, tensorboard: bool) -> list[Reporter]:
-    """CSV always, TensorBoard if wanted and installed.
-
-    Args:
-        folder: of the run.
-        episode: how many are over; later ones, of a run that went on, are taken off the logs.
-        tensorboard: whether it is wanted.
-    """
+    """CSV always, TensorBoard if wanted and installed; `episode` is how many are over."""
     logs: list[Reporter] = [CSVLog(folder, episode)]
     if tensorboard:
         try:
@@ -264,7 +244,6 @@ class ProgressBar:
         self._started = time.monotonic()
 
     def __call__(self, progress: EpisodeReport) -> None:
-        """Moves the bar on by one episode."""
         if progress.scores is not None:
             median = progress.scores.summary()["regret_median"]
             self._regret = f"{median:.3f} (best score {progress.best_score:.3f})"
@@ -283,7 +262,6 @@ class ProgressBar:
         return max(0.0, min(left, 60 * self._max_minutes - progress.seconds))
 
     def close(self) -> None:
-        """Leaves the bar as it is and goes to the next line."""
         self._bar.close()
 
 
@@ -303,11 +281,8 @@ def _clock(seconds: float) -> str:
 def summary(folder: Path) -> str:
     """What a finished run reached, as text: regret per validation task, and how to use the policy.
 
-    Args:
-        folder: of the run; its best policy is in `best`.
-
     Raises:
-        PolicyFileError: if there is none.
+        PolicyFileError: if there is no `best` policy in the run's folder.
     """
     best = (folder / "best").resolve()
     validation = LRPolicy.load(best).record["validation"]

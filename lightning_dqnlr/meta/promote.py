@@ -124,7 +124,7 @@ def compare(
     standings = []
     for candidate in candidates:
         policy = candidate.policy
-        record = candidate.policy.record
+        record = policy.record
         scores = evaluate(
             policy.act,
             policy.spec,

@@ -74,7 +74,6 @@ class RayWorkers:
 
     @contextmanager
     def open(self) -> Iterator[Collector]:
-        """A collector on the cluster, whose processes end with the context."""
         import ray
 
         with tempfile.TemporaryDirectory(
@@ -175,7 +174,7 @@ class RayWorkers:
 
 
 def _collect(round_: list[Any], seed: int, config: CollectConfig, path: list[str]) -> JobOutcome:
-    """In a worker: one episode of a round, given by any of its jobs, which differ in these two.
+    """In a worker: one episode of a round, given by any job of it; they differ in these two.
 
     Args:
         round_: the reference to a job, alone in a list.
@@ -192,12 +191,7 @@ def _collect(round_: list[Any], seed: int, config: CollectConfig, path: list[str
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for many minutes.
-
-    Raises:
-        OSError: nobody answers at the address.
-        ValueError: it is not an address.
-    """
+    """Raises OSError or ValueError at once; Ray itself would try for many minutes."""
     if ":" not in address:
         return  # "auto", which looks on this machine only
     place = urlsplit(address if "://" in address else f"//{address}")

@@ -124,8 +124,7 @@ class LocalWorkers:
 
     Args:
         workers: number of processes; 1 for this one alone.
-        restarts: how often in a row killed processes are replaced without a single episode coming
-            back in between.
+        restarts: how often in a row killed processes are replaced without an episode coming back.
 
     Raises:
         ConfigurationError: for a count out of range; from the collector, if processes are killed
@@ -145,7 +144,6 @@ class LocalWorkers:
 
     @contextmanager
     def open(self) -> Iterator[Collector]:
-        """A collector, whose processes end with the context (or with this process)."""
         if self.workers == 1:
             yield in_this_process
             return
