@@ -97,12 +97,7 @@ def meta_train(
 
 
 def build_trainer(config: DictConfig, folder: Path, rivals: Path | None = None) -> MetaTrainer:
-    """The trainer that a composed `conf/train.yaml` describes.
-
-    Args:
-        config: the composed configuration.
-        folder: of the run.
-        rivals: folder of the tuned cosines, unless `train.rivals` names one.
+    """The trainer that a composed `conf/train.yaml` describes; the arguments are `meta_train`'s.
 
     Raises:
         ConfigurationError: the device is unknown or absent.

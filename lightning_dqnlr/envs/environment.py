@@ -103,7 +103,13 @@ class LREnvironment(ABC):
         device: torch.device | str = "cpu",
     ) -> None:
         self.task = task
+        self.device = torch.device(device)
         self.alive = torch.ones(len(seeds), dtype=torch.bool, device=device)
+        self._prepare(spec, seeds, terms)
+
+    @abstractmethod
+    def _prepare(self, spec: ControllerSpec, seeds: Sequence[int], terms: Terms) -> None:
+        """Builds what trains."""
 
     @property
     def finished(self) -> bool:

@@ -32,13 +32,8 @@ _UNCARRIED = ("vmap", "Batching rule not implemented", "batching rule")
 class BatchOrder:
     """Which examples each replica sees: epoch after epoch, incomplete batches dropped.
 
-    Depends only on a replica's seed, so a plain loop can see the very same batches.
-
-    Args:
-        examples: size of the data set.
-        batch_size: examples per batch.
-        seeds: one per replica.
-        shuffle: whether each epoch is a fresh permutation; else it is the data's own order.
+    Depends only on a replica's seed, so a plain loop can see the very same batches. Each epoch is a
+    fresh permutation, or without `shuffle` the data's own order.
     """
 
     def __init__(
@@ -53,7 +48,6 @@ class BatchOrder:
 
     @property
     def batches(self) -> int:
-        """Batches per epoch."""
         return self._examples // self._batch
 
     def next(self) -> Tensor:
@@ -93,8 +87,7 @@ class Replicas:
     Attributes:
         weights: (R, P) the trained parameters, concatenated in the optimizer's order.
         gradient: (R, P) the last gradient, before clipping.
-        shapes: of the trained parameters.
-        sizes: their numbers of elements.
+        shapes: of the trained parameters; `sizes` are their numbers of elements.
         follows_gradient: whether the first update is lr times the gradient (SGD).
 
     Raises:

@@ -25,20 +25,11 @@ from lightning_dqnlr.tasks.task import Task
 
 
 class TrainerLREnv(LREnvironment):
-    """A Trainer per replica; `LREnvironment` has the arguments."""
+    """A Trainer per replica."""
 
-    def __init__(
-        self,
-        task: Task,
-        spec: ControllerSpec,
-        seeds: Sequence[int],
-        terms: Terms,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(task, spec, seeds, terms, device)
-        self._device = torch.device(device)
+    def _prepare(self, spec: ControllerSpec, seeds: Sequence[int], terms: Terms) -> None:
         self._runs = [
-            TrainerRun(task, spec, seed, terms.of(replica), self._device.type)
+            TrainerRun(self.task, spec, seed, terms.of(replica), self.device.type)
             for replica, seed in enumerate(seeds)
         ]
 
@@ -60,7 +51,7 @@ class TrainerLREnv(LREnvironment):
         """The observations (R, F); reads the runs' controllers as one."""
         states = [run.controller.state_dict() for run in self._runs]
         first = self._runs[0].controller
-        self.controller = LRController(first.spec, horizon=first.horizon, device=self._device)
+        self.controller = LRController(first.spec, horizon=first.horizon, device=self.device)
         self.controller.load_state_dict(pytree.tree_map(self._together, *states))
         return self._stack(rows)
 
@@ -69,7 +60,7 @@ class TrainerLREnv(LREnvironment):
         return self._stack([first, *others]) if isinstance(first, Tensor) else first
 
     def _stack(self, rows: list[Tensor]) -> Tensor:
-        return torch.stack(rows).to(self._device)
+        return torch.stack(rows).to(self.device)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.controller import LRController
@@ -19,17 +18,10 @@ from lightning_dqnlr.tasks.task import Task
 
 
 class VectorLREnv(LREnvironment):
-    """R replicas in one training step; `LREnvironment` has the arguments."""
+    """R replicas in one training step."""
 
-    def __init__(
-        self,
-        task: Task,
-        spec: ControllerSpec,
-        seeds: Sequence[int],
-        terms: Terms,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(task, spec, seeds, terms, device)
+    def _prepare(self, spec: ControllerSpec, seeds: Sequence[int], terms: Terms) -> None:
+        task, device = self.task, self.device
         self.replicas = Replicas(task, seeds, device)
         self.probe = probe = Probe(self.replicas.shapes, spec.probe_size)
         lead = (len(self.replicas),)

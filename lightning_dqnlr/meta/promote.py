@@ -29,8 +29,7 @@ from lightning_dqnlr.tasks.task import Task
 
 # Runs select on the validation tasks from number 0 on; none goes this far.
 FIRST_TASK = 1000
-_COLUMNS = ("score", "mean", "median", "IQM", "95% interval", "p90", "lost")
-_WIDTHS = (9, 9, 9, 9, 19, 9, 7)
+_WIDTHS = {"score": 9, "mean": 9, "median": 9, "IQM": 9, "95% interval": 19, "p90": 9, "lost": 7}
 
 
 @dataclass(frozen=True)
@@ -172,14 +171,14 @@ def table(standings: Sequence[RankedCandidate]) -> str:
     """One line per candidate, the best first, with what its run was told to do differently."""
     shared = set.intersection(*(set(s.candidate.overrides) for s in standings))
     name = max(len("policy"), *(len(s.candidate.name) for s in standings))
-    header = "".join(f"{text:>{w}}" for text, w in zip(_COLUMNS, _WIDTHS, strict=True))
+    header = "".join(f"{text:>{width}}" for text, width in _WIDTHS.items())
     lines = [f"{'policy':<{name}}{header}  overrides"]
     for standing in standings:
         row = standing.numbers()
         low, high = row["iqm_interval_95"]
         cells = [f"{row[key]:.3f}" for key in ("score", "mean", "median", "iqm")]
         cells += [f"[{low:.3f}, {high:.3f}]", f"{row['p90']:.3f}", f"{row['lost']}"]
-        text = "".join(f"{cell:>{w}}" for cell, w in zip(cells, _WIDTHS, strict=True))
+        text = "".join(f"{cell:>{w}}" for cell, w in zip(cells, _WIDTHS.values(), strict=True))
         own = " ".join(o for o in standing.candidate.overrides if o not in shared)
         lines.append(f"{standing.candidate.name:<{name}}{text}  {own}".rstrip())
     return "\n".join(lines)

@@ -168,12 +168,16 @@ class MetaTrainer:
     @property
     def behaviour(self) -> LRPolicy:
         """The exploring policy: what the learner learns with."""
-        return LRPolicy(_frozen(self.learner.online), self.spec)
+        return self._frozen(self.learner.online)
 
     @property
     def policy(self) -> LRPolicy:
         """The policy to evaluate and ship: the learner's average."""
-        return LRPolicy(_frozen(self.learner.average), self.spec)
+        return self._frozen(self.learner.average)
+
+    def _frozen(self, network: Network) -> LRPolicy:
+        """Learning leaves the copy alone."""
+        return LRPolicy(copy.deepcopy(network).requires_grad_(False), self.spec)
 
     def validation_tasks(self, watch: Watch = iter) -> Sequence[Task]:
         """The tasks that choose; never trained on, never reported on."""
@@ -338,11 +342,6 @@ class MetaTrainer:
         """What may not change within a run; its length and its limits may."""
         config = {name: _text(getattr(self.config, name)) for name in _FIXED}
         return {**config, **{name: _text(getattr(self, name)) for name in _SETTINGS}}
-
-
-def _frozen(network: Network) -> Network:
-    """A copy that learning leaves alone."""
-    return copy.deepcopy(network).requires_grad_(False)
 
 
 def _text(settings: object) -> str:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -64,11 +65,8 @@ class JobOutcome(NamedTuple):
     failure: str | None
 
 
-class Collector(Protocol):
-    """Runs the jobs of a round; the outcomes come in the order of the jobs."""
-
-    def __call__(self, jobs: Sequence[Job]) -> Iterator[JobOutcome]:
-        """The outcomes, as they become available."""
+Collector = Callable[[Sequence[Job]], Iterator[JobOutcome]]
+"""Runs the jobs of a round; the outcomes come in the order of the jobs, as they are there."""
 
 
 class Workers(Protocol):
@@ -113,11 +111,6 @@ def finite(transitions: Transitions) -> Transitions:
     return Transitions(*(x[keep] for x in transitions._replace(next_observation=following)))
 
 
-def in_this_process(jobs: Sequence[Job]) -> Iterator[JobOutcome]:
-    """The collector of a single process."""
-    return map(run_job, jobs)
-
-
 @dataclass(frozen=True)
 class LocalWorkers:
     """Collects in this process, or in several of this machine.
@@ -145,7 +138,7 @@ class LocalWorkers:
     @contextmanager
     def open(self) -> Iterator[Collector]:
         if self.workers == 1:
-            yield in_this_process
+            yield partial(map, run_job)
             return
         with Processes(self.workers, _begin_worker) as pool:
             yield _Rounds(pool, self.workers, self.restarts)
