@@ -47,14 +47,10 @@ PATIENCE = 4.0  # high intervals in a row; noise alone does not cause that many
 
 
 class Verdict(NamedTuple):
-    """Masks of shape `lead`.
+    """Masks of shape `lead`: undo the interval, or store its end; neither: keep on, store nothing.
 
-    Attributes:
-        tripped: undo the interval.
-        healthy: store its end. Never together with `tripped`; neither: keep on, store nothing.
-        high: a count of intervals in a row, this one included. An interval counts 1 if its mean
-            loss was above the limit by more than its standard error. It counts 1/2 if it had only
-            lost its progress.
+    `high` counts intervals in a row, this one included: 1 if the mean loss was above the limit by
+    more than its standard error, 1/2 if it had only lost its progress.
     """
 
     tripped: Tensor

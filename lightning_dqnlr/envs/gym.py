@@ -241,16 +241,16 @@ class LRControlVectorEnv(
     `step` (whose action is ignored) begins the next task: `AutoresetMode.NEXT_STEP`. A replica
     that fails earlier has nothing to restart with while the others train on. It stays "terminated"
     with reward 0 until then: a learner that leaves out the step after a termination, as this mode
-    asks of it, leaves out all of that time, and the others' transitions go on untouched. (A
-    counter of episodes takes each of those steps for an episode of length zero.)
+    asks of it, leaves out all of that time. (A counter of episodes takes each of those steps for an
+    episode of length zero.)
 
     `info` holds the arrays (num_envs,) of what `LRControlEnv` has, beside Gymnasium's masks.
     `reset(options=...)` takes "task_seed" and "run_seeds" (`num_envs` of them).
 
     Args:
         num_envs: the number of replicas.
-        tasks: as in `LRControlEnv`.
-        settings: the keyword arguments of `LRControlEnv`.
+        tasks: as in `LRControlEnv`, whose keyword arguments are taken too.
+        settings: those.
 
     Raises:
         ConfigurationError: num_envs < 1.

@@ -59,8 +59,8 @@ def keep_freed_memory() -> bool:
     mallopt = _from_libc("mallopt")
     if mallopt is None:
         return False
-    direct = mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK) == 1
-    return bool(mallopt(_M_TRIM_THRESHOLD, _KEPT) == 1 and direct)
+    direct = mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
+    return direct == mallopt(_M_TRIM_THRESHOLD, _KEPT) == 1
 
 
 def give_back_freed_memory() -> bool:
@@ -70,10 +70,7 @@ def give_back_freed_memory() -> bool:
     grows from task to task. False, and nothing changes, if the C library is another.
     """
     trim = _from_libc("malloc_trim")
-    if trim is None:
-        return False
-    trim(0)
-    return True
+    return trim is not None and trim(0) >= 0
 
 
 def _from_libc(name: str) -> Callable[..., int] | None:

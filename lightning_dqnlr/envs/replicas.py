@@ -20,7 +20,11 @@ from torch.utils import _pytree as pytree
 from lightning_dqnlr.envs.folded import FoldedChannels, channels_last, foldable
 from lightning_dqnlr.envs.module import detach_from_trainer, training_loss
 from lightning_dqnlr.envs.process import RandomStream
-from lightning_dqnlr.envs.replicated_optimizer import ReplicatedOptimizer, configured_optimizer
+from lightning_dqnlr.envs.replicated_optimizer import (
+    ReplicatedOptimizer,
+    configured_optimizer,
+    trained_parameters,
+)
 from lightning_dqnlr.errors import UnsupportedTrainingError
 from lightning_dqnlr.tasks.task import ClosedFormGradient, Task
 
@@ -153,7 +157,14 @@ class Replicas:
         """Mean training loss of each replica over a data set, in eval mode: (R,)."""
         self._template.eval()
         with self._stream.active(), self._naming_the_remedy():
-            losses = self._evaluate(data)
+            try:
+                losses = self._mean_loss(self._loss, data, EVALUATION_CHUNK)
+            except RuntimeError as error:
+                # Recurrent layers have a batching rule only where gradients may be asked for. That
+                # costs memory for what a backward pass would need, hence the smaller chunks.
+                if "Batching rule" not in str(error):
+                    raise
+                losses = self._mean_loss(self._differentiable_loss, data, EVALUATION_CHUNK // 8)
         self._template.train()
         return losses
 
@@ -176,16 +187,6 @@ class Replicas:
         for name, saved in self._proven.items():
             _assign(live[name], saved, where)
             _assign(self._latest[name], saved, where)
-
-    def _evaluate(self, data: Any) -> Tensor:
-        try:
-            return self._mean_loss(self._loss, data, EVALUATION_CHUNK)
-        except RuntimeError as error:
-            # Recurrent layers have a batching rule only where gradients may be asked for. That
-            # costs memory for what a backward pass would need, hence the smaller chunks.
-            if "Batching rule" not in str(error):
-                raise
-            return self._mean_loss(self._differentiable_loss, data, EVALUATION_CHUNK // 8)
 
     @torch.no_grad()
     def _mean_loss(self, loss: Callable[..., Tensor], data: Any, chunk_size: int) -> Tensor:
@@ -242,10 +243,8 @@ class Replicas:
         loss: Tensor = vjp(lambda weights: self._loss(weights, *arguments), flat)[0]
         return loss
 
-    def _loss(
-        self, flat: Tensor, constants: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any
-    ) -> Tensor:
-        return self._loss_of(self._by_name(flat), constants, buffers, batch)
+    def _loss(self, flat: Tensor, *arguments: Any) -> Tensor:
+        return self._loss_of(self._by_name(flat), *arguments)
 
     def _by_name(self, weights: Tensor) -> dict[str, Tensor]:
         """The trained parameters, from (*lead, P)."""
@@ -276,8 +275,8 @@ def _trained_parameters(
 ) -> dict[str, nn.Parameter]:
     """What the optimizer trains, by name, in its order."""
     names = {id(p): name for name, p in step.named_parameters()}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    return {names[id(p)]: p for p in held if p.requires_grad and p.numel()}
+    groups = map(trained_parameters, optimizer.param_groups)
+    return {names[id(p)]: p for group in groups for p in group}
 
 
 def mean_over_chunks(

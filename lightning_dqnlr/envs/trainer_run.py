@@ -28,15 +28,7 @@ class _Abandoned(Exception):
 
 
 class TrainerRun:
-    """One Trainer in a thread of its own that halts at every decision.
-
-    Args:
-        task: what to train.
-        spec: the controller's specification.
-        seed: of weights, data order and dropout.
-        terms: of this run alone.
-        accelerator: of the Trainer.
-    """
+    """One Trainer in a thread of its own that halts at every decision; `terms` are its own."""
 
     def __init__(
         self, task: Task, spec: ControllerSpec, seed: int, terms: Terms, accelerator: str
@@ -51,7 +43,6 @@ class TrainerRun:
         with quiet():
             self._trainer = task_trainer(task, [conditions, self._callback], accelerator)
         self._thread = Thread(target=self._fit, daemon=True, name=f"trainer of seed {seed}")
-        self._started = False
         # To the Trainer: an action, or None to give up. From it: an observation, None at its end,
         # or what went wrong.
         self._actions: SimpleQueue[int | None] = SimpleQueue()
@@ -86,17 +77,15 @@ class TrainerRun:
 
     def _resume(self, action: int | None) -> Tensor | None:
         with quiet(), self._stream.active():
-            if self._started:
-                self._actions.put(action)
-            else:
-                self._started = True
+            if self._thread.ident is None:
                 self._thread.start()
+            else:
+                self._actions.put(action)
             event = self._events.get()
+        if not isinstance(event, Tensor):
+            self._thread.join()
         if isinstance(event, BaseException):
-            self._thread.join()
             raise event
-        if event is None:
-            self._thread.join()
         return event
 
     def _ask(self, observation: Tensor) -> Tensor:

@@ -15,7 +15,6 @@ from lightning_dqnlr.envs.environment import (
     Engine,
     LREnvironment,
     StartKind,
-    StepResult,
     Terms,
 )
 from lightning_dqnlr.envs.vector import ON_CPU
@@ -53,13 +52,11 @@ class CollectConfig:
         off_start_share: share of the replicas that start away from the safe start, so that bad
             learning rates are states the policy knows.
         off_start_decades: how far away: log-uniform over +- so many decades.
-        start: "safe", or "user" for learning rates log-uniform over 1e-6..10, whatever a user
-            may have set.
+        start: "safe", or "user" for learning rates log-uniform over 1e-6..10.
         shared_seed: all replicas begin with the same weights and see the same batches, so that
             they differ in their learning rates alone.
         circuit_breaker: whether blown-up intervals are undone.
-        demonstrators: share of the replicas that follow `Demonstrators` instead of the policy at
-            the first episode.
+        demonstrators: share of the replicas that follow `Demonstrators` at the first episode.
         demonstrator_episodes: episodes over which that share falls linearly to
             `demonstrators_left`; None to keep it.
         demonstrators_left: see above. With none left the policy forgets what good peaks look like.
@@ -182,7 +179,10 @@ def _rollout(
         own = policy.choose(record.observations[-1], epsilon, generator)
         action = torch.where(demonstrators.shows, demonstrators.act(env, generator), own.action)
         result = env.step(action)
-        record.add(action, own.q_values.argmax(-1), result)
+        record.actions.append(action)
+        record.explored.append(action != own.q_values.argmax(-1))
+        record.observations.append(result.observation)
+        record.intervals.append(result.interval)
     return record
 
 
@@ -199,12 +199,6 @@ class _Rollout:
     actions: list[Tensor]
     explored: list[Tensor]  # bool, where the action was not the greedy one
     intervals: list[TrainingInterval]
-
-    def add(self, action: Tensor, greedy: Tensor, result: StepResult) -> None:
-        self.actions.append(action)
-        self.explored.append(action != greedy)
-        self.observations.append(result.observation)
-        self.intervals.append(result.interval)
 
     def transitions(self, config: CollectConfig, reward: Reward, end: End) -> Transitions:
         columns = zip(*self.intervals, strict=True)

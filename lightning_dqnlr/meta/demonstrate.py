@@ -19,15 +19,15 @@ from lightning_dqnlr.envs.environment import LREnvironment
 
 @dataclass
 class Demonstrators:
-    """Replicas that follow the rule, for one run.
+    """Replicas that follow the rule, for one run; tensors are (R,).
 
     Args:
-        ratio: (R,) each one's target of ||dtheta|| / ||theta|| at the peak.
-        shows: (R,) bool, which replicas demonstrate.
+        ratio: each one's target of ||dtheta|| / ||theta|| at the peak.
+        shows: bool, which replicas demonstrate.
         epsilon: probability of a random action instead. Its effect lasts, since the rule does not
             steer back once the climb is over: what a change is worth shows at the end.
-        drift: (R,) power of the step that the scale follows between the climb and the built-in
-            decay: 0 keeps it, 0.5 makes up for an optimizer whose steps shrink like its root.
+        drift: power of the step that the scale follows between the climb and the built-in decay:
+            0 keeps it, 0.5 makes up for an optimizer whose steps shrink like its root.
     """
 
     ratio: Tensor

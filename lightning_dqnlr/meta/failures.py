@@ -22,12 +22,7 @@ _LONGEST = 300
 
 @dataclass
 class Failures:
-    """What failed so far, in words.
-
-    Attributes:
-        texts: name and reason of each.
-        in_a_row: training tasks since the last that did not fail.
-    """
+    """What failed so far, in words; training tasks that failed since the last that did not."""
 
     texts: list[str] = field(default_factory=list)
     in_a_row: int = 0

@@ -60,9 +60,8 @@ class EpisodeReport:
         episode: how many are over.
         inner_steps: so far, over all replicas.
         loss: mean temporal-difference loss of the episode's updates; NaN before the first.
-        result: of the episode; None if its task failed.
+        result: of the episode; None if its task failed, and `failure` says why.
         task: None if it could not even be sampled.
-        failure: what went wrong, if the task failed.
         scores: of the evaluation, where one was due.
         seconds: of work so far, over all resumptions.
         best_score: so far; infinite before the first evaluation.
@@ -80,10 +79,10 @@ class EpisodeReport:
 
 
 class Reporter(Protocol):
-    """Takes note of each episode."""
+    """Takes note of each episode, in order."""
 
     def __call__(self, progress: EpisodeReport) -> None:
-        """Called once per episode, in order."""
+        """Called once per episode."""
 
     def close(self) -> None:
         """Called once, after the last."""
@@ -127,17 +126,13 @@ class CSVLog:
 
     def __init__(self, folder: Path, episode: int = 0) -> None:
         path = folder / CSV_FILE
-        content = io.StringIO(newline="")
-        csv.writer(content).writerows([COLUMNS, *_rows_until(path, episode)])
-        write_atomically(path, content.getvalue().encode())
+        write_atomically(path, _as_csv([COLUMNS, *_rows_until(path, episode)]))
         self._path = path
         self._file = path.open("ab", buffering=0)
 
     def __call__(self, progress: EpisodeReport) -> None:
         values = row(progress)
-        text = io.StringIO(newline="")
-        csv.writer(text).writerow([_cell(values.get(name, "")) for name in COLUMNS])
-        content = text.getvalue().encode()
+        content = _as_csv([[_cell(values.get(name, "")) for name in COLUMNS]])
         with _clear_errors(self._path):
             if self._file.write(content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -153,6 +148,12 @@ def _rows_until(path: Path, episode: int) -> list[list[str]]:
     with path.open(newline="") as file:
         rows = [cells for cells in csv.reader(file) if len(cells) == len(COLUMNS)]
     return [cells for cells in rows if cells[0].isdigit() and int(cells[0]) <= episode]
+
+
+def _as_csv(rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
 
 
 def _cell(value: str | float) -> str:

@@ -42,7 +42,6 @@ class Candidate:
 
     @property
     def overrides(self) -> list[str]:
-        """What the command line of its run changed."""
         return list(self.policy.record.get("overrides", []))
 
 
@@ -76,11 +75,10 @@ class RankedCandidate:
 
 
 def find_candidates(folders: Sequence[Path], skip: Callable[[str], None]) -> list[Candidate]:
-    """The policies under the folders, without a run's `last` that is its `best` once more.
+    """The policies under the folders of runs, of sweeps or of policies, each once.
 
-    Args:
-        folders: of runs, of sweeps or of policies.
-        skip: told in words of policies that cannot be read (of a run that was killed, say).
+    A run's `last` may be its `best` once more. `skip` is told in words of policies that cannot be
+    read (of a run that was killed, say).
 
     Raises:
         ConfigurationError: if there is none.
@@ -187,10 +185,8 @@ def table(standings: Sequence[RankedCandidate]) -> str:
 def promote(standings: Sequence[RankedCandidate], into: Path, seeds: int) -> Path:
     """Copies the winner, with a record of what it was compared with; returns the folder.
 
-    Args:
-        standings: the best first.
-        into: folder of the copy; a policy in it is replaced as a whole.
-        seeds: how many each task was run with.
+    The best standing comes first. `seeds` is how many each task was run with. A policy that is
+    there already is replaced as a whole.
 
     Raises:
         ConfigurationError: if the folder cannot be written.

@@ -67,9 +67,8 @@ class QuantileConfig(DQNConfig):
 
     Attributes:
         quantiles: N. An update costs N^2: with 21 about twice one of plain DQN, with 51 ten times.
-        kappa: where Huber's loss turns linear. 1 in the paper, whose rewards are clipped to +-1;
-            the returns of a group of replicas have a standard deviation of 1 in all, so 1 would
-            fit expectiles throughout.
+        kappa: where Huber's loss turns linear. 1 in the paper, whose rewards are clipped to +-1.
+            Here returns have a standard deviation of 1, so 1 would fit expectiles throughout.
 
     Raises:
         ConfigurationError: a value out of range; the message names the field.

@@ -202,10 +202,7 @@ def _check_rollout(observations: Tensor, per_step: dict[str, Tensor | None]) -> 
 class ReplayBuffer:
     """The latest `capacity` transitions in a ring of tensors, sampled evenly (Lin 1992).
 
-    Args:
-        capacity: how many transitions are kept; memory is taken at once.
-        observation_size: F.
-        device: where the ring lives and batches are returned.
+    Memory for all of them, with observations of F = `observation_size`, is taken at once.
 
     Raises:
         ConfigurationError: capacity or observation_size below 1.

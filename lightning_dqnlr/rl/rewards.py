@@ -45,12 +45,7 @@ class TrainingInterval(NamedTuple):
 
 
 class End(NamedTuple):
-    """What the end of R runs tells; (R,) each.
-
-    Attributes:
-        loss: over the whole training set, in eval mode.
-        trips: of the circuit breaker, in the whole run.
-    """
+    """The end of R runs: loss over the whole training set in eval mode, and trips; (R,) each."""
 
     loss: Tensor
     trips: Tensor
@@ -183,8 +178,8 @@ class LossChange(_EachInterval):
 class FinalScore:
     """`group_final_score` of the runs' ends, paid where each of them ends, and 0 before.
 
-    The level of a run is the compressed loss of the whole training set in eval mode, and
-    `trip_penalty` more for each undone interval: y_i + trip_penalty * trips_i.
+    The level of a run is y_i + trip_penalty * trips_i, where y_i is the compressed loss of the
+    whole training set in eval mode.
 
     Attributes:
         temperature: the difference in level below which runs count as equally good.
@@ -194,11 +189,9 @@ class FinalScore:
         ConfigurationError: a value out of range.
 
     Example:
-        >>> start = torch.ones(1, 3)
-        >>> on = torch.ones(1, 3, dtype=torch.bool)
+        >>> start, on = torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool)
         >>> interval = TrainingInterval(start, start, start, ~on, on)
-        >>> end = End(torch.tensor([0.1, 0.2, 0.5]), torch.zeros(3))
-        >>> FinalScore().pay(interval, end)
+        >>> FinalScore().pay(interval, End(torch.tensor([0.1, 0.2, 0.5]), torch.zeros(3)))
         tensor([[ 1.3370, -0.2694, -1.0676]])
     """
 
