@@ -47,7 +47,7 @@ def task_loader(task: Task, seed: int) -> DataLoader[Any]:
     return DataLoader(
         _Examples(task.train_data),
         batch_sampler=_Batches(task, seed),
-        collate_fn=_as_it_is,
+        collate_fn=lambda batch: batch,
         generator=torch.Generator(),  # or it would draw a number from the run's own stream
     )
 
@@ -112,7 +112,3 @@ class _Examples(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> Any:
         return pytree.tree_map(lambda t: t[indices], self._data)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

@@ -55,7 +55,7 @@ class Demonstrators:
 
     def _rule(self, env: LREnvironment) -> Tensor:
         controller = env.controller
-        actions = env.controller.spec.actions
+        actions = controller.spec.actions
         progress = controller.step / env.task.horizon
         climbing = controller.decisions < 12 or progress < 1 / 16
         before = self._log_step
@@ -66,12 +66,9 @@ class Demonstrators:
             action = _nearest(actions, self._due)
             self._due -= actions.log_multiplier(action)
             return action
-        wanted = self.ratio.log() + math.log(_cosine(progress))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 0.99)))
+        wanted = self.ratio.log() + math.log(cosine)
         return _nearest(actions, wanted - controller.update_ratio.clamp_min(1e-12).log())
-
-
-def _cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * min(progress, 0.99)))
 
 
 def _nearest(actions: ActionSpec, change: Tensor) -> Tensor:

@@ -17,8 +17,7 @@ from typing import Protocol, TypeVar
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_dqnlr.files import cannot_write, write_atomically
-from lightning_dqnlr.meta.collect import Episode
-from lightning_dqnlr.meta.workers import TaskSummary
+from lightning_dqnlr.meta.workers import JobOutcome
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.scoring.evaluate import Regrets
 
@@ -59,9 +58,8 @@ class EpisodeReport:
     Attributes:
         episode: how many are over.
         inner_steps: so far, over all replicas.
+        outcome: of the episode.
         loss: mean temporal-difference loss of the episode's updates; NaN before the first.
-        result: of the episode; None if its task failed, and `failure` says why.
-        task: None if it could not even be sampled.
         scores: of the evaluation, where one was due.
         seconds: of work so far, over all resumptions.
         best_score: so far; infinite before the first evaluation.
@@ -69,10 +67,8 @@ class EpisodeReport:
 
     episode: int
     inner_steps: int
-    loss: float
-    result: Episode | None
-    task: TaskSummary | None
-    failure: str | None = None
+    outcome: JobOutcome
+    loss: float = float("nan")
     scores: Regrets | None = None
     seconds: float = 0.0
     best_score: float = float("inf")
@@ -95,11 +91,11 @@ def row(progress: EpisodeReport) -> dict[str, str | float]:
         "inner_steps": progress.inner_steps,
         "seconds": round(progress.seconds, 2),
     }
-    if progress.task is not None:
-        task = progress.task
+    if progress.outcome.task is not None:
+        task = progress.outcome.task
         values |= {"task": task.name, "optimizer": task.optimizer, "horizon": task.horizon}
-    if progress.result is not None:
-        result = progress.result
+    if progress.outcome.episode is not None:
+        result = progress.outcome.episode
         values |= {
             "initial_loss": result.initial_loss,
             "final_loss": result.final_losses.median().item(),
@@ -109,8 +105,8 @@ def row(progress: EpisodeReport) -> dict[str, str | float]:
         }
     if progress.scores is not None:
         values |= progress.scores.summary()
-    if progress.failure is not None:
-        values["failure"] = " ".join(progress.failure.split())
+    if progress.outcome.failure is not None:
+        values["failure"] = " ".join(progress.outcome.failure.split())
     return values
 
 
@@ -248,11 +244,12 @@ class ProgressBar:
         if progress.scores is not None:
             median = progress.scores.summary()["regret_median"]
             self._regret = f"{median:.3f} (best score {progress.best_score:.3f})"
-        trips = "-" if progress.result is None else f"{progress.result.trips:.1f}"
+        outcome = progress.outcome
+        trips = "-" if outcome.episode is None else f"{outcome.episode.trips:.1f}"
         text = f"time left {_clock(self._seconds_left(progress))}, regret {self._regret}, "
         self._bar.set_postfix_str(text + f"trips {trips}", refresh=False)
-        if progress.failure is not None:
-            self._bar.write(f"Skipped {progress.failure}", file=sys.stderr)
+        if outcome.failure is not None:
+            self._bar.write(f"Skipped {outcome.failure}", file=sys.stderr)
         self._bar.update()
 
     def _seconds_left(self, progress: EpisodeReport) -> float:

@@ -47,12 +47,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class RankedCandidate:
-    """How a candidate did. Regrets are of the training loss, as in selection; lower is better.
+    """How a candidate did, by regrets of the training loss (tasks, seeds); lower is better.
 
-    Attributes:
-        candidate: the policy.
-        scores: (tasks, seeds) regrets.
-        lost: runs whose loss diverged.
+    `lost` counts runs whose loss diverged.
     """
 
     candidate: Candidate

@@ -76,8 +76,9 @@ class RayWorkers:
     def open(self) -> Iterator[Collector]:
         import ray
 
+        place = None if len(tempfile.gettempdir()) <= _LONGEST_FOLDER else "/tmp"
         with tempfile.TemporaryDirectory(
-            prefix="dqnlr-", dir=_short_folder(), ignore_cleanup_errors=True
+            prefix="dqnlr-", dir=place, ignore_cleanup_errors=True
         ) as folder:
             self._connect(folder)
             try:
@@ -196,8 +197,3 @@ def _check_reachable(address: str) -> None:
 
 def _last_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
-
-
-def _short_folder() -> str | None:
-    """Where Ray's folder can be: the usual place for temporary files, or /tmp."""
-    return None if len(tempfile.gettempdir()) <= _LONGEST_FOLDER else "/tmp"

@@ -235,24 +235,17 @@ class MetaTrainer:
     def _learn_from(self, seed: int, outcome: JobOutcome) -> EpisodeReport:
         """Takes in one episode. A task that failed is recorded and skipped."""
         self.episode += 1
-        result = outcome.episode
-        progress = EpisodeReport(
-            episode=self.episode,
-            inner_steps=self.inner_steps,
-            loss=float("nan"),
-            result=result,
-            task=outcome.task,
-        )
-        if result is None:
+        if outcome.episode is None:
             name = outcome.task.name if outcome.task else f"seed {seed}"
-            progress.failure = self.failures.note_training(name, str(outcome.failure))
-            return progress
+            failure = self.failures.note_training(name, str(outcome.failure))
+            outcome = outcome._replace(failure=failure)
+            return EpisodeReport(self.episode, self.inner_steps, outcome)
         self.failures.in_a_row = 0
-        self.inner_steps = progress.inner_steps = self.inner_steps + result.steps
-        self.replay.extend(result.transitions)
-        if self.episode > self.config.warm_up_episodes:
-            progress.loss = self._learn()
-        return progress
+        self.inner_steps += outcome.episode.steps
+        self.replay.extend(outcome.episode.transitions)
+        learns = self.episode > self.config.warm_up_episodes
+        loss = self._learn() if learns else float("nan")
+        return EpisodeReport(self.episode, self.inner_steps, outcome, loss)
 
     def _learn(self) -> float:
         total = torch.zeros((), device=self.config.device)
