@@ -249,8 +249,8 @@ class LRControlVectorEnv(
 
     Args:
         num_envs: the number of replicas.
-        tasks: as in `LRControlEnv`, whose keyword arguments are taken too.
-        settings: those.
+        tasks: as in `LRControlEnv`.
+        settings: the keyword arguments of `LRControlEnv`.
 
     Raises:
         ConfigurationError: num_envs < 1.
