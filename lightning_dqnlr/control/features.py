@@ -228,8 +228,8 @@ def all_features(
 
     Args:
         stats: the interval that just ended.
-        history: the history with that interval in it; `before` is without it.
-        before: see there.
+        history: the history with that interval in it.
+        before: the history without it.
         clock: where the decision falls.
     """
     return {

@@ -22,7 +22,7 @@ _LONGEST = 300
 
 @dataclass
 class Failures:
-    """What failed so far, in words; training tasks that failed since the last that did not."""
+    """Failures in words (`texts`), and how many training tasks in a row failed (`in_a_row`)."""
 
     texts: list[str] = field(default_factory=list)
     in_a_row: int = 0

@@ -66,7 +66,7 @@ class JobOutcome(NamedTuple):
 
 
 Collector = Callable[[Sequence[Job]], Iterator[JobOutcome]]
-"""Runs the jobs of a round; the outcomes come in the order of the jobs, as they are there."""
+"""Runs the jobs of a round; the outcomes come in the order of the jobs."""
 
 
 class Workers(Protocol):
