@@ -23,7 +23,6 @@ SHORT = {
     "bench/tasks/tables.py": "the one task on a table, beside the images and the sequences",
     "bench/tasks/real/mixed_precision.py": "a network's property that tasks of four files share",
     "bench/tasks/real/package_data.py": "where data packages lie, for tasks of several files",
-    "bench/methods/fixed.py": "a rival with an optimizer of its own, beside schedules and packages",
     "bench/report/profiles.py": "one topic of the report",
     "host/options.py": "the arguments that callback, scheduler and driver share",
 }

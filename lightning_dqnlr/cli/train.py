@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import hydra
 import torch
@@ -44,13 +45,12 @@ def _app(config: DictConfig) -> float:
     settings = HydraConfig.get()
     overrides = list(settings.overrides.task)
     folder = Path(settings.runtime.output_dir)
-    if settings.mode == RunMode.MULTIRUN:
-        # One failed job is an error that the launcher and the sweeper know how to handle.
+    sweep = settings.mode == RunMode.MULTIRUN
+    rivals = Path(settings.sweep.dir) / "rivals" if sweep else None
+    # Hydra announces errors that leave a job. Those of a sweep's jobs its launcher handles.
+    with nullcontext() if sweep else errors_in_one_line():
         _check_resume(config, overrides)
-        return meta_train(config, folder, overrides, Path(settings.sweep.dir) / "rivals")
-    with errors_in_one_line():  # here too: Hydra announces errors that leave a job
-        _check_resume(config, overrides)
-        return meta_train(config, folder, overrides)
+        return meta_train(config, folder, overrides, rivals)
 
 
 def meta_train(
@@ -97,12 +97,7 @@ def meta_train(
 
 
 def build_trainer(config: DictConfig, folder: Path, rivals: Path | None = None) -> MetaTrainer:
-    """The trainer that a composed `conf/train.yaml` describes.
-
-    Args:
-        config: the composed configuration.
-        folder: of the run.
-        rivals: folder of the tuned cosines, unless `train.rivals` names one.
+    """The trainer that a composed `conf/train.yaml` describes; the arguments are `meta_train`'s.
 
     Raises:
         ConfigurationError: the device is unknown or absent.
@@ -111,9 +106,7 @@ def build_trainer(config: DictConfig, folder: Path, rivals: Path | None = None) 
     from lightning_dqnlr.meta.train import MetaTrainer
     from lightning_dqnlr.rl.dqn import Agent
 
-    def plain(node: Any) -> Any:
-        return instantiate(node, _convert_="all")
-
+    plain = partial(instantiate, _convert_="all")
     config = with_present_targets(config)
     _check_moved(config)
     device = find_device(config.device)
@@ -125,7 +118,7 @@ def build_trainer(config: DictConfig, folder: Path, rivals: Path | None = None) 
         spec=plain(config.env.spec),
         agent=Agent(plain(config.agent.learner), plain(config.agent.replay)),
         collect=plain(config.env.collect),
-        config=instantiate(config.train, _convert_="all", device=device),
+        config=plain(config.train, device=device),
         engine=plain(config.env.engine)(device),
         folder=folder,
         workers=plain(config.collector),

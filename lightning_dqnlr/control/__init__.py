@@ -4,9 +4,4 @@ from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.features import FeatureSpec
 from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec
 
-__all__ = [
-    "ActionSpec",
-    "ControllerSpec",
-    "FeatureSpec",
-    "LRController",
-]
+__all__ = ["ActionSpec", "ControllerSpec", "FeatureSpec", "LRController"]

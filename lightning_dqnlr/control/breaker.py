@@ -47,14 +47,10 @@ PATIENCE = 4.0  # high intervals in a row; noise alone does not cause that many
 
 
 class Verdict(NamedTuple):
-    """Masks of shape `lead`.
+    """Masks of shape `lead`: undo the interval, or store its end; neither: keep on, store nothing.
 
-    Attributes:
-        tripped: undo the interval.
-        healthy: store its end. Never together with `tripped`; neither: keep on, store nothing.
-        high: a count of intervals in a row, this one included. An interval counts 1 if its mean
-            loss was above the limit by more than its standard error. It counts 1/2 if it had only
-            lost its progress.
+    `high` counts intervals in a row, this one included: 1 if the mean loss was above the limit by
+    more than its standard error, 1/2 if it had only lost its progress.
     """
 
     tripped: Tensor
@@ -117,13 +113,10 @@ def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdic
 def after_restore(stats: IntervalStats, history: History) -> History:
     """The history by which an interval is judged: the old one, unless a restore came before it.
 
-    After a restore the restored state's own loss becomes the reference. The alarm was false if
-    this loss is nearer to that of the undone interval than to the old reference. The old reference
-    then came from a lucky batch or from a part of the data, and the ceiling is lifted.
-
-    Args:
-        stats: the interval that just ended; its first loss is that of the restored weights.
-        history: the history before it.
+    After a restore the restored state's own loss, the first of the interval, becomes the reference.
+    The alarm was false if this loss is nearer to that of the undone interval than to the old
+    reference. The old reference then came from a lucky batch or from a part of the data, and the
+    ceiling is lifted.
     """
     own = compressed_loss(stats.losses[..., 0], history.initial_loss)
     fresh = (history.restored > 0) & own.isfinite()

@@ -61,7 +61,7 @@ class LRController:
     """Learning-rate control of one run, or of R runs in lockstep.
 
     Call `safe_start` or `start` before the first step; then, every `interval` steps, `observe` and
-    `apply`. `lr` is the learning rate of the coming steps.
+    `apply`. `lr` is the learning rate of the coming steps, of shape `lead`.
 
     Args:
         spec: shared with the policy.
@@ -72,7 +72,6 @@ class LRController:
         device: where the state lives.
 
     Attributes:
-        lr: the learning rate of the coming steps, shape `lead`.
         start_multiplier: what a safe start is multiplied by, of shape `lead` or a number; for
             exploration from elsewhere.
 
@@ -125,7 +124,7 @@ class LRController:
         SGD then starts where the Adam kind does.
 
         Args:
-            gradient_norm: of the first gradient, all of it, shape `lead`.
+            gradient_norm: of the whole first gradient, shape `lead`.
             weight_norm: of the weights, shape `lead`.
             probe: of the model.
             follows_gradient: whether the optimizer is SGD with or without momentum.
@@ -141,11 +140,7 @@ class LRController:
 
     def start(self, lr: Tensor) -> Tensor:
         """Sets the first learning rate to `lr`, shape `lead`; returns it within the bounds."""
-        h = self.history
-        log_scale = lr.to(h.level).clamp_min(_TINY).log()
-        self.history = replace(
-            h, log_scale=log_scale, start_log_scale=log_scale, peak_log_scale=log_scale
-        )
+        self._start_at(lr.to(self.history.level).clamp_min(_TINY).log())
         return self._set_lr()
 
     @property
@@ -154,11 +149,7 @@ class LRController:
         return self._ratio
 
     def observe(self, stats: IntervalStats) -> Decision:
-        """Takes in the interval that just ended and returns the observation.
-
-        Args:
-            stats: of `interval` steps, leading shape `lead`, on the controller's device.
-        """
+        """Takes in the interval that just ended, on the controller's device."""
         self.step += stats.steps
         if not self._fixed:
             self._fix_scales(stats)
@@ -240,10 +231,11 @@ class LRController:
         factor = (self.spec.start_ratio / ratio.clamp_min(_TINY)).clamp(1.0, 1e6)
         # A first update of exactly zero (a masked or frozen start) tells nothing about the scale.
         factor = torch.where((ratio > 0) & ratio.isfinite(), factor, torch.ones_like(factor))
-        log_scale = h.log_scale + factor.log()
-        self.history = replace(
-            h, log_scale=log_scale, start_log_scale=log_scale, peak_log_scale=log_scale
-        )
+        self._start_at(h.log_scale + factor.log())
+
+    def _start_at(self, scale: Tensor) -> None:
+        h = self.history
+        self.history = replace(h, log_scale=scale, start_log_scale=scale, peak_log_scale=scale)
 
     def _allowed_log_scale(self) -> Tensor:
         """The largest scale that keeps the update within its cap, by the last interval's ratio.
@@ -269,7 +261,6 @@ class LRController:
         return lr
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and builtins: loads with `weights_only=True`."""
         return {
             "history": self.history.state_dict(),
             "lr": self.lr.clone(),

@@ -48,13 +48,9 @@ def compressed_loss(loss: Tensor, initial_loss: Tensor) -> Tensor:
 def predicted_drop(stats: IntervalStats, loss: Tensor, initial_loss: Tensor) -> Tensor:
     """How far the compressed loss falls in one step, by its gradient: -g . dtheta dy/dL.
 
-    First order, of the batch that the step was made with; shape `lead`. The ratio of the actual
-    fall to it is what trust-region methods judge a step by (Nocedal and Wright 2006, eq. 4.4).
-
-    Args:
-        stats: of the interval.
-        loss: its mean, shape `lead`.
-        initial_loss: shape `lead`.
+    First order, of the batch that the step was made with; `loss` is the interval's mean, and all
+    are of shape `lead`. The ratio of the actual fall to it is what trust-region methods judge a
+    step by (Nocedal and Wright 2006, eq. 4.4).
     """
     fall = -stats.cos_gradient_update * stats.gradient_norm * stats.update_norm
     return fall / _slope(loss, initial_loss)
@@ -153,14 +149,16 @@ def _movement_features(s: IntervalStats, h: History) -> dict[str, Tensor]:
 
 
 def _control_features(h: History, clock: Clock) -> dict[str, Tensor]:
-    remaining = math.log(1 - clock.progress + 1 / 64) / 3
+    shared = {
+        "progress": 2 * clock.progress - 1,
+        "remaining": math.log(1 - clock.progress + 1 / 64) / 3,
+        "horizon_known": float(clock.horizon is not None),
+        "log_step": math.log10(clock.step) / 2 - 1,
+        "log_interval": math.log10(clock.interval) - 1,
+        "early": math.exp(-clock.decisions / 8),
+    }
     return {
-        "progress": torch.full_like(h.level, 2 * clock.progress - 1),
-        "remaining": torch.full_like(h.level, remaining),
-        "horizon_known": torch.full_like(h.level, float(clock.horizon is not None)),
-        "log_step": torch.full_like(h.level, math.log10(clock.step) / 2 - 1),
-        "log_interval": torch.full_like(h.level, math.log10(clock.interval) - 1),
-        "early": torch.full_like(h.level, math.exp(-clock.decisions / 8)),
+        **{name: torch.full_like(h.level, value) for name, value in shared.items()},
         "last_action": h.last_action,
         "previous_action": h.previous_action,
         "scale_to_peak": (h.log_scale - h.peak_log_scale) / 2,
@@ -202,7 +200,7 @@ def trend(y: Tensor) -> Tensor:
 
 
 def step_noise(losses: Tensor, before: Tensor, initial_loss: Tensor, steps: int) -> Tensor:
-    """Standard deviation of one step's compressed loss about the interval's trend.
+    """Standard deviation of one step's compressed loss about the interval's trend, shape `lead`.
 
     The mean squared second difference of white noise is 6 sigma^2 (von Neumann's ratio, one order
     up), and a linear trend leaves it untouched. The intervals of runs under 160 steps have one or
@@ -211,8 +209,8 @@ def step_noise(losses: Tensor, before: Tensor, initial_loss: Tensor, steps: int)
 
     Args:
         losses: (*lead, bins), averages of `steps / bins` steps each.
-        before: compressed loss of the previous interval, shape `lead`.
-        initial_loss: shape `lead`.
+        before: compressed loss of the previous interval.
+        initial_loss: of the run.
         steps: of the interval.
     """
     y = compressed_loss(losses, initial_loss[..., None])

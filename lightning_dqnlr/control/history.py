@@ -73,5 +73,4 @@ class History:
         return cls(**{name: state[name].to(device) for name in names})
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Plain tensors by name."""
         return {f.name: getattr(self, f.name).clone() for f in fields(self)}

@@ -33,8 +33,7 @@ class Probe:
         lecun_norm: what the weights' norm would be by LeCun's initialisation, whose variance is
             1 / fan_in (LeCun et al. 1998, Efficient BackProp, eq. 16): a squared norm of one per
             row of a matrix or kernel; a vector counts as one row.
-        weight_floor: a tenth of `lecun_norm`. Weights below it count as not yet initialised (a
-            head that begins at zero).
+        weight_floor: a tenth of `lecun_norm`. Smaller weights count as not yet initialised.
 
     Example:
         >>> probe = Probe([(3, 2), (3,)])
@@ -50,15 +49,20 @@ class Probe:
         self.weight_floor = _WEIGHT_FLOOR * self.lecun_norm
         kept = sorted(range(len(sizes)), key=lambda i: -sizes[i])[:MAX_TENSORS]
         covered = sum(sizes[i] for i in kept)
-        self._whole: list[tuple[int, int]] = []  # tensor, its size
-        self._sliced: list[tuple[int, int, int]] = []  # tensor, width of a slice, distance
+        whole: list[tuple[int, int]] = []  # tensor, its size
+        sliced: list[tuple[int, int, int]] = []  # tensor, width of a slice, distance
         for index in sorted(kept):
             share = max(8, round(max_coordinates * sizes[index] / max(covered, 1)))
             if sizes[index] <= 2 * share:
-                self._whole.append((index, sizes[index]))
+                whole.append((index, sizes[index]))
             else:
                 width = max(1, share // _SLICES)
-                self._sliced.append((index, width, sizes[index] // _SLICES))
+                sliced.append((index, width, sizes[index] // _SLICES))
+        self._sliced = len(sliced)
+        self._layouts: list[tuple[int, tuple[int, ...], tuple[int, ...]]] = [
+            *((index, (_SLICES, width), (gap, 1)) for index, width, gap in sliced),
+            *((index, (size,), (1,)) for index, size in whole),
+        ]
         self._views: list[Tensor] = []
         self._addresses: list[int] = []
         offsets = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
@@ -66,8 +70,8 @@ class Probe:
         spans = [
             (index, row * gap, row * gap + width)
             for row in range(_SLICES)
-            for index, width, gap in self._sliced
-        ] + [(index, 0, size) for index, size in self._whole]
+            for index, width, gap in sliced
+        ] + [(index, 0, size) for index, size in whole]
         sampled = dict.fromkeys(kept, 0)
         for index, start, stop in spans:
             sampled[index] += stop - start
@@ -83,11 +87,7 @@ class Probe:
         return len(self.columns)
 
     def read(self, tensors: Sequence[Tensor | None]) -> Tensor:
-        """Samples one vector of the model, (n,) float32 on the tensors' device.
-
-        Args:
-            tensors: the parameters or their gradients; None (no gradient) reads as zero.
-        """
+        """Samples a vector of the model, (n,) float32; None (no gradient) reads as zero."""
         return self._join(self._cut(tensors))
 
     def read_parameters(self, parameters: Sequence[Tensor]) -> Tensor:
@@ -103,24 +103,17 @@ class Probe:
     def _cut(self, tensors: Sequence[Tensor | None]) -> list[Tensor]:
         device = next((t.device for t in tensors if t is not None), self.weight.device)
         views: list[Tensor] = []
-        for index, width, gap in self._sliced:
-            tensor = tensors[index]
-            if tensor is None:
-                views.append(torch.zeros(_SLICES, width, device=device))
+        for index, shape, strides in self._layouts:
+            if (tensor := tensors[index]) is None:
+                views.append(torch.zeros(shape, device=device))
             else:
-                views.append(_in_order(tensor).as_strided((_SLICES, width), (gap, 1)))
-        for index, size in self._whole:
-            tensor = tensors[index]
-            if tensor is None:
-                views.append(torch.zeros(size, device=device))
-            else:
-                views.append(_in_order(tensor).view(-1))
+                views.append(_in_order(tensor).as_strided(shape, strides))
         return views
 
     def _join(self, views: list[Tensor]) -> Tensor:
-        sliced = len(self._sliced)
-        if sliced:
-            views = [torch.cat(views[:sliced], dim=1).view(-1), *views[sliced:]]
+        if self._sliced:
+            slices = torch.cat(views[: self._sliced], dim=1)
+            views = [slices.view(-1), *views[self._sliced :]]
         joined = torch.cat(views).float()
         if self._whole_model:
             return joined

@@ -132,12 +132,11 @@ class ControllerSpec:
         return self.cuts_in_decay or not falling
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """Plain JSON data; `from_dict` is the inverse."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> ControllerSpec:
-        """The inverse of `to_dict`."""
         specs = {
             "features": FeatureSpec(**data["features"]),
             "actions": ActionSpec(**data["actions"]),

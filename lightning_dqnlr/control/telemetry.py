@@ -53,6 +53,7 @@ class IntervalStats(NamedTuple):
     steps: int
 
 
+_COUNTERS = ("_last_observed", "_observations", "total_steps", "steps", "step")
 _SUMMARIES = IntervalStats._fields[1:-1]  # all but `losses` and `steps`
 
 
@@ -180,8 +181,7 @@ class Telemetry:
 
         Args:
             weights: the probe's weights now, (*lead, n).
-            device: where to put the result; another device than the telemetry's costs the
-                interval's one transfer.
+            device: of the result; another than the telemetry's costs the interval's one transfer.
             reduce: the mean over the processes of a data-parallel run; called once per interval.
         """
         packed = torch.cat([self._mean_losses(), self._summaries(weights)], dim=-1)
@@ -244,24 +244,17 @@ class Telemetry:
             "grams": self._grams.clone(),
             "losses": self._losses.clone(),
             "paired": list(self._paired),
-            "counters": [
-                self._last_observed,
-                self._observations,
-                self.total_steps,
-                self.steps,
-                self.step,
-            ],
+            "counters": [getattr(self, name) for name in _COUNTERS],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
         self._vectors.copy_(state["vectors"])
         self._anchors.copy_(state["anchors"])
         self._grams.copy_(state["grams"])
         self._losses.copy_(state["losses"])
         self._paired = list(state["paired"])
-        self._last_observed, self._observations, *steps = state["counters"]
-        self.total_steps, self.steps, self.step = steps
+        for name, count in zip(_COUNTERS, state["counters"], strict=True):
+            setattr(self, name, count)
 
 
 def _cosine(grams: Tensor, a: int, b: int) -> Tensor:

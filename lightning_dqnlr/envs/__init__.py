@@ -3,7 +3,4 @@
 from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.envs.vector import VectorEngine
 
-__all__ = [
-    "TrainerEngine",
-    "VectorEngine",
-]
+__all__ = ["TrainerEngine", "VectorEngine"]

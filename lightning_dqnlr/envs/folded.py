@@ -54,7 +54,6 @@ class FoldedChannels(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        """Calls a function of torch, or what stands for it."""
         bind = _LAYERS.get(func)
         keywords = kwargs or {}
         layer = None

@@ -15,9 +15,9 @@ itself looks for no plugins since version 1.0.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +59,120 @@ _CONTROLLER = ControllerSpec()
 _REWARD = LogProgress()
 
 
-class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
+class _Episodes:
+    """One run of a task after the other, R side by side: what both environments have in common."""
+
+    observation_space: Any
+    action_space: Any
+    np_random: Any
+
+    def __init__(
+        self,
+        tasks: TaskFamily | Task = _TASKS,
+        *,
+        split: Split = "train",
+        controller_spec: ControllerSpec = _CONTROLLER,
+        reward: IntervalReward = _REWARD,
+        circuit_breaker: bool = True,
+        trip_penalty: float | None = None,
+        engine: Engine = ON_CPU,
+    ) -> None:
+        self._tasks = tasks
+        self._split: Split = split
+        self._spec = controller_spec
+        self._terms = Terms(circuit_breaker=circuit_breaker)
+        self._engine = engine
+        self._pay = _payment(reward, trip_penalty)
+        self._runs: LREnvironment | None = None
+        limits = np.array(controller_spec.features.limits, dtype=np.float32)
+        self.observation_space = spaces.Box(-limits, limits, dtype=np.float32)
+        self.action_space = spaces.Discrete(len(controller_spec.actions))
+
+    def _begin(self, options: Mapping[str, Any] | None, key: str, replicas: int) -> NDArray[Any]:
+        """The first observations (R, F) of new runs, whose seeds are the option of this key."""
+        chosen = options or {}
+        unknown = sorted(set(chosen) - {"task_seed", key})
+        if unknown:
+            raise ConfigurationError(f'options may hold "task_seed" and "{key}"; got {unknown}.')
+        task_seed, *drawn = self.np_random.integers(_SEEDS, size=1 + replicas).tolist()
+        seeds = np.atleast_1d(chosen.get(key, drawn)).astype(np.int64).tolist()
+        if len(seeds) != replicas:
+            raise ConfigurationError(
+                f'options["{key}"] must hold {replicas} seeds, one per replica; got {len(seeds)}.'
+            )
+        self._end()
+        # The runs have random states of their own; this is for what draws a task or builds it.
+        with RandomStream(seeds[0]).active():
+            task = self._task(int(chosen.get("task_seed", task_seed)))
+            runs = self._engine.open(task, self._spec, seeds, self._terms)
+            observation = runs.reset()
+        self._runs = runs
+        return _array(observation)
+
+    def _task(self, seed: int) -> Task:
+        tasks = self._tasks
+        task = tasks if isinstance(tasks, Task) else tasks.sample(seed, self._split)
+        if task.horizon < 2:
+            raise ConfigurationError(
+                f"task {task.name} ends with its first step, before any action; "
+                "its horizon must be at least 2."
+            )
+        return task
+
+    def _end(self) -> None:
+        """Gives up the runs under way, if any."""
+        if self._runs is not None:
+            self._runs.close()
+        self._runs = None
+
+    def _advance(self, action: Any) -> StepResult:
+        # An index of -1 would otherwise be taken for the largest multiplier.
+        if not self.action_space.contains(action):
+            raise ConfigurationError(
+                f"action={action!r} is not in the action space, {self.action_space}."
+            )
+        if self._runs is None or self._over:
+            raise CallOrderError("no episode is under way; call reset() before the next step().")
+        device = self._runs.alive.device
+        return self._runs.step(torch.as_tensor(action).reshape(-1).to(device, torch.int64))
+
+    @property
+    def _env(self) -> LREnvironment:
+        assert self._runs is not None
+        return self._runs
+
+    @property
+    def _over(self) -> bool:
+        """Whether the horizon is reached, or no run is left."""
+        return self._env.finished or not bool(self._env.alive.any())
+
+    def _info(self) -> dict[str, NDArray[Any]]:
+        """What the last interval was like; (R,) each."""
+        control = self._env.controller
+        replicas = len(control.lr)
+        return {
+            "task": np.full(replicas, self._env.task.name, dtype=object),
+            "step": np.full(replicas, control.step, dtype=np.int64),
+            "lr": _array(control.lr),
+            "loss": _array(control.history.loss),
+            "tripped": _array(control.history.restored > 0),
+        }
+
+    def _summary(self) -> dict[str, NDArray[Any]]:
+        """What whole runs were like; (R,) each. A run that failed has no final loss."""
+        env = self._env
+        history = env.controller.history
+        final = torch.full_like(history.loss, torch.nan)
+        if env.finished:
+            final = torch.where(env.alive, env.evaluate(env.task.train_data), final)
+        return {
+            "initial_loss": _array(history.initial_loss),
+            "final_loss": _array(final),
+            "trips": _array(history.trips.long()),
+        }
+
+
+class LRControlEnv(_Episodes, gymnasium.Env["NDArray[np.float32]", np.int64]):
     """One training run per episode.
 
     Observation: float32 (F,), the controller's, within +-3. Action: index of an LR multiplier.
@@ -87,22 +200,6 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (Gymnasium's own type)
 
-    def __init__(
-        self,
-        tasks: TaskFamily | Task = _TASKS,
-        *,
-        split: Split = "train",
-        controller_spec: ControllerSpec = _CONTROLLER,
-        reward: IntervalReward = _REWARD,
-        circuit_breaker: bool = True,
-        trip_penalty: float | None = None,
-        engine: Engine = ON_CPU,
-    ) -> None:
-        self.observation_space, self.action_space = _spaces(controller_spec)
-        terms = Terms(circuit_breaker=circuit_breaker)
-        self._episodes = Episodes(tasks, split, controller_spec, terms, engine)
-        self._pay = _payment(reward, trip_penalty)
-
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
@@ -112,12 +209,7 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
             ConfigurationError: an unknown option, or a task of fewer than two steps.
         """
         super().reset(seed=seed)
-        chosen = _choose(options, "run_seed")
-        drawn = self.np_random.integers(_SEEDS, size=2).tolist()
-        task_seed = int(chosen.get("task_seed", drawn[0]))
-        run_seed = int(chosen.get("run_seed", drawn[1]))
-        observation = self._episodes.begin(task_seed, [run_seed])
-        return _array(observation)[0], _first(_info(self._episodes))
+        return self._begin(options, "run_seed", 1)[0], _first(self._info())
 
     def step(
         self, action: np.int64 | int
@@ -128,36 +220,37 @@ class LRControlEnv(gymnasium.Env["NDArray[np.float32]", np.int64]):
             ConfigurationError: not an action of the action space.
             CallOrderError: before the first reset, or after the end of an episode.
         """
-        _check_action(self.action_space, action)
-        result = self._episodes.advance(torch.tensor([int(action)]))
-        info = _info(self._episodes, result.interval.tripped)
-        over = self._episodes.over
+        result = self._advance(action)
+        info = self._info()
+        over = self._over
         if over:
-            info |= _summary(self._episodes)
+            info |= self._summary()
         reward = float(self._pay(result.interval)[0])
         return _array(result.observation)[0], reward, over, False, _first(info)
 
     def close(self) -> None:
-        """Ends a run under way."""
-        self._episodes.close()
+        self._end()
 
 
-class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "NDArray[Any]"]):
+class LRControlVectorEnv(
+    _Episodes, VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "NDArray[Any]"]
+):
     """`num_envs` runs of one task per episode, in one `vmap`ped training step.
 
     All replicas train the task of the moment, so their episodes end at one time and the next
     `step` (whose action is ignored) begins the next task: `AutoresetMode.NEXT_STEP`. A replica
     that fails earlier has nothing to restart with while the others train on. It stays "terminated"
     with reward 0 until then: a learner that leaves out the step after a termination, as this mode
-    asks of it, leaves out all of that time, and the others' transitions go on untouched. (A
-    counter of episodes takes each of those steps for an episode of length zero.)
+    asks of it, leaves out all of that time. (A counter of episodes takes each of those steps for an
+    episode of length zero.)
 
     `info` holds the arrays (num_envs,) of what `LRControlEnv` has, beside Gymnasium's masks.
     `reset(options=...)` takes "task_seed" and "run_seeds" (`num_envs` of them).
 
     Args:
         num_envs: the number of replicas.
-        tasks: as in `LRControlEnv`, like all arguments that follow.
+        tasks: as in `LRControlEnv`.
+        settings: the keyword arguments of `LRControlEnv`.
 
     Raises:
         ConfigurationError: num_envs < 1.
@@ -169,25 +262,15 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
     }
 
     def __init__(
-        self,
-        num_envs: int = 1,
-        tasks: TaskFamily | Task = _TASKS,
-        *,
-        split: Split = "train",
-        controller_spec: ControllerSpec = _CONTROLLER,
-        reward: IntervalReward = _REWARD,
-        circuit_breaker: bool = True,
-        trip_penalty: float | None = None,
-        engine: Engine = ON_CPU,
+        self, num_envs: int = 1, tasks: TaskFamily | Task = _TASKS, **settings: Any
     ) -> None:
         check_integer("num_envs", num_envs, 1)
+        super().__init__(tasks, **settings)
         self.num_envs = num_envs
-        self.single_observation_space, self.single_action_space = _spaces(controller_spec)
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
-        terms = Terms(circuit_breaker=circuit_breaker)
-        self._episodes = Episodes(tasks, split, controller_spec, terms, engine)
-        self._pay = _payment(reward, trip_penalty)
+        self.single_observation_space = self.observation_space
+        self.single_action_space = self.action_space
+        self.observation_space = batch_space(self.observation_space, num_envs)
+        self.action_space = batch_space(self.action_space, num_envs)
         self._done = np.zeros(num_envs, dtype=np.bool_)
 
     def reset(
@@ -199,17 +282,9 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
             ConfigurationError: as `LRControlEnv.reset`, or not one run seed per replica.
         """
         super().reset(seed=seed)
-        chosen = _choose(options, "run_seeds")
-        drawn = self.np_random.integers(_SEEDS, size=1 + self.num_envs).tolist()
-        run_seeds = [int(s) for s in chosen.get("run_seeds", drawn[1:])]
-        if len(run_seeds) != self.num_envs:
-            raise ConfigurationError(
-                f'options["run_seeds"] must hold {self.num_envs} seeds, one per replica; '
-                f"got {len(run_seeds)}."
-            )
-        observation = self._episodes.begin(int(chosen.get("task_seed", drawn[0])), run_seeds)
+        observation = self._begin(options, "run_seeds", self.num_envs)
         self._done = np.zeros(self.num_envs, dtype=np.bool_)
-        return _array(observation), _masked(_info(self._episodes), ~self._done)
+        return observation, _masked(self._info(), ~self._done)
 
     def step(
         self, actions: NDArray[np.int64]
@@ -226,26 +301,17 @@ class LRControlVectorEnv(VectorEnv["NDArray[np.float32]", "NDArray[np.int64]", "
         if self._done.all():
             observation, info = self.reset()
             return observation, np.zeros(self.num_envs, np.float32), never, never.copy(), info
-        _check_action(self.action_space, actions)
-        result = self._episodes.advance(torch.as_tensor(actions))
+        result = self._advance(actions)
         reward = np.where(self._done, 0.0, _array(self._pay(result.interval)))
-        info = _masked(_info(self._episodes, result.interval.tripped), ~self._done)
-        ended = ~self._done & (~_array(result.interval.alive) | self._episodes.over)
+        info = _masked(self._info(), ~self._done)
+        ended = ~self._done & (~_array(result.interval.alive) | self._over)
         if ended.any():
-            info |= _masked(_summary(self._episodes), ended)
+            info |= _masked(self._summary(), ended)
         self._done = self._done | ended
         return _array(result.observation), reward, self._done.copy(), never, info
 
     def close_extras(self) -> None:
-        """Ends the runs under way; `close` calls it."""
-        self._episodes.close()
-
-
-def _spaces(
-    spec: ControllerSpec,
-) -> tuple[gymnasium.Space[NDArray[np.float32]], gymnasium.Space[np.int64]]:
-    limits = np.array(spec.features.limits, dtype=np.float32)
-    return spaces.Box(-limits, limits, dtype=np.float32), spaces.Discrete(len(spec.actions))
+        self._end()
 
 
 def _payment(
@@ -254,39 +320,6 @@ def _payment(
     own = getattr(reward, "trip_penalty", TRIP_PENALTY)
     penalty = own if trip_penalty is None else trip_penalty
     return partial(interval_rewards, reward, trip_penalty=penalty)
-
-
-def _choose(options: Mapping[str, Any] | None, runs: str) -> Mapping[str, Any]:
-    """The options of a reset, checked."""
-    chosen = options or {}
-    unknown = sorted(set(chosen) - {"task_seed", runs})
-    if unknown:
-        raise ConfigurationError(f'options may hold "task_seed" and "{runs}"; got {unknown}.')
-    return chosen
-
-
-def _check_action(space: gymnasium.Space[Any], action: Any) -> None:
-    # An index of -1 would otherwise be taken for the largest multiplier.
-    if not space.contains(action):
-        raise ConfigurationError(f"action={action!r} is not in the action space, {space}.")
-
-
-def _info(episodes: Episodes, tripped: Tensor | None = None) -> dict[str, NDArray[Any]]:
-    """What the last interval was like; (R,) each."""
-    env = episodes.env
-    loss = env.controller.history.loss
-    return {
-        "task": np.full(len(loss), env.task.name, dtype=object),
-        "step": np.full(len(loss), env.controller.step, dtype=np.int64),
-        "lr": _array(env.controller.lr),
-        "loss": _array(loss),
-        "tripped": _array(torch.zeros_like(loss, dtype=torch.bool) if tripped is None else tripped),
-    }
-
-
-def _summary(episodes: Episodes) -> dict[str, NDArray[Any]]:
-    summary = {key: _array(value) for key, value in episodes.summary()._asdict().items()}
-    return summary | {"trips": summary["trips"].astype(np.int64)}
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:
@@ -311,107 +344,3 @@ gymnasium.register(
     entry_point="lightning_dqnlr.envs.gym:LRControlEnv",
     vector_entry_point="lightning_dqnlr.envs.gym:LRControlVectorEnv",
 )
-
-
-class EpisodeSummary(NamedTuple):
-    """What whole runs were like; (R,) each."""
-
-    initial_loss: Tensor
-    final_loss: Tensor  # over the whole training set; NaN where the run failed
-    trips: Tensor
-
-
-class Episodes:
-    """Runs of one task after the other, R side by side.
-
-    Everything random follows from the seeds given to `begin`, dropout included; the global random
-    states are left as they were.
-
-    Args:
-        tasks: the family that `begin` draws from, or one task for all episodes.
-        split: of the family.
-        spec: of the controller.
-        terms: start and circuit breaker.
-        engine: trains.
-    """
-
-    def __init__(
-        self,
-        tasks: TaskFamily | Task,
-        split: Split,
-        spec: ControllerSpec,
-        terms: Terms,
-        engine: Engine,
-    ) -> None:
-        self._tasks = tasks
-        self._split = split
-        self._spec = spec
-        self._terms = terms
-        self._engine = engine
-        self._env: LREnvironment | None = None
-
-    def begin(self, task_seed: int, run_seeds: Sequence[int]) -> Tensor:
-        """Starts one run per seed; returns the first observations, (R, F).
-
-        Raises:
-            ConfigurationError: a task of fewer than two steps, which leaves nothing to decide.
-        """
-        self.close()
-        # The runs have random states of their own; this is for what draws a task or builds it.
-        with RandomStream(run_seeds[0]).active():
-            env = self._engine.open(
-                self._task(task_seed),
-                self._spec,
-                run_seeds,
-                self._terms,
-            )
-            observation = env.reset()
-        self._env = env
-        return observation
-
-    def close(self) -> None:
-        """Gives up the runs under way, if any."""
-        if self._env is not None:
-            self._env.close()
-        self._env = None
-
-    def advance(self, action: Tensor) -> StepResult:
-        """Applies the actions, (R,).
-
-        Raises:
-            CallOrderError: before the first `begin`, or after the end of the episode.
-        """
-        if self.over:
-            raise CallOrderError("the episode is over; call reset() before the next step().")
-        return self.env.step(action.to(self.env.alive.device, torch.int64))
-
-    @property
-    def env(self) -> LREnvironment:
-        """The runs under way."""
-        if self._env is None:
-            raise CallOrderError("no episode was begun; call reset() before step().")
-        return self._env
-
-    @property
-    def over(self) -> bool:
-        """Whether the horizon is reached, or no run is left."""
-        return self.env.finished or not bool(self.env.alive.any())
-
-    def summary(self) -> EpisodeSummary:
-        """What the runs were like, at the end of each."""
-        history = self.env.controller.history
-        final = torch.full_like(history.loss, torch.nan)
-        if self.env.finished:
-            final = torch.where(self.env.alive, self.env.losses().train, final)
-        return EpisodeSummary(history.initial_loss, final, history.trips)
-
-    def _task(self, seed: int) -> Task:
-        task = (
-            self._tasks if isinstance(self._tasks, Task) else self._tasks.sample(seed, self._split)
-        )
-        if task.horizon < 2:
-            raise ConfigurationError(
-                f"task {task.name} ends with its first step, before any action; "
-                "its horizon must be at least 2."
-            )
-        return task

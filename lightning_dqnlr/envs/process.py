@@ -54,31 +54,23 @@ def keep_freed_memory() -> bool:
 
     By default, glibc gives blocks as large as the activations of many replicas back to the system
     and gets them anew, page by page, filled with zeros: a third of the time of convolutions.
-
-    Returns:
-        Whether the C library can do so; if not, nothing changes.
+    False, and nothing changes, if the C library is another.
     """
     mallopt = _from_libc("mallopt")
     if mallopt is None:
         return False
-    direct = mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK) == 1
-    return bool(mallopt(_M_TRIM_THRESHOLD, _KEPT) == 1 and direct)
+    direct = mallopt(_M_MMAP_THRESHOLD, _LARGEST_BLOCK)
+    return direct == mallopt(_M_TRIM_THRESHOLD, _KEPT) == 1
 
 
 def give_back_freed_memory() -> bool:
     """Returns to the system what this process has freed, holes between live blocks included.
 
     Between two episodes, whose tensors differ in size: a heap that keeps the holes of all of them
-    grows from task to task.
-
-    Returns:
-        Whether the C library can do so; if not, nothing changes.
+    grows from task to task. False, and nothing changes, if the C library is another.
     """
     trim = _from_libc("malloc_trim")
-    if trim is None:
-        return False
-    trim(0)
-    return True
+    return trim is not None and trim(0) >= 0
 
 
 def _from_libc(name: str) -> Callable[..., int] | None:

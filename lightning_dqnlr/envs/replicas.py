@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vjp, vmap
+from torch.func import functional_call, grad_and_value, stack_module_state, vjp, vmap
 from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.envs.folded import FoldedChannels, channels_last, foldable
 from lightning_dqnlr.envs.module import detach_from_trainer, training_loss
 from lightning_dqnlr.envs.process import RandomStream
-from lightning_dqnlr.envs.replicated_optimizer import ReplicatedOptimizer, configured_optimizer
+from lightning_dqnlr.envs.replicated_optimizer import (
+    ReplicatedOptimizer,
+    configured_optimizer,
+    trained_parameters,
+)
 from lightning_dqnlr.errors import UnsupportedTrainingError
 from lightning_dqnlr.tasks.task import ClosedFormGradient, Task
 
@@ -31,13 +36,8 @@ _UNCARRIED = ("vmap", "Batching rule not implemented", "batching rule")
 class BatchOrder:
     """Which examples each replica sees: epoch after epoch, incomplete batches dropped.
 
-    Depends only on a replica's seed, so a plain loop can see the very same batches.
-
-    Args:
-        examples: size of the data set.
-        batch_size: examples per batch.
-        seeds: one per replica.
-        shuffle: whether each epoch is a fresh permutation; else it is the data's own order.
+    Depends only on a replica's seed, so a plain loop can see the very same batches. Each epoch is a
+    fresh permutation, or without `shuffle` the data's own order.
     """
 
     def __init__(
@@ -52,7 +52,6 @@ class BatchOrder:
 
     @property
     def batches(self) -> int:
-        """Batches per epoch."""
         return self._examples // self._batch
 
     def next(self) -> Tensor:
@@ -92,8 +91,7 @@ class Replicas:
     Attributes:
         weights: (R, P) the trained parameters, concatenated in the optimizer's order.
         gradient: (R, P) the last gradient, before clipping.
-        shapes: of the trained parameters.
-        sizes: their numbers of elements.
+        shapes: of the trained parameters; `sizes` are their numbers of elements.
         follows_gradient: whether the first update is lr times the gradient (SGD).
 
     Raises:
@@ -106,26 +104,19 @@ class Replicas:
         self.task = task
         self.seeds = tuple(seeds)
         self.device = torch.device(device)
-        self._stream = RandomStream(self.seeds[0], self.device)
         rows = {seed: self._build(seed) for seed in reversed(dict.fromkeys(seeds))}
-        template = rows[self.seeds[0]]
-        self._template = template.to(self.device).train()
+        self._template = template = rows[self.seeds[0]]
+        parameters, self._buffers = stack_module_state([rows[seed] for seed in self.seeds])
+        parameters = {name: stacked.detach() for name, stacked in parameters.items()}
         optimizer = configured_optimizer(template.module)
         self.follows_gradient = isinstance(optimizer, torch.optim.SGD)
         trained = _trained_parameters(template, optimizer)
         self._names = list(trained)
         self.shapes = [p.shape for p in trained.values()]
         self.sizes = [p.numel() for p in trained.values()]
-        self.weights = self._stack(rows, lambda step: _flat(step, self._names))
-        self._constants = {
-            name: self._stack(rows, lambda step, name=name: step.get_parameter(name))  # type: ignore[misc]
-            for name, _ in template.named_parameters()
-            if name not in trained
-        }
-        self._buffers = {
-            name: self._stack(rows, lambda step, name=name: step.get_buffer(name))  # type: ignore[misc]
-            for name, _ in template.named_buffers()
-        }
+        flat = [parameters.pop(name).reshape(len(self), -1) for name in self._names]
+        self.weights = torch.cat(flat, dim=-1).float()
+        self._constants = parameters
         self._data = pytree.tree_map(lambda t: t.to(self.device), task.train_data)
         self._order = BatchOrder(task.examples, task.batch_size, self.seeds, task.shuffle)
         self._optimizer = ReplicatedOptimizer(optimizer, self.weights)
@@ -165,8 +156,15 @@ class Replicas:
     def evaluate(self, data: Any) -> Tensor:
         """Mean training loss of each replica over a data set, in eval mode: (R,)."""
         self._template.eval()
-        with self._naming_the_remedy():
-            losses = self._evaluate(data)
+        with self._stream.active(), self._naming_the_remedy():
+            try:
+                losses = self._mean_loss(self._loss, data, EVALUATION_CHUNK)
+            except RuntimeError as error:
+                # Recurrent layers have a batching rule only where gradients may be asked for. That
+                # costs memory for what a backward pass would need, hence the smaller chunks.
+                if "Batching rule" not in str(error):
+                    raise
+                losses = self._mean_loss(self._differentiable_loss, data, EVALUATION_CHUNK // 8)
         self._template.train()
         return losses
 
@@ -190,38 +188,18 @@ class Replicas:
             _assign(live[name], saved, where)
             _assign(self._latest[name], saved, where)
 
-    def _evaluate(self, data: Any) -> Tensor:
-        try:
-            return self._mean_loss(self._loss, data, EVALUATION_CHUNK)
-        except RuntimeError as error:
-            # Recurrent layers have a batching rule only where gradients may be asked for. That
-            # costs memory for what a backward pass would need, hence the smaller chunks.
-            if "Batching rule" not in str(error):
-                raise
-            return self._mean_loss(self._differentiable_loss, data, EVALUATION_CHUNK // 8)
-
     @torch.no_grad()
     def _mean_loss(self, loss: Callable[..., Tensor], data: Any, chunk_size: int) -> Tensor:
         evaluate = vmap(loss, in_dims=(0, 0, 0, None), randomness=self._randomness)
-        leaves, structure = pytree.tree_flatten(data)
-        total = torch.zeros(len(self), device=self.device)
-        for chunk in zip(*(t.split(chunk_size) for t in leaves), strict=True):
-            batch = pytree.tree_unflatten([t.to(self.device) for t in chunk], structure)
-            losses = evaluate(self.weights, self._constants, self._buffers, batch)
-            total += losses * len(chunk[0])
-        return total / len(leaves[0])
+        of_batch = partial(evaluate, self.weights, self._constants, self._buffers)
+        return mean_over_chunks(of_batch, data, chunk_size, self.device)
 
     def _build(self, seed: int) -> _TrainingStep:
         """A module as a Trainer of this seed would have it when training begins."""
         self._stream = RandomStream(seed, self.device)
         with self._stream.active():
-            return _TrainingStep(detach_from_trainer(self.task.build(seed)))
-
-    def _stack(
-        self, rows: dict[int, _TrainingStep], read: Callable[[_TrainingStep], Tensor]
-    ) -> Tensor:
-        values = {seed: read(step).detach().to(self.device) for seed, step in rows.items()}
-        return torch.stack([values[seed] for seed in self.seeds])
+            module = detach_from_trainer(self.task.build(seed))
+        return _TrainingStep(module).to(self.device).train()
 
     def _state(self) -> dict[str, Tensor]:
         return {"weights": self.weights, **self._buffers, **self._optimizer.state()}
@@ -265,10 +243,8 @@ class Replicas:
         loss: Tensor = vjp(lambda weights: self._loss(weights, *arguments), flat)[0]
         return loss
 
-    def _loss(
-        self, flat: Tensor, constants: dict[str, Tensor], buffers: dict[str, Tensor], batch: Any
-    ) -> Tensor:
-        return self._loss_of(self._by_name(flat), constants, buffers, batch)
+    def _loss(self, flat: Tensor, *arguments: Any) -> Tensor:
+        return self._loss_of(self._by_name(flat), *arguments)
 
     def _by_name(self, weights: Tensor) -> dict[str, Tensor]:
         """The trained parameters, from (*lead, P)."""
@@ -299,12 +275,20 @@ def _trained_parameters(
 ) -> dict[str, nn.Parameter]:
     """What the optimizer trains, by name, in its order."""
     names = {id(p): name for name, p in step.named_parameters()}
-    held = [p for group in optimizer.param_groups for p in group["params"]]
-    return {names[id(p)]: p for p in held if p.requires_grad and p.numel()}
+    groups = map(trained_parameters, optimizer.param_groups)
+    return {names[id(p)]: p for group in groups for p in group}
 
 
-def _flat(step: _TrainingStep, names: Sequence[str]) -> Tensor:
-    return torch.cat([step.get_parameter(name).detach().flatten() for name in names]).float()
+def mean_over_chunks(
+    loss: Callable[[Any], Tensor], data: Any, size: int, device: torch.device
+) -> Tensor:
+    """Mean of a batch's mean loss over a data set, so many examples at a time."""
+    leaves, structure = pytree.tree_flatten(data)
+    total = torch.zeros((), device=device)
+    for chunk in zip(*(t.split(size) for t in leaves), strict=True):
+        batch = pytree.tree_unflatten([t.to(device) for t in chunk], structure)
+        total = (total + loss(batch) * len(chunk[0])).float()
+    return total / len(leaves[0])
 
 
 def _assign(target: Tensor, source: Tensor, where: Tensor) -> None:

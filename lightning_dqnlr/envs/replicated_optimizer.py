@@ -62,16 +62,12 @@ def configured_optimizer(module: LightningModule) -> optim.Optimizer:
 
 
 class ReplicatedOptimizer:
-    """Steps (R, P) weights, a learning rate each.
+    """Steps (R, P) weights, the optimizer's groups one after the other, a learning rate each.
 
-    Args:
-        optimizer: of one module; its groups' settings and the ratios between their learning rates
-            are taken over.
-        weights: (R, P), the groups' parameters one after the other.
+    The groups' settings and the ratios between their learning rates are taken over.
 
     Raises:
-        UnsupportedTrainingError: for an optimizer that is not known to be linear in its learning
-            rate.
+        UnsupportedTrainingError: the optimizer is not known to be linear in its learning rate.
     """
 
     def __init__(self, optimizer: optim.Optimizer, weights: Tensor) -> None:
@@ -88,7 +84,7 @@ class ReplicatedOptimizer:
         self._groups: list[_Group] = []
         units = []
         for group, base in zip(optimizer.param_groups, rates.base, strict=True):
-            start, stop = stop, stop + sum(p.numel() for p in _trained(group))
+            start, stop = stop, stop + sum(p.numel() for p in trained_parameters(group))
             unit = nn.Parameter(torch.zeros_like(weights[:, start:stop]))
             units.append(unit)
             # Releases of torch before the option had a class of its own for it.
@@ -144,7 +140,8 @@ class _Group:
         self.unit.zero_()
 
 
-def _trained(group: dict[str, Any]) -> list[nn.Parameter]:
+def trained_parameters(group: dict[str, Any]) -> list[nn.Parameter]:
+    """What an optimizer trains of one of its groups."""
     return [p for p in group["params"] if p.requires_grad and p.numel()]
 
 

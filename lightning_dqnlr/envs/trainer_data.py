@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lightning_dqnlr.envs.environment import Losses
 from lightning_dqnlr.envs.module import silence, training_loss
-from lightning_dqnlr.envs.replicas import EVALUATION_CHUNK, BatchOrder
+from lightning_dqnlr.envs.replicas import EVALUATION_CHUNK, BatchOrder, mean_over_chunks
 from lightning_dqnlr.tasks.task import Task
 
 _QUIET = {
@@ -46,7 +47,7 @@ def task_loader(task: Task, seed: int) -> DataLoader[Any]:
     return DataLoader(
         _Examples(task.train_data),
         batch_sampler=_Batches(task, seed),
-        collate_fn=_as_it_is,
+        collate_fn=lambda batch: batch,
         generator=torch.Generator(),  # or it would draw a number from the run's own stream
     )
 
@@ -76,20 +77,16 @@ def task_trainer(
 
 def module_losses(module: LightningModule, task: Task) -> Losses:
     """Mean losses of a module outside of any Trainer, each of shape ()."""
-    silence(module)
-    module.eval()
-    data = (task.train_data, task.validation_data)
-    return Losses(*(_mean_loss(module, part) for part in data))
+    return Losses.over(task, partial(mean_loss, module))
 
 
 @torch.no_grad()
-def _mean_loss(module: LightningModule, data: Any) -> Tensor:
-    leaves, structure = pytree.tree_flatten(data)
-    total = torch.zeros(())
-    for chunk in zip(*(t.split(EVALUATION_CHUNK) for t in leaves), strict=True):
-        batch = pytree.tree_unflatten([t.to(module.device) for t in chunk], structure)
-        total += training_loss(module, batch).cpu() * len(chunk[0])
-    return total / len(leaves[0])
+def mean_loss(module: LightningModule, data: Any) -> Tensor:
+    """Mean loss of a module over a data set, in eval mode and outside of any Trainer; shape ()."""
+    silence(module)
+    module.eval()
+    loss = partial(training_loss, module)
+    return mean_over_chunks(loss, data, EVALUATION_CHUNK, module.device).cpu()
 
 
 class _Batches(Sampler[list[int]]):
@@ -120,7 +117,3 @@ class _Examples(Dataset[Any]):
 
     def __getitems__(self, indices: list[int]) -> Any:
         return pytree.tree_map(lambda t: t[indices], self._data)
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch

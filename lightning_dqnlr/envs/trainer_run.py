@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import ControllerSpec, StartRate
-from lightning_dqnlr.envs.environment import Losses
+from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.process import RandomStream
-from lightning_dqnlr.envs.trainer_data import module_losses, quiet, task_loader, task_trainer
+from lightning_dqnlr.envs.trainer_data import mean_loss, quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import UnsupportedTrainingError
 from lightning_dqnlr.host.callback import DQNLRCallback
 from lightning_dqnlr.host.group_rates import GroupRates
@@ -28,38 +28,21 @@ class _Abandoned(Exception):
 
 
 class TrainerRun:
-    """One Trainer in a thread of its own that halts at every decision.
-
-    Args:
-        task: what to train.
-        spec: the controller's specification.
-        seed: of weights, data order and dropout.
-        conditions: of this run.
-        circuit_breaker: whether blown-up intervals are undone.
-        accelerator: of the Trainer.
-    """
+    """One Trainer in a thread of its own that halts at every decision; `terms` are its own."""
 
     def __init__(
-        self,
-        task: Task,
-        spec: ControllerSpec,
-        seed: int,
-        conditions: Conditions,
-        circuit_breaker: bool,
-        accelerator: str,
+        self, task: Task, spec: ControllerSpec, seed: int, terms: Terms, accelerator: str
     ) -> None:
         self._task, self._seed = task, seed
         self._stream = RandomStream(seed, accelerator)
         self._module = task.build(seed)
-        start: StartRate = "optimizer" if conditions.lr is not None else "auto"
-        policy = ScriptedPolicy(self._ask, spec, start, circuit_breaker)
-        self._callback = conditions.callback = DQNLRCallback(
-            policy, horizon=task.horizon, log=False
-        )
+        start: StartRate = "auto" if terms.lr is None else "optimizer"
+        policy = ScriptedPolicy(self._ask, spec, start, terms.circuit_breaker)
+        self._callback = DQNLRCallback(policy, horizon=task.horizon, log=False)
+        conditions = Conditions(task, self._callback, terms)
         with quiet():
             self._trainer = task_trainer(task, [conditions, self._callback], accelerator)
         self._thread = Thread(target=self._fit, daemon=True, name=f"trainer of seed {seed}")
-        self._started = False
         # To the Trainer: an action, or None to give up. From it: an observation, None at its end,
         # or what went wrong.
         self._actions: SimpleQueue[int | None] = SimpleQueue()
@@ -67,7 +50,6 @@ class TrainerRun:
 
     @property
     def controller(self) -> LRController:
-        """Of the callback."""
         return self._callback.controller
 
     def advance(self, action: int | None = None) -> Tensor:
@@ -80,12 +62,12 @@ class TrainerRun:
             )
         return observation
 
-    def finish(self) -> Losses:
-        """Ends the Trainer, and evaluates."""
+    def evaluate(self, data: Any) -> Tensor:
+        """Ends the Trainer; the mean loss over a data set, shape ()."""
         if self._thread.is_alive():
             self._resume(self.controller.spec.actions.keep)
         with self._stream.active():
-            return module_losses(self._module, self._task)
+            return mean_loss(self._module, data)
 
     def abandon(self) -> None:
         """Ends the Trainer wherever it is."""
@@ -95,17 +77,15 @@ class TrainerRun:
 
     def _resume(self, action: int | None) -> Tensor | None:
         with quiet(), self._stream.active():
-            if self._started:
-                self._actions.put(action)
-            else:
-                self._started = True
+            if self._thread.ident is None:
                 self._thread.start()
+            else:
+                self._actions.put(action)
             event = self._events.get()
+        if not isinstance(event, Tensor):
+            self._thread.join()
         if isinstance(event, BaseException):
-            self._thread.join()
             raise event
-        if event is None:
-            self._thread.join()
         return event
 
     def _ask(self, observation: Tensor) -> Tensor:
@@ -128,42 +108,43 @@ class TrainerRun:
 
 
 class Conditions(Callback):
-    """Sets up what an environment may know of a run and its callback may not."""
+    """Sets up what an environment may know of a run and its callback may not.
 
-    def __init__(self, task: Task, lr: float | None, multiplier: float | None) -> None:
-        self._task, self.lr, self._multiplier = task, lr, multiplier
-        self.callback: DQNLRCallback | None = None
+    Args:
+        task: which may hide its horizon.
+        callback: that controls the run; it comes after this one.
+        terms: of the run.
+    """
 
+    def __init__(self, task: Task, callback: DQNLRCallback, terms: Terms) -> None:
+        self._task, self._callback, self._terms = task, callback, terms
+
+    # Before the callback looks at the optimizer: the learning rate a user would have set.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Before the callback looks at the optimizer: the learning rate a user would have set."""
-        if self.lr is not None:
-            GroupRates(trainer.optimizers[0]).set(self.lr)
+        if self._terms.lr is not None:
+            GroupRates(trainer.optimizers[0]).set(self._terms.lr.item())
 
+    # After the callback has made its controller, and before the first step.
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """After the callback has made its controller, and before the first step."""
-        if trainer.global_step == 0 and self.callback is not None:
+        if trainer.global_step == 0:
             if not self._task.known_horizon:
-                self.callback.controller.horizon = None
-            if self._multiplier is not None:
-                self.callback.controller.start_multiplier = torch.tensor(self._multiplier)
+                self._callback.controller.horizon = None
+            if self._terms.multiplier is not None:
+                self._callback.controller.start_multiplier = self._terms.multiplier
 
 
 class Schedule(Callback):
-    """Sets the learning rate of every step."""
+    """Sets the learning rate of every step; the ratios between the groups stay."""
 
     def __init__(self, lr: Callable[[int], float]) -> None:
         self._lr = lr
-        self._rates: GroupRates | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remembers the ratios between the groups."""
         self._rates = GroupRates(trainer.optimizers[0])
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Before the step."""
-        assert self._rates is not None
         self._rates.set(self._lr(trainer.global_step))

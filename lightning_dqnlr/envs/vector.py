@@ -4,43 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from lightning_dqnlr.control.controller import Decision, LRController
+from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import Telemetry
-from lightning_dqnlr.envs.environment import Losses, StepResult, Terms
+from lightning_dqnlr.envs.environment import Engine, Losses, LREnvironment, Terms
 from lightning_dqnlr.envs.replicas import Replicas
-from lightning_dqnlr.rl.rewards import TrainingInterval
 from lightning_dqnlr.tasks.task import Task
 
 
-class VectorLREnv:
-    """R training runs of one task under learning-rate control; see `LREnvironment`.
+class VectorLREnv(LREnvironment):
+    """R replicas in one training step."""
 
-    Args:
-        task: what to train.
-        spec: the controller's specification, shared with the policy.
-        seeds: one per replica.
-        terms: start and circuit breaker.
-        device: where to train.
-
-    Raises:
-        UnsupportedTrainingError: what cannot be trained side by side; names the remedy.
-    """
-
-    def __init__(
-        self,
-        task: Task,
-        spec: ControllerSpec,
-        seeds: Sequence[int],
-        terms: Terms,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        self.task = task
+    def _prepare(self, spec: ControllerSpec, seeds: Sequence[int], terms: Terms) -> None:
+        task, device = self.task, self.device
         self.replicas = Replicas(task, seeds, device)
         self.probe = probe = Probe(self.replicas.shapes, spec.probe_size)
         lead = (len(self.replicas),)
@@ -53,60 +34,37 @@ class VectorLREnv:
             circuit_breaker=terms.circuit_breaker,
             device=device,
         )
-        if terms.start.multiplier is not None:
-            self.controller.start_multiplier = terms.start.multiplier.to(device)
-        self.alive = torch.ones(lead, dtype=torch.bool, device=device)
-        self._terms = terms
-        self._interval = 1
+        if terms.multiplier is not None:
+            self.controller.start_multiplier = terms.multiplier.to(device)
+        self._lr = terms.lr
         self._probed_weights: Tensor | None = None
 
-    @property
-    def finished(self) -> bool:
-        """Whether the horizon is reached."""
-        return self.controller.step >= self.task.horizon
-
     def reset(self) -> Tensor:
-        """Takes the first step at the start LR; returns the first observation, (R, F)."""
-        self._interval = 1
         if self.controller.circuit_breaker:
             self.replicas.snapshot(self.alive)
-        return self._run_interval().observation
+        return self._run_interval(1)
 
-    def step(self, action: Tensor) -> StepResult:
-        """Applies actions, int64 (R,), and trains to the next decision."""
+    def evaluate(self, data: Any) -> Tensor:
+        return self.replicas.evaluate(data)
+
+    def _advance(self, action: Tensor) -> Tensor:
         self.controller.apply(action)
-        previous = self.controller.history.loss
         left = self.task.horizon - self.controller.step
-        self._interval = min(self.controller.interval, left)
-        decision = self._run_interval()
-        history = self.controller.history
-        self.alive = self.alive & history.loss.isfinite()
-        interval = TrainingInterval(
-            previous, history.loss, history.initial_loss, decision.tripped, self.alive
-        )
-        return StepResult(decision.observation, interval)
+        return self._run_interval(min(self.controller.interval, left))
 
-    def losses(self) -> Losses:
-        """Of the weights as they are, over the whole data sets."""
-        return _losses(self.replicas)
-
-    def close(self) -> None:
-        """Nothing runs between two steps."""
-
-    def _run_interval(self) -> Decision:
-        self.telemetry.begin(self._interval)
+    def _run_interval(self, steps: int) -> Tensor:
+        self.telemetry.begin(steps)
         with self.replicas.randomness():
-            for _ in range(self._interval):
+            for _ in range(steps):
                 self._inner_step()
-        weights = self._read_weights()
-        decision = self.controller.observe(self.telemetry.read(weights))
+        decision = self.controller.observe(self.telemetry.read(self._read_weights()))
         if self.controller.circuit_breaker:
             # Worth waiting for the device: a restore reads and writes everything.
             if bool(decision.tripped.any()):
                 self.replicas.restore(decision.tripped)
                 self._probed_weights = None
             self.replicas.snapshot(decision.healthy)
-        return decision
+        return decision.observation
 
     def _inner_step(self) -> None:
         observing = self.telemetry.observing
@@ -129,9 +87,8 @@ class VectorLREnv:
         return self._probed_weights
 
     def _set_start(self) -> None:
-        lr = self._terms.start.lr
-        if lr is not None:
-            self.controller.start(lr.to(self.replicas.device))
+        if self._lr is not None:
+            self.controller.start(self._lr.to(self.replicas.device))
             return
         self.controller.safe_start(
             self.replicas.gradient.norm(dim=-1),
@@ -142,11 +99,8 @@ class VectorLREnv:
 
 
 @dataclass(frozen=True)
-class VectorEngine:
-    """Replicas side by side; an `Engine`.
-
-    Args:
-        device: where to train.
+class VectorEngine(Engine):
+    """Replicas side by side on a device.
 
     Example:
         >>> task = lightning_dqnlr.tasks.NoisyQuadratics().sample(0)
@@ -155,17 +109,7 @@ class VectorEngine:
         torch.Size([2, 42])
     """
 
-    device: str = "cpu"
-
-    def open(
-        self,
-        task: Task,
-        spec: ControllerSpec,
-        seeds: Sequence[int],
-        terms: Terms,
-    ) -> VectorLREnv:
-        """An environment of one replica per seed; see `Engine.open`."""
-        return VectorLREnv(task, spec, seeds, terms, self.device)
+    _environment = VectorLREnv
 
     def follow(
         self,
@@ -174,19 +118,12 @@ class VectorEngine:
         lr: Callable[[int], Tensor],
         steps: int | None = None,
     ) -> Losses:
-        """Trains at given learning rates; see `Engine.follow`."""
         replicas = Replicas(task, seeds, self.device)
         with replicas.randomness():
             for step in range(task.horizon if steps is None else steps):
                 replicas.backward()
                 replicas.update(lr(step).to(replicas.device))
-        return _losses(replicas)
+        return Losses.over(task, replicas.evaluate)
 
 
 ON_CPU = VectorEngine()
-
-
-def _losses(replicas: Replicas) -> Losses:
-    task = replicas.task
-    with replicas.randomness():
-        return Losses(replicas.evaluate(task.train_data), replicas.evaluate(task.validation_data))

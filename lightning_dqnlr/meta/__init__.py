@@ -5,10 +5,4 @@ from lightning_dqnlr.meta.ray import RayWorkers
 from lightning_dqnlr.meta.train import MetaTrainer, TrainConfig
 from lightning_dqnlr.meta.workers import LocalWorkers
 
-__all__ = [
-    "CollectConfig",
-    "LocalWorkers",
-    "MetaTrainer",
-    "RayWorkers",
-    "TrainConfig",
-]
+__all__ = ["CollectConfig", "LocalWorkers", "MetaTrainer", "RayWorkers", "TrainConfig"]

@@ -9,20 +9,12 @@ from typing import NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import (
-    NOT_NEGATIVE,
-    POSITIVE,
-    check_choice,
-    check_integer,
-    check_number,
-)
+from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_choice, check_integer, check_number
 from lightning_dqnlr.envs.environment import (
     USER_LR_EXPONENTS,
     Engine,
     LREnvironment,
-    LRStart,
     StartKind,
-    StepResult,
     Terms,
 )
 from lightning_dqnlr.envs.vector import ON_CPU
@@ -60,13 +52,11 @@ class CollectConfig:
         off_start_share: share of the replicas that start away from the safe start, so that bad
             learning rates are states the policy knows.
         off_start_decades: how far away: log-uniform over +- so many decades.
-        start: "safe", or "user" for learning rates log-uniform over 1e-6..10, whatever a user
-            may have set.
+        start: "safe", or "user" for learning rates log-uniform over 1e-6..10.
         shared_seed: all replicas begin with the same weights and see the same batches, so that
             they differ in their learning rates alone.
         circuit_breaker: whether blown-up intervals are undone.
-        demonstrators: share of the replicas that follow `Demonstrators` instead of the policy at
-            the first episode.
+        demonstrators: share of the replicas that follow `Demonstrators` at the first episode.
         demonstrator_episodes: episodes over which that share falls linearly to
             `demonstrators_left`; None to keep it.
         demonstrators_left: see above. With none left the policy forgets what good peaks look like.
@@ -122,7 +112,7 @@ class CollectConfig:
         self._check_ascending("demonstrated_drifts", "[-2, 2]")
 
     def at(self, episode: int) -> CollectConfig:
-        """The settings of one episode, with the share of demonstrators that is left by then."""
+        """The settings of one episode, with the share of demonstrators left by then."""
         if self.demonstrator_episodes is None:
             return self
         over = min(1.0, episode / self.demonstrator_episodes)
@@ -160,12 +150,11 @@ def collect_episode(
     seeds = torch.randint(2**31, (config.replicas,), generator=generator).tolist()
     if config.shared_seed:
         seeds = seeds[:1] * config.replicas
-    terms = Terms(_start(config, generator), config.circuit_breaker)
-    env = engine.open(task, policy.spec, seeds, terms)
+    env = engine.open(task, policy.spec, seeds, _terms(config, generator))
     try:
         rollout = _rollout(env, policy, config, generator)
         history = env.controller.history
-        end = End(env.losses().train, history.trips)
+        end = End(env.evaluate(task.train_data), history.trips)
     finally:
         env.close()
     return Episode(
@@ -182,14 +171,18 @@ def _rollout(
     env: LREnvironment, policy: LRPolicy, config: CollectConfig, generator: torch.Generator
 ) -> _Rollout:
     first = env.reset()
-    epsilon = _epsilons(config).to(first.device)
+    position = torch.linspace(0, 1, config.replicas)
+    epsilon = (config.epsilon ** (1 + config.epsilon_alpha * position)).to(first.device)
     demonstrators = _demonstrators(config, generator, first.device)
     record = _Rollout(demonstrators.shows, [first], [], [], [])
     while not env.finished:
         own = policy.choose(record.observations[-1], epsilon, generator)
         action = torch.where(demonstrators.shows, demonstrators.act(env, generator), own.action)
         result = env.step(action)
-        record.add(action, own.q_values.argmax(-1), result)
+        record.actions.append(action)
+        record.explored.append(action != own.q_values.argmax(-1))
+        record.observations.append(result.observation)
+        record.intervals.append(result.interval)
     return record
 
 
@@ -206,12 +199,6 @@ class _Rollout:
     actions: list[Tensor]
     explored: list[Tensor]  # bool, where the action was not the greedy one
     intervals: list[TrainingInterval]
-
-    def add(self, action: Tensor, greedy: Tensor, result: StepResult) -> None:
-        self.actions.append(action)
-        self.explored.append(action != greedy)
-        self.observations.append(result.observation)
-        self.intervals.append(result.interval)
 
     def transitions(self, config: CollectConfig, reward: Reward, end: End) -> Transitions:
         columns = zip(*self.intervals, strict=True)
@@ -242,21 +229,21 @@ class _Rollout:
         return Transitions(*(torch.cat(pair) for pair in zip(shown, own, strict=True)))
 
 
-def _start(config: CollectConfig, generator: torch.Generator) -> LRStart:
-    uniform = torch.rand(config.replicas, generator=generator)
+def _terms(config: CollectConfig, generator: torch.Generator) -> Terms:
     if config.start == "user":
-        low, high = USER_LR_EXPONENTS
-        return LRStart(lr=10.0 ** (low + (high - low) * uniform))
+        lr = 10.0 ** _uniform(*USER_LR_EXPONENTS, config, generator)
+        return Terms(lr, circuit_breaker=config.circuit_breaker)
+    uniform = torch.rand(config.replicas, generator=generator)
     off = torch.rand(config.replicas, generator=generator) < config.off_start_share
     decades = (2 * uniform - 1) * config.off_start_decades * off
-    return LRStart(multiplier=10.0**decades)
+    return Terms(multiplier=10.0**decades, circuit_breaker=config.circuit_breaker)
 
 
 def _demonstrators(
     config: CollectConfig, generator: torch.Generator, device: torch.device | str
 ) -> Demonstrators:
-    low, high = (math.log(bound) for bound in config.demonstrated_ratios)
-    ratio = (low + (high - low) * torch.rand(config.replicas, generator=generator)).exp()
+    low, high = config.demonstrated_ratios
+    ratio = _uniform(math.log(low), math.log(high), config, generator).exp()
     shows = torch.rand(config.replicas, generator=generator) < config.demonstrators
     drift = _drifts(config, generator)
     epsilon = config.demonstrator_epsilon
@@ -264,14 +251,11 @@ def _demonstrators(
 
 
 def _drifts(config: CollectConfig, generator: torch.Generator) -> Tensor:
-    low, high = config.demonstrated_drifts
-    if low == high == 0:
+    if not any(config.demonstrated_drifts):
         return torch.zeros(config.replicas)
-    drift = low + (high - low) * torch.rand(config.replicas, generator=generator)
+    drift = _uniform(*config.demonstrated_drifts, config, generator)
     return drift * (torch.rand(config.replicas, generator=generator) < 0.5)
 
 
-def _epsilons(config: CollectConfig) -> Tensor:
-    position = torch.linspace(0, 1, config.replicas)
-    epsilons: Tensor = config.epsilon ** (1 + config.epsilon_alpha * position)
-    return epsilons
+def _uniform(low: float, high: float, config: CollectConfig, generator: torch.Generator) -> Tensor:
+    return low + (high - low) * torch.rand(config.replicas, generator=generator)

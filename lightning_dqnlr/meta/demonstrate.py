@@ -19,15 +19,15 @@ from lightning_dqnlr.envs.environment import LREnvironment
 
 @dataclass
 class Demonstrators:
-    """Replicas that follow the rule, for one run.
+    """Replicas that follow the rule, for one run; tensors are (R,).
 
     Args:
-        ratio: (R,) each one's target of ||dtheta|| / ||theta|| at the peak.
-        shows: (R,) bool, which replicas demonstrate.
+        ratio: each one's target of ||dtheta|| / ||theta|| at the peak.
+        shows: bool, which replicas demonstrate.
         epsilon: probability of a random action instead. Its effect lasts, since the rule does not
             steer back once the climb is over: what a change is worth shows at the end.
-        drift: (R,) power of the step that the scale follows between the climb and the built-in
-            decay: 0 keeps it, 0.5 makes up for an optimizer whose steps shrink like its root.
+        drift: power of the step that the scale follows between the climb and the built-in decay:
+            0 keeps it, 0.5 makes up for an optimizer whose steps shrink like its root.
     """
 
     ratio: Tensor
@@ -40,16 +40,12 @@ class Demonstrators:
         self._log_step = 0.0
 
     def act(self, env: LREnvironment, generator: torch.Generator) -> Tensor:
-        """Actions int64 (R,) of all replicas, demonstrators or not.
+        """Actions int64 (R,) of all replicas, demonstrators or not, between two decisions.
 
         Steers the update ratio to its target during the first sixteenth of the run (at least 12
         decisions), then lets the scale drift until the built-in decay begins. Without a known
         horizon, where no decay is built in, it goes on steering, to the target times a cosine of
         the true progress: a demonstration may know what the policy cannot.
-
-        Args:
-            env: between two decisions.
-            generator: of the random actions.
         """
         count = len(env.controller.spec.actions)
         random = torch.rand(len(self.ratio), generator=generator) < self.epsilon
@@ -59,7 +55,7 @@ class Demonstrators:
 
     def _rule(self, env: LREnvironment) -> Tensor:
         controller = env.controller
-        actions = env.controller.spec.actions
+        actions = controller.spec.actions
         progress = controller.step / env.task.horizon
         climbing = controller.decisions < 12 or progress < 1 / 16
         before = self._log_step
@@ -70,12 +66,9 @@ class Demonstrators:
             action = _nearest(actions, self._due)
             self._due -= actions.log_multiplier(action)
             return action
-        wanted = self.ratio.log() + math.log(_cosine(progress))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 0.99)))
+        wanted = self.ratio.log() + math.log(cosine)
         return _nearest(actions, wanted - controller.update_ratio.clamp_min(1e-12).log())
-
-
-def _cosine(progress: float) -> float:
-    return 0.5 * (1 + math.cos(math.pi * min(progress, 0.99)))
 
 
 def _nearest(actions: ActionSpec, change: Tensor) -> Tensor:

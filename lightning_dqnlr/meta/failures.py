@@ -22,12 +22,7 @@ _LONGEST = 300
 
 @dataclass
 class Failures:
-    """What failed so far, in words.
-
-    Attributes:
-        texts: name and reason of each.
-        in_a_row: training tasks since the last that did not fail.
-    """
+    """Failures in words (`texts`), and how many training tasks in a row failed (`in_a_row`)."""
 
     texts: list[str] = field(default_factory=list)
     in_a_row: int = 0
@@ -55,27 +50,19 @@ class Failures:
         return text
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
         return {"texts": list(self.texts), "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned."""
         self.texts, self.in_a_row = list(state["texts"]), state["in_a_row"]
 
 
 def usable_tasks(
     family: TaskFamily, numbers: Iterable[int], rivals: Rivals, failures: Failures
 ) -> list[Task]:
-    """The validation tasks of these numbers, without those that fail.
+    """The validation tasks of these numbers, without those that fail, which are noted.
 
     A task is tried by tuning its rival, which every evaluation needs anyway. So the same tasks are
     left at every evaluation of a run.
-
-    Args:
-        family: where the tasks come from.
-        numbers: the seeds.
-        rivals: of the tasks.
-        failures: takes note of the others.
 
     Raises:
         ConfigurationError: if not one is left; also one that a task raises itself (a package that

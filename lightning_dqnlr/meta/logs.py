@@ -17,8 +17,7 @@ from typing import Protocol, TypeVar
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_dqnlr.files import cannot_write, write_atomically
-from lightning_dqnlr.meta.collect import Episode
-from lightning_dqnlr.meta.workers import TaskSummary
+from lightning_dqnlr.meta.workers import JobOutcome
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.scoring.evaluate import Regrets
 
@@ -59,10 +58,8 @@ class EpisodeReport:
     Attributes:
         episode: how many are over.
         inner_steps: so far, over all replicas.
+        outcome: of the episode.
         loss: mean temporal-difference loss of the episode's updates; NaN before the first.
-        result: of the episode; None if its task failed.
-        task: None if it could not even be sampled.
-        failure: what went wrong, if the task failed.
         scores: of the evaluation, where one was due.
         seconds: of work so far, over all resumptions.
         best_score: so far; infinite before the first evaluation.
@@ -70,20 +67,18 @@ class EpisodeReport:
 
     episode: int
     inner_steps: int
-    loss: float
-    result: Episode | None
-    task: TaskSummary | None
-    failure: str | None = None
+    outcome: JobOutcome
+    loss: float = float("nan")
     scores: Regrets | None = None
     seconds: float = 0.0
     best_score: float = float("inf")
 
 
 class Reporter(Protocol):
-    """Takes note of each episode."""
+    """Takes note of each episode, in order."""
 
     def __call__(self, progress: EpisodeReport) -> None:
-        """Called once per episode, in order."""
+        """Called once per episode."""
 
     def close(self) -> None:
         """Called once, after the last."""
@@ -96,11 +91,11 @@ def row(progress: EpisodeReport) -> dict[str, str | float]:
         "inner_steps": progress.inner_steps,
         "seconds": round(progress.seconds, 2),
     }
-    if progress.task is not None:
-        task = progress.task
+    if progress.outcome.task is not None:
+        task = progress.outcome.task
         values |= {"task": task.name, "optimizer": task.optimizer, "horizon": task.horizon}
-    if progress.result is not None:
-        result = progress.result
+    if progress.outcome.episode is not None:
+        result = progress.outcome.episode
         values |= {
             "initial_loss": result.initial_loss,
             "final_loss": result.final_losses.median().item(),
@@ -110,47 +105,35 @@ def row(progress: EpisodeReport) -> dict[str, str | float]:
         }
     if progress.scores is not None:
         values |= progress.scores.summary()
-    if progress.failure is not None:
-        values["failure"] = " ".join(progress.failure.split())
+    if progress.outcome.failure is not None:
+        values["failure"] = " ".join(progress.outcome.failure.split())
     return values
 
 
 class CSVLog:
-    """One row per episode, on disk as soon as the episode is over.
+    """One row per episode, on disk as soon as the episode is over, in `episodes.csv`.
 
-    Args:
-        folder: gets `episodes.csv`.
-        episode: how many episodes are over. Rows of later ones, written after the checkpoint that
-            a killed run continues from, are dropped: those episodes come again.
+    Rows after `episode`, the last that is over, are dropped: a killed run continues from its
+    checkpoint, and those episodes come again.
 
     Raises:
-        ConfigurationError: if the file cannot be written.
+        ConfigurationError: if the file cannot be written, or the disk is full.
     """
 
     def __init__(self, folder: Path, episode: int = 0) -> None:
         path = folder / CSV_FILE
-        content = io.StringIO(newline="")
-        csv.writer(content).writerows([COLUMNS, *_rows_until(path, episode)])
-        write_atomically(path, content.getvalue().encode())
+        write_atomically(path, _as_csv([COLUMNS, *_rows_until(path, episode)]))
         self._path = path
         self._file = path.open("ab", buffering=0)
 
     def __call__(self, progress: EpisodeReport) -> None:
-        """Appends the episode's row.
-
-        Raises:
-            ConfigurationError: if the disk is full.
-        """
         values = row(progress)
-        text = io.StringIO(newline="")
-        csv.writer(text).writerow([_cell(values.get(name, "")) for name in COLUMNS])
-        content = text.getvalue().encode()
+        content = _as_csv([[_cell(values.get(name, "")) for name in COLUMNS]])
         with _clear_errors(self._path):
             if self._file.write(content) != len(content):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def close(self) -> None:
-        """Closes the file."""
         self._file.close()
 
 
@@ -163,16 +146,18 @@ def _rows_until(path: Path, episode: int) -> list[list[str]]:
     return [cells for cells in rows if cells[0].isdigit() and int(cells[0]) <= episode]
 
 
+def _as_csv(rows: Iterable[Sequence[str]]) -> bytes:
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows(rows)
+    return text.getvalue().encode()
+
+
 def _cell(value: str | float) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 class TensorBoardLog:
-    """The numbers of the CSV as TensorBoard scalars over episodes.
-
-    Args:
-        folder: the event files go into its `tensorboard` folder.
-        episode: how many episodes are over; later ones of a killed run are purged.
+    """The numbers of the CSV as TensorBoard scalars over episodes; later ones are purged alike.
 
     Raises:
         ImportError: if tensorboard is not installed.
@@ -187,14 +172,12 @@ class TensorBoardLog:
             self._writer = SummaryWriter(self._path, purge_step=purge)
 
     def __call__(self, progress: EpisodeReport) -> None:
-        """Writes the episode's scalars."""
         with _clear_errors(self._path):
             for name, value in row(progress).items():
                 if name != "episode" and not isinstance(value, str):
                     self._writer.add_scalar(name, value, progress.episode)
 
     def close(self) -> None:
-        """Flushes and closes the event file."""
         with _clear_errors(self._path):
             self._writer.close()
 
@@ -208,13 +191,7 @@ def _clear_errors(path: Path) -> Iterator[None]:
 
 
 def open_logs(folder: Path, episode: int, *, tensorboard: bool) -> list[Reporter]:
-    """CSV always, TensorBoard if wanted and installed.
-
-    Args:
-        folder: of the run.
-        episode: how many are over; later ones, of a run that went on, are taken off the logs.
-        tensorboard: whether it is wanted.
-    """
+    """CSV always, TensorBoard if wanted and installed; `episode` is how many are over."""
     logs: list[Reporter] = [CSVLog(folder, episode)]
     if tensorboard:
         try:
@@ -264,15 +241,15 @@ class ProgressBar:
         self._started = time.monotonic()
 
     def __call__(self, progress: EpisodeReport) -> None:
-        """Moves the bar on by one episode."""
         if progress.scores is not None:
             median = progress.scores.summary()["regret_median"]
             self._regret = f"{median:.3f} (best score {progress.best_score:.3f})"
-        trips = "-" if progress.result is None else f"{progress.result.trips:.1f}"
+        outcome = progress.outcome
+        trips = "-" if outcome.episode is None else f"{outcome.episode.trips:.1f}"
         text = f"time left {_clock(self._seconds_left(progress))}, regret {self._regret}, "
         self._bar.set_postfix_str(text + f"trips {trips}", refresh=False)
-        if progress.failure is not None:
-            self._bar.write(f"Skipped {progress.failure}", file=sys.stderr)
+        if outcome.failure is not None:
+            self._bar.write(f"Skipped {outcome.failure}", file=sys.stderr)
         self._bar.update()
 
     def _seconds_left(self, progress: EpisodeReport) -> float:
@@ -283,7 +260,6 @@ class ProgressBar:
         return max(0.0, min(left, 60 * self._max_minutes - progress.seconds))
 
     def close(self) -> None:
-        """Leaves the bar as it is and goes to the next line."""
         self._bar.close()
 
 
@@ -303,11 +279,8 @@ def _clock(seconds: float) -> str:
 def summary(folder: Path) -> str:
     """What a finished run reached, as text: regret per validation task, and how to use the policy.
 
-    Args:
-        folder: of the run; its best policy is in `best`.
-
     Raises:
-        PolicyFileError: if there is none.
+        PolicyFileError: if there is no `best` policy in the run's folder.
     """
     best = (folder / "best").resolve()
     validation = LRPolicy.load(best).record["validation"]

@@ -29,8 +29,7 @@ from lightning_dqnlr.tasks.task import Task
 
 # Runs select on the validation tasks from number 0 on; none goes this far.
 FIRST_TASK = 1000
-_COLUMNS = ("score", "mean", "median", "IQM", "95% interval", "p90", "lost")
-_WIDTHS = (9, 9, 9, 9, 19, 9, 7)
+_WIDTHS = {"score": 9, "mean": 9, "median": 9, "IQM": 9, "95% interval": 19, "p90": 9, "lost": 7}
 
 
 @dataclass(frozen=True)
@@ -43,18 +42,14 @@ class Candidate:
 
     @property
     def overrides(self) -> list[str]:
-        """What the command line of its run changed."""
         return list(self.policy.record.get("overrides", []))
 
 
 @dataclass(frozen=True)
 class RankedCandidate:
-    """How a candidate did. Regrets are of the training loss, as in selection; lower is better.
+    """How a candidate did, by regrets of the training loss (tasks, seeds); lower is better.
 
-    Attributes:
-        candidate: the policy.
-        scores: (tasks, seeds) regrets.
-        lost: runs whose loss diverged.
+    `lost` counts runs whose loss diverged.
     """
 
     candidate: Candidate
@@ -77,11 +72,10 @@ class RankedCandidate:
 
 
 def find_candidates(folders: Sequence[Path], skip: Callable[[str], None]) -> list[Candidate]:
-    """The policies under the folders, without a run's `last` that is its `best` once more.
+    """The policies under the folders of runs, of sweeps or of policies, each once.
 
-    Args:
-        folders: of runs, of sweeps or of policies.
-        skip: told in words of policies that cannot be read (of a run that was killed, say).
+    A run's `last` may be its `best` once more. `skip` is told in words of policies that cannot be
+    read (of a run that was killed, say).
 
     Raises:
         ConfigurationError: if there is none.
@@ -124,7 +118,7 @@ def compare(
     standings = []
     for candidate in candidates:
         policy = candidate.policy
-        record = candidate.policy.record
+        record = policy.record
         scores = evaluate(
             policy.act,
             policy.spec,
@@ -172,14 +166,14 @@ def table(standings: Sequence[RankedCandidate]) -> str:
     """One line per candidate, the best first, with what its run was told to do differently."""
     shared = set.intersection(*(set(s.candidate.overrides) for s in standings))
     name = max(len("policy"), *(len(s.candidate.name) for s in standings))
-    header = "".join(f"{text:>{w}}" for text, w in zip(_COLUMNS, _WIDTHS, strict=True))
+    header = "".join(f"{text:>{width}}" for text, width in _WIDTHS.items())
     lines = [f"{'policy':<{name}}{header}  overrides"]
     for standing in standings:
         row = standing.numbers()
         low, high = row["iqm_interval_95"]
         cells = [f"{row[key]:.3f}" for key in ("score", "mean", "median", "iqm")]
         cells += [f"[{low:.3f}, {high:.3f}]", f"{row['p90']:.3f}", f"{row['lost']}"]
-        text = "".join(f"{cell:>{w}}" for cell, w in zip(cells, _WIDTHS, strict=True))
+        text = "".join(f"{cell:>{w}}" for cell, w in zip(cells, _WIDTHS.values(), strict=True))
         own = " ".join(o for o in standing.candidate.overrides if o not in shared)
         lines.append(f"{standing.candidate.name:<{name}}{text}  {own}".rstrip())
     return "\n".join(lines)
@@ -188,10 +182,8 @@ def table(standings: Sequence[RankedCandidate]) -> str:
 def promote(standings: Sequence[RankedCandidate], into: Path, seeds: int) -> Path:
     """Copies the winner, with a record of what it was compared with; returns the folder.
 
-    Args:
-        standings: the best first.
-        into: folder of the copy; a policy in it is replaced as a whole.
-        seeds: how many each task was run with.
+    The best standing comes first. `seeds` is how many each task was run with. A policy that is
+    there already is replaced as a whole.
 
     Raises:
         ConfigurationError: if the folder cannot be written.

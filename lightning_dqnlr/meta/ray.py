@@ -29,6 +29,7 @@ from lightning_dqnlr.meta.workers import Collector, Job, JobOutcome, run_job, wo
 
 # Unix sockets may have names of 107 characters, of which Ray uses about 80 below its folder.
 _LONGEST_FOLDER = 24
+_QUIET: Any = {"log_to_driver": False, "logging_level": logging.ERROR}
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,8 @@ class RayWorkers:
         start_minutes: how long to wait for the cluster to have room for all workers.
 
     Raises:
-        ConfigurationError: for a number out of range, or if Ray is not installed. `open` raises it
-            if there is no such cluster. The collector does if the cluster has no room, or if the
-            workers of one episode die again and again.
+        ConfigurationError: for a number out of range, without Ray, or without such a cluster. The
+            collector raises it for want of room, or if workers die again and again.
 
     Example:
         >>> with RayWorkers(workers=4).open() as collect:  # doctest: +SKIP
@@ -74,11 +74,11 @@ class RayWorkers:
 
     @contextmanager
     def open(self) -> Iterator[Collector]:
-        """A collector on the cluster, whose processes end with the context."""
         import ray
 
+        place = None if len(tempfile.gettempdir()) <= _LONGEST_FOLDER else "/tmp"
         with tempfile.TemporaryDirectory(
-            prefix="dqnlr-", dir=_short_folder(), ignore_cleanup_errors=True
+            prefix="dqnlr-", dir=place, ignore_cleanup_errors=True
         ) as folder:
             self._connect(folder)
             try:
@@ -124,16 +124,15 @@ class RayWorkers:
         try:
             if self.address is not None:
                 _check_reachable(self.address)
-                ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR)
+                ray.init(address=self.address, **_QUIET)
                 return
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it works without a network
             ray.init(
                 address="local",
                 num_cpus=max(1, math.ceil(self.workers * self.num_cpus)),
                 include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
                 _temp_dir=folder,
+                **_QUIET,
             )
         except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise ConfigurationError(
@@ -175,13 +174,10 @@ class RayWorkers:
 
 
 def _collect(round_: list[Any], seed: int, config: CollectConfig, path: list[str]) -> JobOutcome:
-    """In a worker: one episode of a round, given by any of its jobs, which differ in these two.
+    """In a worker: one episode of a round, given by any job of it; they differ in seed and config.
 
-    Args:
-        round_: the reference to a job, alone in a list.
-        seed: of the episode.
-        config: of the episode.
-        path: where the driver finds modules; a task family may be defined beside the command.
+    The reference to the job is alone in a list. `path` is where the driver finds modules: a task
+    family may be defined beside the command.
     """
     import ray
 
@@ -192,12 +188,7 @@ def _collect(round_: list[Any], seed: int, config: CollectConfig, path: list[str
 
 
 def _check_reachable(address: str) -> None:
-    """Ray itself would try for many minutes.
-
-    Raises:
-        OSError: nobody answers at the address.
-        ValueError: it is not an address.
-    """
+    """Raises OSError or ValueError at once; Ray itself would try for many minutes."""
     if ":" not in address:
         return  # "auto", which looks on this machine only
     place = urlsplit(address if "://" in address else f"//{address}")
@@ -206,8 +197,3 @@ def _check_reachable(address: str) -> None:
 
 def _last_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[-1]
-
-
-def _short_folder() -> str | None:
-    """Where Ray's folder can be: the usual place for temporary files, or /tmp."""
-    return None if len(tempfile.gettempdir()) <= _LONGEST_FOLDER else "/tmp"

@@ -22,11 +22,7 @@ from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import remove_leftovers
-from lightning_dqnlr.meta.checkpoint import (
-    check_same_settings,
-    read_checkpoint,
-    write_checkpoint,
-)
+from lightning_dqnlr.meta.checkpoint import check_same_settings, read_checkpoint, write_checkpoint
 from lightning_dqnlr.meta.collect import CollectConfig
 from lightning_dqnlr.meta.failures import Failures, usable_tasks
 from lightning_dqnlr.meta.logs import EpisodeReport, Watch
@@ -48,6 +44,7 @@ _COUNTS = (
     "checkpoint_every",
     "round",
 )
+_PROGRESS = ("episode", "inner_steps", "seconds", "best_score")
 _SETTINGS = ("tasks", "reward", "spec", "agent", "collect", "engine")
 # `best` compares scores, so the runs that are evaluated stay the same.
 _EVALUATED = ("evaluation_tasks", "evaluation_seeds")
@@ -171,12 +168,16 @@ class MetaTrainer:
     @property
     def behaviour(self) -> LRPolicy:
         """The exploring policy: what the learner learns with."""
-        return LRPolicy(_frozen(self.learner.online), self.spec)
+        return self._frozen(self.learner.online)
 
     @property
     def policy(self) -> LRPolicy:
         """The policy to evaluate and ship: the learner's average."""
-        return LRPolicy(_frozen(self.learner.average), self.spec)
+        return self._frozen(self.learner.average)
+
+    def _frozen(self, network: Network) -> LRPolicy:
+        """Learning leaves the copy alone."""
+        return LRPolicy(copy.deepcopy(network).requires_grad_(False), self.spec)
 
     def validation_tasks(self, watch: Watch = iter) -> Sequence[Task]:
         """The tasks that choose; never trained on, never reported on."""
@@ -211,10 +212,9 @@ class MetaTrainer:
 
     @property
     def finished(self) -> bool:
-        """Whether the last episode or the time limit is reached."""
         limit = self.config.max_minutes
-        out_of_time = limit is not None and self.seconds > 60 * limit
-        return out_of_time or self.episode >= self.config.episodes
+        late = limit is not None and self.seconds > 60 * limit
+        return late or self.episode >= self.config.episodes
 
     def _due(self, before: int, every: int) -> bool:
         """Whether the round since `before` crossed a multiple of `every`, or is the last."""
@@ -235,24 +235,17 @@ class MetaTrainer:
     def _learn_from(self, seed: int, outcome: JobOutcome) -> EpisodeReport:
         """Takes in one episode. A task that failed is recorded and skipped."""
         self.episode += 1
-        result = outcome.episode
-        progress = EpisodeReport(
-            episode=self.episode,
-            inner_steps=self.inner_steps,
-            loss=float("nan"),
-            result=result,
-            task=outcome.task,
-        )
-        if result is None:
+        if outcome.episode is None:
             name = outcome.task.name if outcome.task else f"seed {seed}"
-            progress.failure = self.failures.note_training(name, str(outcome.failure))
-            return progress
+            failure = self.failures.note_training(name, str(outcome.failure))
+            outcome = outcome._replace(failure=failure)
+            return EpisodeReport(self.episode, self.inner_steps, outcome)
         self.failures.in_a_row = 0
-        self.inner_steps = progress.inner_steps = self.inner_steps + result.steps
-        self.replay.extend(result.transitions)
-        if self.episode > self.config.warm_up_episodes:
-            progress.loss = self._learn()
-        return progress
+        self.inner_steps += outcome.episode.steps
+        self.replay.extend(outcome.episode.transitions)
+        learns = self.episode > self.config.warm_up_episodes
+        loss = self._learn() if learns else float("nan")
+        return EpisodeReport(self.episode, self.inner_steps, outcome, loss)
 
     def _learn(self) -> float:
         total = torch.zeros((), device=self.config.device)
@@ -264,14 +257,12 @@ class MetaTrainer:
         return (total / max(1, self.config.updates)).item()
 
     def _select(self, validation: Sequence[Task]) -> Regrets:
-        policy = self.policy
-        seeds = range(self.config.evaluation_seeds)
         scores = evaluate(
-            policy.act,
+            self.policy.act,
             self.spec,
             validation,
             self.rivals,
-            seeds,
+            range(self.config.evaluation_seeds),
             self.engine,
             start=self.collect.start,
             circuit_breaker=self.collect.circuit_breaker,
@@ -306,10 +297,7 @@ class MetaTrainer:
         }
 
     def save_checkpoint(self) -> Path:
-        """Writes `checkpoint.pt` atomically; plain data that loads with `weights_only=True`.
-
-        The policy of that moment is saved as `last` beside it.
-        """
+        """Writes `checkpoint.pt` atomically, and the policy of that moment as `last`."""
         self._save_policy("last")
         return write_checkpoint(self.folder, self.state_dict())
 
@@ -317,8 +305,7 @@ class MetaTrainer:
         """Continues from `checkpoint.pt`.
 
         Raises:
-            ConfigurationError: if there is none, if it is damaged, or if it was made with other
-                settings.
+            ConfigurationError: there is none, it is damaged, or it was made with other settings.
         """
         self.load_state_dict(read_checkpoint(self.folder))
 
@@ -328,29 +315,19 @@ class MetaTrainer:
             "learner": self.learner.state_dict(),
             "replay": self.replay.state_dict(),
             "generator": self.generator.get_state(),
-            "episode": self.episode,
-            "inner_steps": self.inner_steps,
-            "seconds": self.seconds,
-            "best_score": self.best_score,
+            **{name: getattr(self, name) for name in _PROGRESS},
             "failures": self.failures.state_dict(),
             "validation": self._last_validation,
             "settings": self._settings(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restores what `state_dict` returned.
-
-        Raises:
-            ConfigurationError: if it was made with other settings.
-        """
         check_same_settings(state["settings"], self._settings())
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
         self.generator.set_state(state["generator"])
-        self.episode = state["episode"]
-        self.inner_steps = state["inner_steps"]
-        self.seconds = state["seconds"]
-        self.best_score = state["best_score"]
+        for name in _PROGRESS:
+            setattr(self, name, state[name])
         self.failures.load_state_dict(state["failures"])
         self._last_validation = state["validation"]
 
@@ -358,11 +335,6 @@ class MetaTrainer:
         """What may not change within a run; its length and its limits may."""
         config = {name: _text(getattr(self.config, name)) for name in _FIXED}
         return {**config, **{name: _text(getattr(self, name)) for name in _SETTINGS}}
-
-
-def _frozen(network: Network) -> Network:
-    """A copy that learning leaves alone."""
-    return copy.deepcopy(network).requires_grad_(False)
 
 
 def _text(settings: object) -> str:

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -64,11 +65,8 @@ class JobOutcome(NamedTuple):
     failure: str | None
 
 
-class Collector(Protocol):
-    """Runs the jobs of a round; the outcomes come in the order of the jobs."""
-
-    def __call__(self, jobs: Sequence[Job]) -> Iterator[JobOutcome]:
-        """The outcomes, as they become available."""
+Collector = Callable[[Sequence[Job]], Iterator[JobOutcome]]
+"""Runs the jobs of a round; the outcomes come in the order of the jobs."""
 
 
 class Workers(Protocol):
@@ -113,19 +111,13 @@ def finite(transitions: Transitions) -> Transitions:
     return Transitions(*(x[keep] for x in transitions._replace(next_observation=following)))
 
 
-def in_this_process(jobs: Sequence[Job]) -> Iterator[JobOutcome]:
-    """The collector of a single process."""
-    return map(run_job, jobs)
-
-
 @dataclass(frozen=True)
 class LocalWorkers:
     """Collects in this process, or in several of this machine.
 
     Args:
         workers: number of processes; 1 for this one alone.
-        restarts: how often in a row killed processes are replaced without a single episode coming
-            back in between.
+        restarts: how often in a row killed processes are replaced without an episode coming back.
 
     Raises:
         ConfigurationError: for a count out of range; from the collector, if processes are killed
@@ -145,9 +137,8 @@ class LocalWorkers:
 
     @contextmanager
     def open(self) -> Iterator[Collector]:
-        """A collector, whose processes end with the context (or with this process)."""
         if self.workers == 1:
-            yield in_this_process
+            yield partial(map, run_job)
             return
         with Processes(self.workers, _begin_worker) as pool:
             yield _Rounds(pool, self.workers, self.restarts)

@@ -9,13 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from lightning_dqnlr.checks import (
-    NOT_NEGATIVE,
-    POSITIVE,
-    check_choice,
-    check_integer,
-    check_number,
-)
+from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_choice, check_integer, check_number
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.network import Network, QNetwork
@@ -23,6 +17,7 @@ from lightning_dqnlr.rl.learner import LearnerConfig, Update
 from lightning_dqnlr.rl.replay import ReplayConfig, Transitions, UniformReplayConfig
 from lightning_dqnlr.rl.td import LossKind, double_q_target, q_learning_target, td_error, td_loss
 
+_NETWORKS = ("online", "target", "average")
 TargetUpdate = Literal["hard", "soft"]
 _CHOICES = {
     "double": (True, False),
@@ -93,7 +88,6 @@ class DQNConfig:
             check_number(f"{kind}.{name}", getattr(self, name), interval)
 
     def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> DQNLearner:
-        """A learner with a fresh network for a controller's observations and actions."""
         network = QNetwork(len(spec.features), len(spec.actions), self.hidden, self.dueling)
         return DQNLearner(network, self, device)
 
@@ -102,16 +96,13 @@ class DQNLearner:
     """Fits an online Q-network to batches of transitions. One `update` is one step of Adam.
 
     Args:
-        network: maps observations (B, F) to Q-values (B, A); becomes `online`, is moved to
-            `device` and trained in place.
+        network: maps observations (B, F) to Q-values (B, A); becomes `online`, trained in place.
         config: the settings.
         device: of all three networks.
 
     Attributes:
-        online: the network being trained; also selects the action in double Q-learning.
-        target: its delayed copy, which evaluates.
-        average: the Polyak average of `online` after each update, for evaluation.
-        updates: how many updates were made.
+        target: the delayed copy of `online`, which evaluates.
+        average: the Polyak average of `online` after each update.
     """
 
     def __init__(
@@ -131,18 +122,7 @@ class DQNLearner:
         )
 
     def update(self, batch: Transitions, weights: Tensor | None = None) -> Update:
-        """One step on the batch's mean loss, then the target and average networks follow.
-
-        Args:
-            batch: transitions on the learner's device; observations finite, except that of the
-                next observation where discount is 0.
-            weights: (B,) factors of the transitions' losses, of importance sampling say; the mean
-                stays over B.
-
-        Returns:
-            Loss and errors before the step, detached and still on the device: nothing here waits
-            for the device.
-        """
+        """One step on the batch's mean loss; nothing here waits for the device."""
         found = self._loss(batch, weights)
         self._optimizer.zero_grad(set_to_none=True)
         found.loss.backward()
@@ -178,32 +158,28 @@ class DQNLearner:
         _move(self.average, self.online, 1.0 - decay)
 
     def state_dict(self) -> dict[str, Any]:
-        """A snapshot in plain containers and tensors, loadable with `weights_only=True`."""
         return copy.deepcopy(
             {
-                "online": dict(self.online.state_dict()),
-                "target": dict(self.target.state_dict()),
-                "average": dict(self.average.state_dict()),
+                **{name: dict(getattr(self, name).state_dict()) for name in _NETWORKS},
                 "optimizer": self._optimizer.state_dict(),
                 "updates": self.updates,
             }
         )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a snapshot exactly as the learner it was taken from would have.
+        """Continues as the learner that the snapshot was taken from would have.
 
         Raises:
             ConfigurationError: state lacks an entry.
             RuntimeError: the weights are those of a network of another shape (from torch).
         """
-        missing = {"online", "target", "average", "optimizer", "updates"} - state.keys()
+        missing = {*_NETWORKS, "optimizer", "updates"} - state.keys()
         if missing:
             raise ConfigurationError(
                 f"state lacks {sorted(missing)}; pass what DQNLearner.state_dict() returned."
             )
-        self.online.load_state_dict(state["online"])
-        self.target.load_state_dict(state["target"])
-        self.average.load_state_dict(state["average"])
+        for name in _NETWORKS:
+            getattr(self, name).load_state_dict(state[name])
         # The optimizer would keep the very tensors it is given and go on to write into them.
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         self.updates = int(state["updates"])
@@ -211,7 +187,7 @@ class DQNLearner:
 
 @torch.no_grad()
 def _move(follower: nn.Module, leader: nn.Module, fraction: float) -> None:
-    """Move the follower's weights this fraction of the way to the leader's; 1 copies exactly."""
+    """Moves the weights this fraction of the way to the leader's; 1 copies exactly."""
     for weight, goal in zip(follower.parameters(), leader.parameters(), strict=True):
         weight.lerp_(goal, fraction)
     for buffer, newest in zip(follower.buffers(), leader.buffers(), strict=True):

@@ -53,7 +53,6 @@ class PrioritisedReplayConfig:
     def build(
         self, capacity: int, observation_size: int, device: torch.device | str = "cpu"
     ) -> PrioritisedReplay:
-        """An empty replay."""
         return PrioritisedReplay(ReplayBuffer(capacity, observation_size, device), self)
 
 
@@ -62,10 +61,6 @@ class PrioritisedReplay:
 
     p_i is |error| + epsilon when the transition was last learned from, and the largest p held for
     one that never was, so that each is drawn soon.
-
-    Args:
-        buffer: holds the transitions.
-        config: the settings.
     """
 
     def __init__(self, buffer: ReplayBuffer, config: PrioritisedReplayConfig) -> None:
@@ -91,7 +86,6 @@ class PrioritisedReplay:
         return weight / weight.sum()
 
     def extend(self, transitions: Transitions) -> Tensor:
-        """Append a batch at the highest priority; the arguments are `ReplayBuffer.extend`'s."""
         held = len(self)
         new = self._weight[:held].max() if held else self._weight.new_tensor(1.0)
         rows = self._buffer.extend(transitions)
@@ -99,18 +93,11 @@ class PrioritisedReplay:
         return rows
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Draw:
-        """Draw in proportion to the priorities, one from each of B equal shares of their sum.
+        """Draws in proportion to the priorities, one from each of B equal shares of their sum.
 
         The shares are the paper's (appendix B.2.1): as often in the mean as independent draws
         would, with less scatter. The weights are `(N P(i))^-beta`, over the largest that any row
         has, so that a transition's weight does not depend on which others were drawn with it.
-
-        Args:
-            batch_size: B, which may exceed the number held.
-            generator: source of the randomness; drawn on its own device.
-
-        Raises:
-            ConfigurationError: the buffer is empty.
         """
         self._buffer.check_not_empty()
         weight = self._weight[: len(self)]
@@ -128,23 +115,15 @@ class PrioritisedReplay:
         return Draw(self._buffer.at(rows), rows, factors)
 
     def learned(self, rows: Tensor, errors: Tensor) -> None:
-        """Gives the rows (B,) the priorities of their errors (B,)."""
         size = errors.abs().double().nan_to_num(_LARGEST_ERROR, _LARGEST_ERROR)
         priority = size.clamp_max(_LARGEST_ERROR) + self.config.epsilon
         self._weight[rows] = priority.pow(self.config.alpha)
 
     def state_dict(self) -> dict[str, Any]:
-        """A snapshot of the transitions, their priorities and the progress of beta."""
         weight = self._weight[: len(self)].clone()
         return {"buffer": self._buffer.state_dict(), "weight": weight, "draws": self._draws}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue as the replay that the snapshot was taken from would have.
-
-        Raises:
-            ConfigurationError: the snapshot is of another capacity, observation size or kind of
-                replay.
-        """
         if not {"buffer", "weight", "draws"} <= state.keys():
             raise ConfigurationError("state holds no priorities; pass PrioritisedReplay's own.")
         self._buffer.load_state_dict(state["buffer"])

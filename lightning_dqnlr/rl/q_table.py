@@ -38,9 +38,6 @@ def q_table_update(
         action: the action taken.
         error: (B,) temporal-difference errors.
         step_size: (B,) in [0, 1].
-
-    Returns:
-        The updated (S, A) table.
     """
     cell = state * q_table.shape[1] + action
     flat = q_table.flatten()
@@ -81,11 +78,6 @@ class TabularConfig:
         check_integer("TabularConfig.batch_size", self.batch_size, 1)
 
     def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> TabularLearner:
-        """A learner with an empty table over the bins.
-
-        Raises:
-            ConfigurationError: a feature to be binned is not part of the observation.
-        """
         names = spec.features.names
         absent = sorted(set(self.bins) - set(names))
         if absent:
@@ -103,13 +95,9 @@ class TabularLearner:
     """Moves a table towards Q-learning's targets; it explores, is evaluated and ships as one.
 
     Args:
-        table: updated in place, moved to `device`.
+        table: becomes `online`, which is updated in place.
         config: the settings.
         device: of the table.
-
-    Attributes:
-        online: the table.
-        updates: how many updates were made.
     """
 
     def __init__(
@@ -126,15 +114,7 @@ class TabularLearner:
 
     @torch.no_grad()
     def update(self, batch: Transitions, weights: Tensor | None = None) -> Update:
-        """One `q_table_update` on the batch.
-
-        Args:
-            batch: transitions, of one step or of n; a discount of 0 marks a terminal.
-            weights: (B,) factors of the learning rate, at most 1.
-
-        Returns:
-            The (weighted) mean of half the squared errors, and the errors.
-        """
+        """One `q_table_update`; the weights are factors of the learning rate, at most 1."""
         table = self.online.table
         state = self.online.state_of(batch.observation)
         q_t = table[self.online.state_of(batch.next_observation)]
@@ -147,16 +127,10 @@ class TabularLearner:
         return Update((weights * errors.square()).mean() / 2, errors)
 
     def state_dict(self) -> dict[str, Any]:
-        """A snapshot in plain containers: the bins and the table."""
         bins = self.online.config["bins"]
         return {"bins": bins, "table": self.online.table.clone(), "updates": self.updates}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes over a snapshot's table.
-
-        Raises:
-            ConfigurationError: the snapshot has other bins or another number of actions.
-        """
         bins = self.online.config["bins"]
         if list(state["bins"].items()) != list(bins.items()):
             raise ConfigurationError("bins differ from the saved table's; build it with those.")

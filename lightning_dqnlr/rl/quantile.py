@@ -21,15 +21,9 @@ def quantile_target(
 ) -> Tensor:
     """Distributional target `r + discount * theta_j(s', argmax_a Q(s', a))` (eq. 11, algorithm 1).
 
-    Args:
-        r_t: (B,) rewards.
-        discount_t: (B,) gamma^n, 0 at a terminal, which never bootstraps (not even from a NaN).
-        quantiles_t: (B, A, N) quantiles of the next observation's return, by the target network.
-        q_t_selector: (B, A) values that select the action: the means of those quantiles, or for
-            double Q-learning those of the online network's.
-
-    Returns:
-        (B, N) targets, detached.
+    The arguments are those of `double_q_target`, with the quantiles (B, A, N) of the next
+    observation's return in place of the target network's values. The selector holds their means,
+    or for double Q-learning those of the online network's. Returns (B, N) targets, detached.
     """
     a_t = q_t_selector.argmax(dim=-1)
     chosen = quantiles_of(quantiles_t, a_t)
@@ -49,16 +43,13 @@ def quantile_huber_loss(predicted: Tensor, target: Tensor, kappa: float) -> Tens
 
     Equations 9 and 10, summed as in algorithm 1; tau_i = (2i + 1) / 2N. Dividing by kappa, as in
     arXiv:1806.06923 (eq. 3), makes quantile regression's own loss the limit of a small kappa,
-    without a change of units.
+    without a change of units. Returns (B,) losses.
 
     Args:
         predicted: (B, N) quantiles; gradients flow through these only.
         target: (B, M) samples or quantiles of the target; detached here.
         kappa: where Huber's loss L turns linear, in units of the return. Errors below it are
             fitted by expectiles rather than by quantiles.
-
-    Returns:
-        (B,) losses.
     """
     count = predicted.shape[-1]
     tau = ((torch.arange(count, device=predicted.device) + 0.5) / count).unsqueeze(-1)
@@ -76,9 +67,8 @@ class QuantileConfig(DQNConfig):
 
     Attributes:
         quantiles: N. An update costs N^2: with 21 about twice one of plain DQN, with 51 ten times.
-        kappa: where Huber's loss turns linear. 1 in the paper, whose rewards are clipped to +-1;
-            the returns of a group of replicas have a standard deviation of 1 in all, so 1 would
-            fit expectiles throughout.
+        kappa: where Huber's loss turns linear. 1 in the paper, whose rewards are clipped to +-1.
+            Here returns have a standard deviation of 1, so 1 would fit expectiles throughout.
 
     Raises:
         ConfigurationError: a value out of range; the message names the field.
@@ -99,7 +89,6 @@ class QuantileConfig(DQNConfig):
         check_choice("QuantileConfig.loss", self.loss, ("huber",))
 
     def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> QuantileLearner:
-        """A learner with a fresh network for a controller's observations and actions."""
         sizes = (len(spec.features), len(spec.actions), self.quantiles)
         return QuantileLearner(QuantileNetwork(*sizes, self.hidden, self.dueling), self, device)
 
@@ -110,14 +99,6 @@ class QuantileLearner(DQNLearner):
     config: QuantileConfig
     online: QuantileNetwork
     target: QuantileNetwork
-
-    def __init__(
-        self,
-        network: QuantileNetwork,
-        config: QuantileConfig,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(network, config, device)
 
     def _loss(self, batch: Transitions, weights: Tensor | None) -> Update:
         target = self._target(batch)

@@ -50,10 +50,18 @@ class Replay(Protocol):
     def __len__(self) -> int: ...
 
     def extend(self, transitions: Transitions) -> object:
-        """Takes in a batch; the oldest make room."""
+        """Takes in a batch; the oldest make room.
+
+        Raises:
+            ConfigurationError: the observations are of another size, or the fields disagree on B.
+        """
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Draw:
-        """Draws with replacement; the randomness comes from the generator."""
+        """Draws B = `batch_size` transitions with replacement; B may exceed the number held.
+
+        Raises:
+            ConfigurationError: there is none.
+        """
 
     def learned(self, rows: Tensor, errors: Tensor) -> None:
         """Takes note of the temporal-difference errors (B,) of what was just drawn."""
@@ -62,7 +70,11 @@ class Replay(Protocol):
         """A snapshot in plain containers and tensors, loadable with `weights_only=True`."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Holds the snapshot's transitions, so that samples continue alike."""
+        """Holds the snapshot's transitions, so that samples continue alike.
+
+        Raises:
+            ConfigurationError: the snapshot is of another capacity, observation size or kind.
+        """
 
 
 class ReplayConfig(Protocol):
@@ -81,7 +93,6 @@ class UniformReplayConfig:
     def build(
         self, capacity: int, observation_size: int, device: torch.device | str = "cpu"
     ) -> ReplayBuffer:
-        """An empty buffer."""
         return ReplayBuffer(capacity, observation_size, device)
 
 
@@ -95,7 +106,7 @@ def n_step_transitions(
     valid: Tensor | None = None,
     explored: Tensor | None = None,
 ) -> Transitions:
-    """Cut the rollouts of R replicas into n-step transitions (Sutton & Barto 2018, eq. 7.1).
+    """Cuts the rollouts of R replicas into n-step transitions (Sutton & Barto 2018, eq. 7.1).
 
     From step t the return takes m = min(n, steps to the replica's end) rewards and ends at
     observations[t + m]. A terminal inside the window ends the sum with discount 0; a window cut by
@@ -120,18 +131,13 @@ def n_step_transitions(
     Raises:
         ConfigurationError: shapes disagree, n < 1, or gamma outside [0, 1].
     """
-    _check_rollout(observations, {"actions": actions, "rewards": rewards, "continues": continues})
+    per_step = {"actions": actions, "rewards": rewards, "continues": continues}
+    _check_rollout(observations, {**per_step, "valid": valid, "explored": explored})
     check_integer("n", n, 1)
     check_number("gamma", gamma, "[0, 1]")
     going_on = continues.bool()
     kept = _before_the_end(going_on) if valid is None else valid.bool()
-    if kept.shape != rewards.shape:
-        raise ConfigurationError(f"valid must be (T, R) like rewards; got {tuple(kept.shape)}.")
     follows = torch.ones_like(kept) if explored is None else ~explored.bool()
-    if follows.shape != rewards.shape:
-        raise ConfigurationError(
-            f"explored must be (T, R) like rewards; got {tuple(follows.shape)}."
-        )
     windows = _windows(rewards.float(), going_on, kept, follows, n, gamma)
     step, replica = kept.nonzero(as_tuple=True)
     return Transitions(
@@ -178,7 +184,7 @@ def _windows(
     return _Windows(returns, discount, length)
 
 
-def _check_rollout(observations: Tensor, per_step: dict[str, Tensor]) -> None:
+def _check_rollout(observations: Tensor, per_step: dict[str, Tensor | None]) -> None:
     if observations.dim() != 3 or observations.shape[0] < 2:
         raise ConfigurationError(
             "observations must be (T + 1, R, F) with at least one step; "
@@ -186,7 +192,7 @@ def _check_rollout(observations: Tensor, per_step: dict[str, Tensor]) -> None:
         )
     wanted = (observations.shape[0] - 1, observations.shape[1])
     for name, tensor in per_step.items():
-        if tuple(tensor.shape) != wanted:
+        if tensor is not None and tuple(tensor.shape) != wanted:
             raise ConfigurationError(
                 f"{name} must be (T, R) = {wanted}, one row fewer than observations; "
                 f"got shape {tuple(tensor.shape)}."
@@ -196,10 +202,7 @@ def _check_rollout(observations: Tensor, per_step: dict[str, Tensor]) -> None:
 class ReplayBuffer:
     """The latest `capacity` transitions in a ring of tensors, sampled evenly (Lin 1992).
 
-    Args:
-        capacity: how many transitions are kept; memory is taken at once.
-        observation_size: F.
-        device: where the ring lives and batches are returned.
+    Memory for all of them, with observations of F = `observation_size`, is taken at once.
 
     Raises:
         ConfigurationError: capacity or observation_size below 1.
@@ -227,15 +230,7 @@ class ReplayBuffer:
         return self._size
 
     def extend(self, transitions: Transitions) -> Tensor:
-        """Append a batch; the oldest make room. Of a batch above capacity its end remains.
-
-        Returns:
-            (min(B, capacity),) int64, the rows that were written.
-
-        Raises:
-            ConfigurationError: the observations are not (B, observation_size), or the fields
-                disagree on B.
-        """
+        """Of a batch above capacity the end remains; returns the rows written, int64."""
         rows = self._check(transitions)
         kept = min(rows, self.capacity)
         offsets = torch.arange(rows - kept, rows, device=self.device)
@@ -257,15 +252,6 @@ class ReplayBuffer:
         return rows
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Draw:
-        """Draw transitions evenly, with replacement.
-
-        Args:
-            batch_size: B, which may exceed the number held.
-            generator: source of the randomness; drawn on its own device.
-
-        Raises:
-            ConfigurationError: the buffer is empty.
-        """
         self.check_not_empty()
         source = self.device if generator is None else generator.device
         drawn = torch.randint(self._size, (batch_size,), generator=generator, device=source)
@@ -285,7 +271,7 @@ class ReplayBuffer:
             raise ConfigurationError("The replay buffer is empty: extend() it before sample().")
 
     def state_dict(self) -> dict[str, Any]:
-        """A snapshot of the rows in use (copies: a saved view would drag the whole ring along)."""
+        """Copies of the rows in use: a saved view would drag the whole ring along."""
         rows = {
             name: ring[: self._size].clone()
             for name, ring in zip(Transitions._fields, self._ring, strict=True)
@@ -293,11 +279,6 @@ class ReplayBuffer:
         return {"capacity": self.capacity, "next": self._next, "size": self._size, **rows}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Hold the snapshot's transitions in the same places, so that samples continue alike.
-
-        Raises:
-            ConfigurationError: the snapshot is of another capacity or observation size.
-        """
         if state["capacity"] != self.capacity:
             raise ConfigurationError(
                 f"capacity is {self.capacity} but the state was saved with {state['capacity']}; "

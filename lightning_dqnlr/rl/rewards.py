@@ -1,9 +1,8 @@
 """Rewards for learning-rate control: what each decision of an episode is paid.
 
-A `Reward` turns what R runs of one task went through into rewards (T, R). `LogProgress` and
-`LossChange` pay each interval by itself. `FinalScore` pays once, where a run ends, and compares the
-runs with each other. `loss_change` is the reward of the classic recipe; `log_progress` pays the
-same for each halving of the loss, whatever the task's units.
+`LogProgress` and `LossChange` pay each interval by itself. `FinalScore` pays once, where a run
+ends, and compares the runs with each other. `LossChange` is the reward of the classic recipe;
+`LogProgress` pays the same for each halving of the loss, whatever the task's units.
 """
 
 from __future__ import annotations
@@ -46,12 +45,7 @@ class TrainingInterval(NamedTuple):
 
 
 class End(NamedTuple):
-    """What the end of R runs tells; (R,) each.
-
-    Attributes:
-        loss: over the whole training set, in eval mode.
-        trips: of the circuit breaker, in the whole run.
-    """
+    """The end of R runs: loss over the whole training set in eval mode, and trips; (R,) each."""
 
     loss: Tensor
     trips: Tensor
@@ -72,33 +66,18 @@ def loss_change(
 ) -> Tensor:
     """Signed and plain decrease of the loss, `a1*sign(L_{t-1} - L_t) + a2*(L_{t-1} - L_t)`.
 
-    Args:
-        previous_loss: L_{t-1}, any shape, in the task's own units.
-        loss: L_t, same shape.
-        alpha_1: weight of the sign; an unchanged loss has sign 0.
-        alpha_2: weight of the decrease.
-
-    Returns:
-        The reward, same shape; positive where the loss fell.
+    The losses are of any one shape, in the task's own units; so is the reward.
     """
     decrease = previous_loss - loss
     return alpha_1 * torch.sign(decrease) + alpha_2 * decrease
 
 
 def log_progress(previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
-    """Decrease of the compressed loss, `y(L_{t-1}) - y(L_t)`.
+    """Decrease of the compressed loss, `y(L_{t-1}) - y(L_t)`, in nats.
 
     y(L) = log((L + e) / e) with e = 1% of the initial loss for L >= 0, continued as an odd function
     below zero (see `compressed_loss`). The rewards of a run sum to y(first) - y(last), so the
     undiscounted return is the benchmark's own score.
-
-    Args:
-        previous_loss: L_{t-1}, any shape.
-        loss: L_t, same shape.
-        initial_loss: L_0 of the run, broadcastable to that shape.
-
-    Returns:
-        The reward in nats, same shape; positive where the loss fell.
     """
     return compressed_loss(previous_loss, initial_loss) - compressed_loss(loss, initial_loss)
 
@@ -110,11 +89,8 @@ def interval_rewards(
 
     Args:
         reward: of an interval that went well or badly.
-        interval: one or several, of shape S.
+        interval: one or several, of shape S, as the rewards are.
         trip_penalty: of an undone interval, in the reward's units.
-
-    Returns:
-        The rewards, of shape S.
     """
     value = reward(interval.previous_loss, interval.loss, interval.initial_loss)
     return torch.where(interval.alive, value - trip_penalty * interval.tripped, -1.0)
@@ -142,7 +118,6 @@ class _EachInterval(ABC):
         """The reward of an interval, of the shape of `loss`."""
 
     def pay(self, intervals: TrainingInterval, end: End) -> Tensor:
-        """The rewards of T intervals, (T, R)."""
         rewards = interval_rewards(self, intervals, self.trip_penalty)
         if self.final_evaluation:
             last = self(intervals.loss[-1], end.loss, intervals.initial_loss[-1])
@@ -161,7 +136,6 @@ class LogProgress(_EachInterval):
     """
 
     def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
-        """The reward in nats, of the shape of `loss`."""
         return log_progress(previous_loss, loss, initial_loss)
 
 
@@ -170,11 +144,10 @@ class LossChange(_EachInterval):
     """`loss_change` of each interval; the initial loss plays no part in it.
 
     Attributes:
-        alpha_1: weight of the sign.
+        alpha_1: weight of the sign; an unchanged loss has sign 0.
         alpha_2: weight of the decrease.
-        limit: the reward is clipped to +- this (Mnih et al. 2015 clip to +-1). A raw loss that
-            diverges reaches 1e30, whose squared temporal-difference error is infinite in float32
-            and would turn every weight of the Q-network into NaN. `math.inf` never clips.
+        limit: the reward is clipped to +- this (Mnih et al. 2015 clip to +-1). The squared error of
+            a raw loss that diverged would be infinite in float32. `math.inf` never clips.
 
     Raises:
         ConfigurationError: limit is not positive, or both weights are 0.
@@ -197,7 +170,6 @@ class LossChange(_EachInterval):
             )
 
     def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
-        """The reward, of the shape of `loss`."""
         reward = loss_change(previous_loss, loss, self.alpha_1, self.alpha_2)
         return reward.clamp(-self.limit, self.limit)
 
@@ -206,8 +178,8 @@ class LossChange(_EachInterval):
 class FinalScore:
     """`group_final_score` of the runs' ends, paid where each of them ends, and 0 before.
 
-    The level of a run is the compressed loss of the whole training set in eval mode, and
-    `trip_penalty` more for each undone interval: y_i + trip_penalty * trips_i.
+    The level of a run is y_i + trip_penalty * trips_i, where y_i is the compressed loss of the
+    whole training set in eval mode.
 
     Attributes:
         temperature: the difference in level below which runs count as equally good.
@@ -217,11 +189,9 @@ class FinalScore:
         ConfigurationError: a value out of range.
 
     Example:
-        >>> start = torch.ones(1, 3)
-        >>> on = torch.ones(1, 3, dtype=torch.bool)
+        >>> start, on = torch.ones(1, 3), torch.ones(1, 3, dtype=torch.bool)
         >>> interval = TrainingInterval(start, start, start, ~on, on)
-        >>> end = End(torch.tensor([0.1, 0.2, 0.5]), torch.zeros(3))
-        >>> FinalScore().pay(interval, end)
+        >>> FinalScore().pay(interval, End(torch.tensor([0.1, 0.2, 0.5]), torch.zeros(3)))
         tensor([[ 1.3370, -0.2694, -1.0676]])
     """
 
@@ -234,7 +204,6 @@ class FinalScore:
         check_number("trip_penalty", self.trip_penalty, NOT_NEGATIVE)
 
     def pay(self, intervals: TrainingInterval, end: End) -> Tensor:
-        """The rewards of T intervals, (T, R); one of each run is not 0."""
         level = compressed_loss(end.loss, intervals.initial_loss[-1])
         score = group_final_score(level + self.trip_penalty * end.trips, self.temperature)
         # A run that failed is paid for where it did.
@@ -246,18 +215,14 @@ class FinalScore:
 def group_final_score(levels: Tensor, temperature: float, *, min_spread: float = 0.1) -> Tensor:
     """Scores the ends of one task's runs against the best of them: -log(tau + y_i - min_j y_j).
 
-    The whole reward of an episode, paid at its end and standardised over the replicas. Progress
-    alone hardly tells a run that is 5% above the best from one that is 20% above it, next to the
-    many that are ten times above; the logarithm does. The score falls as the level rises, so the
-    ordering of the runs is that of their losses.
+    Standardised over the replicas, (R,). Progress alone hardly tells a run that is 5% above the
+    best from one that is 20% above it, next to the many that are ten times above; the logarithm
+    does. The score falls as the level rises, so the ordering of the runs is that of their losses.
 
     Args:
         levels: (R,) final compressed losses y; those that are not finite count as 20.
         temperature: tau > 0, the difference in level below which runs count as equally good.
         min_spread: floor of the divisor.
-
-    Returns:
-        (R,) scores of mean 0.
 
     Raises:
         ConfigurationError: levels are not (R,), or temperature <= 0.

@@ -35,17 +35,9 @@ def double_q_target(
 ) -> Tensor:
     """Double Q-learning's target (van Hasselt et al. 2016, arXiv:1509.06461, eq. 4).
 
-    `r + discount * Q(s', argmax_a Q(s', a; theta); theta-)`: the online network selects the action
-    and the target network evaluates it, so one network's noise is not both chosen and believed.
-
-    Args:
-        r_t: (B,) rewards.
-        discount_t: (B,) gamma^n, 0 at a terminal.
-        q_t_target: (B, A) values of the next observation, by the target network.
-        q_t_selector: (B, A) the same, by the online network.
-
-    Returns:
-        (B,) targets, detached.
+    `r + discount * Q(s', argmax_a Q(s', a; theta); theta-)`: the online network, whose values
+    (B, A) are the selector, chooses the action and the target network evaluates it. So one
+    network's noise is not both chosen and believed. The rest is as in `q_learning_target`.
     """
     a_t = q_t_selector.argmax(dim=-1, keepdim=True)
     return _bootstrapped(r_t, discount_t, q_t_target.gather(-1, a_t).squeeze(-1))
@@ -63,15 +55,12 @@ def _bootstrapped(r_t: Tensor, discount_t: Tensor, v_t: Tensor) -> Tensor:
 
 
 def td_error(q_tm1: Tensor, a_tm1: Tensor, target: Tensor) -> Tensor:
-    """Temporal-difference error `target - Q(s, a)`.
+    """Temporal-difference errors `target - Q(s, a)`, (B,); gradients flow through Q only.
 
     Args:
-        q_tm1: (B, A) values of the observation acted on; gradients flow through these only.
+        q_tm1: (B, A) values of the observation acted on.
         a_tm1: (B,) int64 actions taken.
-        target: (B,) targets; detached here.
-
-    Returns:
-        (B,) errors.
+        target: (B,) targets.
 
     Raises:
         ConfigurationError: shapes disagree (a (B, 1) target would silently broadcast to (B, B)).
@@ -88,35 +77,22 @@ def td_loss(
     delta: float = 1.0,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """Mean loss of the temporal-difference errors e.
+    """Mean loss, 0-dim, of the temporal-difference errors e; see `td_error` for them.
 
     "mse" is `e^2`, the DQN loss as published; "huber" is `e^2 / 2` up to |e| = delta and
-    `delta * (|e| - delta / 2)` beyond, which bounds each transition's gradient by delta.
-
-    Args:
-        q_tm1: (B, A) values of the observation acted on.
-        a_tm1: (B,) int64 actions taken.
-        target: (B,) targets; detached here.
-        kind: the loss of one error.
-        delta: where Huber's loss turns linear, in units of Q; unused by "mse".
-        weights: (B,) factors of the transitions' losses; the mean stays over B.
-
-    Returns:
-        The 0-dim loss.
+    `delta * (|e| - delta / 2)` beyond, which bounds each transition's gradient by delta. The
+    weights (B,) are factors of the transitions' losses; the mean stays over B.
 
     Raises:
         ConfigurationError: shapes disagree, or kind is neither "mse" nor "huber".
     """
     taken = _taken(q_tm1, a_tm1, target)
-    losses = _elementwise_loss(taken, target.detach(), kind, delta)
-    return losses.mean() if weights is None else (weights * losses).mean()
-
-
-def _elementwise_loss(taken: Tensor, target: Tensor, kind: LossKind, delta: float) -> Tensor:
     check_choice("kind", kind, get_args(LossKind))
     if kind == "mse":
-        return functional.mse_loss(taken, target, reduction="none")
-    return functional.huber_loss(taken, target, reduction="none", delta=delta)
+        losses = functional.mse_loss(taken, target.detach(), reduction="none")
+    else:
+        losses = functional.huber_loss(taken, target.detach(), reduction="none", delta=delta)
+    return losses.mean() if weights is None else (weights * losses).mean()
 
 
 def _taken(q_tm1: Tensor, a_tm1: Tensor, target: Tensor) -> Tensor:

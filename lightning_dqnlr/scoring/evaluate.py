@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, LRStart, StartKind, Terms
+from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, StartKind, Terms
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.policy.choice import Act
@@ -135,8 +135,8 @@ def run_policy(
     They begin at the controller's own ("safe") start. With start="user" their learning rates are
     spread evenly over the logarithm of 1e-6..10, as users might have set them.
     """
-    users = torch.logspace(*USER_LR_EXPONENTS, len(seeds)) if start == "user" else None
-    env = engine.open(task, spec, seeds, Terms(LRStart(lr=users), circuit_breaker))
+    lr = torch.logspace(*USER_LR_EXPONENTS, len(seeds)) if start == "user" else None
+    env = engine.open(task, spec, seeds, Terms(lr, circuit_breaker=circuit_breaker))
     observation = env.reset()
     scales = []
     while not env.finished:

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from lightning_dqnlr.bench.methods.fixed import FixedAdamW
+from lightning_dqnlr.bench.methods.schedules import FixedAdamW
 from lightning_dqnlr.bench.runs.run import run
 from lightning_dqnlr.bench.tasks.real import REAL_TASKS, package_data
 from lightning_dqnlr.bench.tasks.real.characters import CHARACTERS, ConvNeXt, glyphs, printed

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import LRStart, Terms
+from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.errors import UnsupportedTrainingError
@@ -128,14 +128,14 @@ def test_an_unknown_horizon_ends_at_the_same_step_in_both():
 @pytest.mark.parametrize(
     ("start", "apart"),
     [
-        (LRStart(lr=torch.tensor([1e-3, 0.02])), 20.0),
-        (LRStart(multiplier=torch.tensor([0.1, 5.0])), 50.0),
+        ({"lr": torch.tensor([1e-3, 0.02])}, 20.0),
+        ({"multiplier": torch.tensor([0.1, 5.0])}, 50.0),
     ],
     ids=["lr", "multiplier"],
 )
 def test_a_start_is_the_same_in_both(start, apart):
     ours = task(partial(Classifier, "sgd"), horizon=60)
-    both = [episode(e, ours, start=start) for e in (VectorEngine(), TrainerEngine())]
+    both = [episode(e, ours, **start) for e in (VectorEngine(), TrainerEngine())]
     assert_same(*both)
     # The first actions are x4 and x2.
     ratio = both[0]["rates"][0, 1] / both[0]["rates"][0, 0]

@@ -4,7 +4,7 @@ from lightning import LightningModule
 from torch import nn
 
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import LRStart, Terms
+from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.rl.rewards import interval_rewards, log_progress
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
@@ -55,7 +55,7 @@ def test_first_update_of_every_replica_is_a_ten_thousandth_of_its_weights():
 
 
 def test_the_multiplied_start_multiplies_the_safe_start():
-    env = make_env(start=LRStart(multiplier=torch.tensor([1.0, 10.0, 100.0, 0.1])))
+    env = make_env(multiplier=torch.tensor([1.0, 10.0, 100.0, 0.1]))
     other = make_env()
     env.reset()
     other.reset()
@@ -103,7 +103,7 @@ class Quartic(LightningModule):
 
 def test_a_replica_started_far_too_high_is_brought_back_by_the_breaker():
     task = make_task(OptimizerSpec("sgd"), module=Quartic, horizon=200)
-    env = make_env(task, start=LRStart(lr=torch.tensor([1e-3, 10.0, 1e-3, 1e-3])))
+    env = make_env(task, lr=torch.tensor([1e-3, 10.0, 1e-3, 1e-3]))
     run(env, climb(0))
     assert env.controller.history.trips[1] > 0
     assert (env.controller.history.trips[[0, 2, 3]] == 0).all()
@@ -116,9 +116,9 @@ def test_a_replica_started_far_too_high_is_brought_back_by_the_breaker():
 
 def test_without_the_breaker_a_failed_replica_is_terminal_and_the_others_go_on():
     task = make_task(OptimizerSpec("sgd"), module=Quartic, horizon=100)
-    start = LRStart(lr=torch.tensor([1e-3, 10.0, 1e-3, 1e-3]))
-    env = make_env(task, start=start, circuit_breaker=False)
-    healthy = make_env(task, start=LRStart(lr=torch.full((4,), 1e-3)), circuit_breaker=False)
+    start = torch.tensor([1e-3, 10.0, 1e-3, 1e-3])
+    env = make_env(task, lr=start, circuit_breaker=False)
+    healthy = make_env(task, lr=torch.full((4,), 1e-3), circuit_breaker=False)
     observations, rewards = run(env, climb(0))
     expected, _ = run(healthy, climb(0))
     assert env.alive.tolist() == [True, False, True, True]

@@ -112,6 +112,15 @@ def test_users_learning_rates_span_seven_decades():
     assert exponents.std() == pytest.approx(7 / math.sqrt(12), abs=0.2)
 
 
+def test_collecting_looks_at_no_validation_data():
+    task = TinyTasks().sample(0)
+    object.__setattr__(task, "validation_data", None)  # would fail if anything evaluated it
+    config = CollectConfig(replicas=2, demonstrators=0.0)
+    generator = torch.Generator().manual_seed(0)
+    episode = collect_episode(task, constant_policy(0), config, LossChange(), generator)
+    assert episode.final_losses.isfinite().all()
+
+
 def test_the_last_transition_of_every_replica_is_terminal():
     transitions = collect(replicas=3, epsilon=0.5, n_step=1, discount=0.99).transitions
     discount = transitions.discount.view(-1, 3)

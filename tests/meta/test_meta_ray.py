@@ -28,7 +28,7 @@ def test_two_tasks_of_which_one_is_killed_learn_bit_for_bit_what_one_process_lea
     shared, reports = trained(tmp_path / "two", deadly, RayWorkers(2, restarts=1))
     assert (tmp_path / "killed").exists()
     assert [report.episode for report in reports] == [1, 2, 3, 4, 5, 6]
-    assert [report.failure for report in reports] == [None] * 6
+    assert [report.outcome.failure for report in reports] == [None] * 6
     assert len(alone.replay) == len(shared.replay)
     assert alone.learner.updates == shared.learner.updates == 25
     for a, b in zip(

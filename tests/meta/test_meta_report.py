@@ -8,7 +8,7 @@ import torch
 from lightning_dqnlr.meta import logs as report
 from lightning_dqnlr.meta.collect import Episode
 from lightning_dqnlr.meta.logs import CSV_FILE, CSVLog, EpisodeReport, ProgressBar, TensorBoardLog
-from lightning_dqnlr.meta.workers import TaskSummary
+from lightning_dqnlr.meta.workers import JobOutcome, TaskSummary
 from lightning_dqnlr.provenance import source_commit
 from lightning_dqnlr.scoring.evaluate import Regrets
 
@@ -17,9 +17,8 @@ def progress(episode, **changes):
     losses = torch.tensor([0.5, 0.25, 4.0])
     result = Episode(None, 12, losses, 2.0, 1.5, 0.0)
     task = TaskSummary(f"tiny/train/{episode}", "sgd", 12)
-    return EpisodeReport(
-        episode, 12 * episode, 0.125, result, task, seconds=2.0 * episode, **changes
-    )
+    outcome = JobOutcome(task, result, None)
+    return EpisodeReport(episode, 12 * episode, outcome, 0.125, seconds=2.0 * episode, **changes)
 
 
 def scores(value):
@@ -45,7 +44,7 @@ def test_each_episode_is_on_disk_before_the_next_one_begins(tmp_path):
 def test_a_failed_task_has_a_row_that_says_why(tmp_path):
     log = CSVLog(tmp_path)
     failure = 'task seed 3: LookupError: "no, such"\ndata'
-    log(EpisodeReport(3, 0, float("nan"), None, None, failure=failure))
+    log(EpisodeReport(3, 0, JobOutcome(None, None, failure)))
     log.close()
     assert [row["failure"] for row in rows(tmp_path)] == [
         'task seed 3: LookupError: "no, such" data'
@@ -104,7 +103,7 @@ def test_the_progress_bar_shows_episode_time_regret_and_trips(capsys):
     bar = ProgressBar(episodes=4)
     bar(progress(1))
     bar(progress(2, scores=scores(0.75), best_score=0.5))
-    bar(EpisodeReport(3, 0, float("nan"), None, None, failure="task seed 3: boom"))
+    bar(EpisodeReport(3, 0, JobOutcome(None, None, "task seed 3: boom")))
     bar(progress(4))
     bar.close()
     shown = capsys.readouterr().err

@@ -121,8 +121,8 @@ def test_a_task_that_raises_is_recorded_and_skipped(tmp_path):
     trainer.fit(reports.append)
     assert trainer.failures.texts == ["task seed 1: LookupError: no such data"]
     assert [p.episode for p in reports] == [1, 2, 3, 4, 5, 6]
-    assert [p.failure is None for p in reports] == [True, False, True, True, True, True]
-    assert reports[1].result is None
+    assert [p.outcome.failure is None for p in reports] == [True, False, True, True, True, True]
+    assert reports[1].outcome.episode is None
     record = LRPolicy.load(tmp_path / "last").record
     assert (record["failed_tasks"], record["failures"]) == (1, trainer.failures.texts)
 

@@ -53,7 +53,7 @@ def test_two_processes_of_which_one_is_killed_learn_bit_for_bit_what_one_learns(
     shared, reports = trained(tmp_path / "two", deadly, LocalWorkers(2, restarts=1))
     assert (tmp_path / "killed").exists()
     assert [report.episode for report in reports] == [1, 2, 3, 4, 5, 6]
-    assert [report.failure for report in reports] == [None] * 6
+    assert [report.outcome.failure for report in reports] == [None] * 6
     assert len(alone.replay) == len(shared.replay)
     assert alone.learner.updates == shared.learner.updates == 25
     for a, b in zip(
@@ -76,7 +76,8 @@ def test_what_no_worker_survives_or_receives_ends_the_run_with_advice(tmp_path):
 
 def test_a_task_that_fails_in_a_round_leaves_the_rest_of_the_round_alone(tmp_path):
     trainer, reports = trained(tmp_path, TinyTasks(failing=(1,)), LocalWorkers())
-    assert [r.failure is not None for r in reports] == [False, True, False, False, False, False]
+    failed = [report.outcome.failure is not None for report in reports]
+    assert failed == [False, True, False, False, False, False]
     assert "no such data" in trainer.failures.texts[0]
 
 

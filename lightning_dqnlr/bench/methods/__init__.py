@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_dqnlr.bench.methods.feedback import GreedyLR, Hypergradient, LRFinder, Plateau
-from lightning_dqnlr.bench.methods.fixed import FixedAdamW
 from lightning_dqnlr.bench.methods.packages import DAdaptation, Prodigy, ScheduleFree
 from lightning_dqnlr.bench.methods.plan import Method
 from lightning_dqnlr.bench.methods.policies import (
@@ -20,6 +19,7 @@ from lightning_dqnlr.bench.methods.policies import (
     Untrained,
 )
 from lightning_dqnlr.bench.methods.schedules import (
+    FixedAdamW,
     OneCycle,
     ScheduledLR,
     constant,

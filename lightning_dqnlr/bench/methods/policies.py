@@ -16,6 +16,7 @@ from lightning_dqnlr.bench.methods.controls import (
     untrained,
 )
 from lightning_dqnlr.bench.methods.plan import Plan, Setting
+from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.trainer_run import Conditions
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.host.callback import DQNLRCallback
@@ -61,8 +62,7 @@ class LearnedPolicy:
     def plan(self, setting: Setting) -> Plan:
         policy = self.behaviour(self.load(), setting)
         callback = DQNLRCallback(policy, log=False)
-        conditions = Conditions(setting.task, None, None)
-        conditions.callback = callback
+        conditions = Conditions(setting.task, callback, Terms())
         return Plan(
             lr=setting.lr,
             callbacks=(conditions, callback),

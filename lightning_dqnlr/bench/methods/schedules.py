@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
 from lightning_dqnlr.bench.methods.plan import Plan, RateSetter, Setting
-from lightning_dqnlr.scoring.cosine import warm_up_steps
+from lightning_dqnlr.scoring.cosine import cosine, warm_up_steps
 
 COOL_DOWN = 0.2
 Shape = Callable[[int, int], float]
@@ -69,6 +69,28 @@ class FollowShape(RateSetter):
     ) -> None:
         share = self._shape(trainer.global_step, self._horizon)
         self.rates.set(self.rates.reference * share)
+
+
+@dataclass(frozen=True)
+class FixedAdamW:
+    """What people do who tune nothing: one AdamW, warm-up and half a cosine for all tasks.
+
+    It takes the place of the task's optimizer, whatever that is; the user's rate is not read. Rate
+    and decoupled weight decay are torch's own defaults (arXiv:1711.05101).
+    """
+
+    name: str = "fixed-adamw"
+    tuned: bool = False
+    lr: float = 1e-3
+    weight_decay: float = 0.01
+
+    def plan(self, setting: Setting) -> Plan:
+        def replace(own: Optimizer) -> Optimizer:
+            parameters = [p for group in own.param_groups for p in group["params"]]
+            return AdamW(parameters, lr=self.lr, weight_decay=self.weight_decay)
+
+        follow = FollowShape(cosine, setting.task.horizon)
+        return Plan(optimizer=replace, callbacks=(follow,))
 
 
 @dataclass(frozen=True)
