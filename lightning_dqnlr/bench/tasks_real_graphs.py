@@ -13,11 +13,14 @@ from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
 
 COMMUNITIES = 6
-SMALLEST, LARGEST = 4, 12  # nodes of a community
+SMALLEST = 4  # nodes of a community
+LARGEST = 12
 NODES = COMMUNITIES * LARGEST
-WITHIN, BETWEEN = 0.55, 0.2  # probability of an edge
-GRAPHS, HELD_OUT_GRAPHS = 12_000, 512
-ABSENT = -1
+WITHIN = 0.55  # probability of an edge inside of a community
+BETWEEN = 0.2
+GRAPHS = 12_000
+HELD_OUT_GRAPHS = 512
+ABSENT = -1  # stands where there is no node
 
 
 class SampleAndAggregate(nn.Module):
@@ -61,7 +64,8 @@ class GraphNetwork(nn.Module):
 
     def forward(self, labels: Tensor, edges: Tensor) -> Tensor:
         """Known labels (N, V), 0 for none, and adjacency (N, V, V) to logits (N, V, C)."""
-        present, edges = labels != ABSENT, edges.float()
+        present = labels != ABSENT
+        edges = edges.float()
         states = [self.embed(labels.clamp_min(0)) * present.unsqueeze(2)]
         for layer in self.layers:
             states.append(layer(states[-1], edges, present))
