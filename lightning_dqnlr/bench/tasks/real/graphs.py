@@ -13,17 +13,21 @@ from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
 
 COMMUNITIES = 6
-SMALLEST, LARGEST = 4, 12  # nodes of a community
+SMALLEST = 4  # nodes of a community
+LARGEST = 12
 NODES = COMMUNITIES * LARGEST
-WITHIN, BETWEEN = 0.55, 0.2  # probability of an edge
-GRAPHS, HELD_OUT_GRAPHS = 12_000, 512
-ABSENT = -1
+WITHIN = 0.55  # probability of an edge inside of a community
+BETWEEN = 0.2
+GRAPHS = 12_000
+HELD_OUT_GRAPHS = 512
+ABSENT = -1  # stands where there is no node
 
 
-class IsomorphismLayer(nn.Module):
-    """Sums over neighbours and an MLP, beside a skip (GIN, Xu et al. 2019, arXiv:1810.00826).
+class SampleAndAggregate(nn.Module):
+    """A node and the mean over its neighbours through one linear map, beside a skip.
 
-    With BatchNorm over nodes as in Dwivedi et al. (arXiv:2003.00982, appendix C.1).
+    GraphSAGE with all neighbours (Hamilton et al. 2017, arXiv:1706.02216), with BatchNorm over
+    nodes as in Dwivedi et al. (arXiv:2003.00982, appendix C.1).
 
     Args:
         width: D of the nodes' states.
@@ -31,26 +35,21 @@ class IsomorphismLayer(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.epsilon = nn.Parameter(torch.zeros(()))
-        self.mlp = nn.Sequential(
-            nn.Linear(width, width),
-            nn.BatchNorm1d(width),
-            nn.ReLU(),
-            nn.Linear(width, width),
-            nn.BatchNorm1d(width),
-            nn.ReLU(),
+        self.update = nn.Sequential(
+            nn.Linear(2 * width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()
         )
 
     def forward(self, nodes: Tensor, edges: Tensor, present: Tensor) -> Tensor:
         """States (N, V, D), adjacency (N, V, V) and whether a node exists (N, V): new states."""
-        gathered = ((1.0 + self.epsilon) * nodes + edges @ nodes)[present]
+        mean = edges @ nodes / edges.sum(2, keepdim=True).clamp_min(1.0)
+        both = torch.cat([nodes, mean], 2)[present]
         return nodes + torch.zeros_like(nodes).masked_scatter(
-            present.unsqueeze(2), torch.as_tensor(self.mlp(gathered))
+            present.unsqueeze(2), torch.as_tensor(self.update(both))
         )
 
 
 class GraphNetwork(nn.Module):
-    """Layers of GIN, and a linear map of each node's states after all of them (jumping knowledge).
+    """Layers of GraphSAGE, and a linear map of each node's states after all of them.
 
     Args:
         width: D of the nodes' states.
@@ -60,12 +59,13 @@ class GraphNetwork(nn.Module):
     def __init__(self, width: int = 128, layers: int = 8) -> None:
         super().__init__()
         self.embed = nn.Embedding(COMMUNITIES + 1, width)
-        self.layers = nn.ModuleList(IsomorphismLayer(width) for _ in range(layers))
+        self.layers = nn.ModuleList(SampleAndAggregate(width) for _ in range(layers))
         self.head = nn.Linear((layers + 1) * width, COMMUNITIES)
 
     def forward(self, labels: Tensor, edges: Tensor) -> Tensor:
         """Known labels (N, V), 0 for none, and adjacency (N, V, V) to logits (N, V, C)."""
-        present, edges = labels != ABSENT, edges.float()
+        present = labels != ABSENT
+        edges = edges.float()
         states = [self.embed(labels.clamp_min(0)) * present.unsqueeze(2)]
         for layer in self.layers:
             states.append(layer(states[-1], edges, present))

@@ -28,9 +28,11 @@ PHOTOGRAPHS = (
     "motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg",
 )  # fmt: skip
 HELD_OUT = 0.2  # of the width
-SIDE, PADDING = 32, 4
+SIDE = 32  # pixels of a patch
+PADDING = 4  # by which a patch is shifted at most
 FLAT = 0.01  # least standard deviation of a patch
-PATCHES, HELD_OUT_PATCHES = 24_000, 1024
+PATCHES = 24_000
+HELD_OUT_PATCHES = 1024
 NOISE = 0.2  # standard deviation; grey values lie in 0..1
 
 
@@ -47,7 +49,8 @@ class BasicBlock(nn.Module):
 
     def __init__(self, before: int, channels: int) -> None:
         super().__init__()
-        self.stride, self.more = (2 if channels > before else 1), channels - before
+        self.stride = 2 if channels > before else 1
+        self.more = channels - before
         last = nn.BatchNorm2d(channels)
         nn.init.zeros_(last.weight)
         self.branch = nn.Sequential(
@@ -113,9 +116,11 @@ def augmented(images: Tensor) -> Tensor:
     count, _, height, width = images.shape
     padded = F.pad(images, (PADDING,) * 4)
     tops, lefts = torch.randint(2 * PADDING + 1, (2, count, 1))
-    rows, columns = tops + torch.arange(height), lefts + torch.arange(width)
+    rows = tops + torch.arange(height)
+    columns = lefts + torch.arange(width)
     columns = torch.where(torch.rand(count, 1) < 0.5, columns.flip(1), columns)
-    down, right = rows.unsqueeze(2).to(images.device), columns.unsqueeze(1).to(images.device)
+    down = rows.unsqueeze(2).to(images.device)
+    right = columns.unsqueeze(1).to(images.device)
     which = torch.arange(count, device=images.device)[:, None, None]
     return padded.permute(0, 2, 3, 1)[which, down, right].permute(0, 3, 1, 2)
 
@@ -211,7 +216,8 @@ def cut_out(images: Sequence[Tensor], count: int, draws: Draws) -> tuple[Tensor,
     while len(cut) < count:
         owner = draws.integer(0, len(images) - 1)
         height, width = images[owner].shape
-        top, left = draws.integer(0, height - SIDE), draws.integer(0, width - SIDE)
+        top = draws.integer(0, height - SIDE)
+        left = draws.integer(0, width - SIDE)
         patch = images[owner][top : top + SIDE, left : left + SIDE]
         if patch.std() > FLAT:
             cut.append(patch)
@@ -221,7 +227,8 @@ def cut_out(images: Sequence[Tensor], count: int, draws: Draws) -> tuple[Tensor,
 
 def patches(task: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Training and validation patches with the photographs that they are of; errors as there."""
-    draws, whole = fixed_draws(task), photographs(task)
+    draws = fixed_draws(task)
+    whole = photographs(task)
     cuts = [round((1 - HELD_OUT) * image.shape[1]) for image in whole]
     train = [image[:, :cut] for image, cut in zip(whole, cuts, strict=True)]
     held_out = [image[:, cut:] for image, cut in zip(whole, cuts, strict=True)]
@@ -250,7 +257,8 @@ def resnet20() -> Task:
 
 def unet() -> Task:
     """Patches are freed of noise; Adam, batches of 32."""
-    draws, parts = fixed_draws("U-Net, noise"), []
+    draws = fixed_draws("U-Net, noise")
+    parts = []
     for images, _ in patches("U-Net"):
         parts.append((images, draws.normal(*images.shape)))
     return own_task(

@@ -14,7 +14,10 @@ from lightning_dqnlr.bench.tasks.task import fixed_draws, own_task
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.task import Task
 
-PADDING, BEGIN, END = 0, 1, 2
+# The codes that are neither letters nor sounds.
+PADDING = 0
+BEGIN = 1
+END = 2
 LETTERS = "abcdefghijklmnopqrstuvwxyz'"
 LONGEST = 12  # letters, and sounds; longer words are left out
 HELD_OUT = 2048  # words
@@ -50,7 +53,8 @@ class SoundTransformer(nn.Module):
 
     def __init__(self, kinds: int, width: int = 128, layers: int = 3) -> None:
         super().__init__()
-        self.width, length = width, LONGEST + 2
+        length = LONGEST + 2
+        self.width = width
         self.letters = nn.Embedding(3 + len(LETTERS), width)
         self.sounds = nn.Embedding(kinds, width)
         self.places = nn.Embedding(length, width)
@@ -68,7 +72,8 @@ class SoundTransformer(nn.Module):
 
     def forward(self, letters: Tensor, sounds: Tensor) -> Tensor:
         """Letters (N, S) and the sounds so far (N, T) to logits of the next ones, (N, T, kinds)."""
-        source, target = self._embed(self.letters, letters), self._embed(self.sounds, sounds)
+        source = self._embed(self.letters, letters)
+        target = self._embed(self.sounds, sounds)
         nothing = torch.zeros(letters.shape, device=letters.device)
         nothing = nothing.masked_fill(letters == PADDING, float("-inf"))
         states = self.core(
@@ -92,10 +97,9 @@ class NextSound(nn.Module):
     def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """The loss of a batch (letters, sounds), shape ()."""
         letters, sounds = batch
-        logits, targets = net(letters, sounds[:, :-1]), sounds[:, 1:]
-        return nn.functional.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=PADDING
-        )
+        logits = net(letters, sounds[:, :-1])
+        targets = sounds[:, 1:].flatten()
+        return nn.functional.cross_entropy(logits.flatten(0, 1), targets, ignore_index=PADDING)
 
 
 @cache
@@ -132,7 +136,8 @@ def words_to_sounds() -> Task:
     known = dictionary()
     generator = fixed_draws("words to sounds").generator
     order = torch.randperm(len(known.letters), generator=generator)
-    held_out, train = order[:HELD_OUT], order[HELD_OUT:]
+    held_out = order[:HELD_OUT]
+    train = order[HELD_OUT:]
     adam = partial(torch.optim.Adam, lr=5e-4, betas=(0.9, 0.98), eps=1e-9)
     return own_task(
         "words to sounds",

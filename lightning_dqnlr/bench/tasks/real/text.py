@@ -30,8 +30,11 @@ PACKAGES = (
     "asyncio", "collections", "concurrent", "ctypes", "email", "html", "http", "importlib", "json",
     "logging", "multiprocessing", "unittest", "urllib", "wsgiref", "xml", "xmlrpc",
 )  # fmt: skip
-ROWS, HELD_OUT_ROWS = 1024, 512  # pieces that a text is cut into; what an evaluation reads
-CHARACTER_CONTEXT, WORD_CONTEXT = 64, 35
+# A text is cut into so many rows. Evaluations read one window of each.
+ROWS = 1024
+HELD_OUT_ROWS = 512
+CHARACTER_CONTEXT = 64
+WORD_CONTEXT = 35
 WORDS = 4096
 _WORD = re.compile(r"[a-z]+|[.,;:()]")
 
@@ -62,7 +65,8 @@ class GPT(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(VOCABULARY, width), nn.Embedding(context, width)
+        self.tokens = nn.Embedding(VOCABULARY, width)
+        self.places = nn.Embedding(context, width)
         self.dropout = nn.Dropout(dropout)
         # Not nn.TransformerEncoder, whose blocks are copies and so start from equal weights.
         self.blocks = nn.ModuleList(
@@ -71,7 +75,8 @@ class GPT(nn.Module):
             )
             for _ in range(layers)
         )
-        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, VOCABULARY, bias=False)
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, VOCABULARY, bias=False)
         self.head.weight = self.tokens.weight
         mask = nn.Transformer.generate_square_subsequent_mask(context)
         self.register_buffer("mask", mask)
@@ -113,7 +118,8 @@ class WordLSTM(nn.Module):
 
     def __init__(self, width: int = 200, layers: int = 2, dropout: float = 0.2) -> None:
         super().__init__()
-        self.words, self.decoder = nn.Embedding(WORDS, width), nn.Linear(width, WORDS)
+        self.words = nn.Embedding(WORDS, width)
+        self.decoder = nn.Linear(width, WORDS)
         self.states = nn.LSTM(width, width, layers, batch_first=True, dropout=dropout)
         self.dropout = nn.Dropout(dropout)
         for weight in (self.words.weight, self.decoder.weight):

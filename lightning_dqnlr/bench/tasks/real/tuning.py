@@ -23,10 +23,15 @@ from lightning_dqnlr.tasks.data.text import encode, windows
 from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
 
-WIDTH, LAYERS, HEADS = 96, 4, 4
+# The size of the network that is pretrained.
+WIDTH = 96
+LAYERS = 4
+HEADS = 4
 PRETRAINED = Path(__file__).parent / "pretrained" / "source_gpt.safetensors"
-PIECES, HELD_OUT_PIECES = 49_152, 1024
-RANK, ALPHA = 8, 16
+PIECES = 49_152
+HELD_OUT_PIECES = 1024
+RANK = 8  # of the changes by LoRA
+ALPHA = 16
 ADAPTED = ("in_proj_weight", "out_proj.weight", "linear1.weight", "linear2.weight")
 
 
@@ -116,7 +121,8 @@ def packages(task: str) -> Examples:
     Raises:
         ConfigurationError: their sources are not installed.
     """
-    draws, files = fixed_draws(task), library_files(PACKAGES, task)
+    draws = fixed_draws(task)
+    files = library_files(PACKAGES, task)
     train = pieces_of((path for place, path in enumerate(files) if place % 10), PIECES, draws)
     codes, labels = pieces_of(files[::10], 2 * HELD_OUT_PIECES, draws)
     known = set(map(tuple, train[0].tolist()))
