@@ -244,6 +244,7 @@ class Telemetry:
             "grams": self._grams.clone(),
             "losses": self._losses.clone(),
             "paired": list(self._paired),
+            "seen": self._seen_after,
             "counters": [
                 self._last_observed,
                 self._observations,
@@ -260,6 +261,7 @@ class Telemetry:
         self._grams.copy_(state["grams"])
         self._losses.copy_(state["losses"])
         self._paired = list(state["paired"])
+        self._seen_before = self._seen_after = state.get("seen", False)
         self._last_observed, self._observations, *steps = state["counters"]
         self.total_steps, self.steps, self.step = steps
 

@@ -29,7 +29,7 @@ from lightning_dqnlr.errors import (
 )
 from lightning_dqnlr.host.decisions import AppliedDecision, DecisionLog, DecisionRecord
 from lightning_dqnlr.host.group_rates import GroupRates
-from lightning_dqnlr.host.options import ControlOptions
+from lightning_dqnlr.host.options import ControlOptions, identity
 from lightning_dqnlr.host.snapshot import Snapshot
 from lightning_dqnlr.policy.choice import Choice, Policy
 
@@ -94,14 +94,21 @@ class OptimizerDriver:
         self._snapshot = Snapshot(optimizer, module, averages) if breaks else None
         self._log = DecisionLog(self.controller, climbing=options.start == "auto")
         self._hooks: list[RemovableHandle] = []
+        self._over = False  # whether it has been said that the horizon is over
         self._probed: list[int] = []  # which of the optimizer's parameters the probe looks at
         self._parameters: list[Tensor] = []
+        self._weights = torch.zeros(0)  # the probe's, ahead of the step under way
         self._telemetry: Telemetry | None = None  # None before the first step
 
     @property
     def trace(self) -> list[DecisionRecord]:
         """One plain record per decision."""
         return self._log.trace
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has looked at a step."""
+        return self._telemetry is not None
 
     @property
     def lr(self) -> float:
@@ -138,6 +145,8 @@ class OptimizerDriver:
             gradient_scale: gives what the gradients are still multiplied by (mixed precision).
         """
         telemetry = self._telemetry or self._begin()
+        if telemetry.total_steps == self.controller.horizon:
+            self._say_that_the_horizon_is_over()
         self._rates.hold()
         if self._snapshot is not None:
             self._snapshot.adopt()
@@ -147,7 +156,10 @@ class OptimizerDriver:
         scale = gradient_scale()
         if scale is not None:
             gradient /= scale
-        telemetry.before(gradient, self._probe.read_parameters(self._parameters))
+        # Within one step, SAM calls a second time, at weights that it has moved for the gradient.
+        if not telemetry.half_seen:
+            self._weights = self._probe.read_parameters(self._parameters)
+        telemetry.before(gradient, self._weights)
         if telemetry.total_steps == 0:
             self._set_start(scale)
 
@@ -190,6 +202,15 @@ class OptimizerDriver:
         if self._telemetry is not None:
             self._telemetry.forget_step()
 
+    def _say_that_the_horizon_is_over(self) -> None:
+        if not self._over:
+            _LOGGER.warning(
+                "the run goes on past its horizon of %s steps; its learning rate has decayed and "
+                "stays low. Give the number of steps that you train as horizon.",
+                self.controller.horizon,
+            )
+        self._over = True
+
     def _begin(self, probed: Sequence[int] | None = None) -> Telemetry:
         """Fixes the probe. Late, because lazy layers get their shapes in the first forward pass."""
         everything = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -230,6 +251,7 @@ class OptimizerDriver:
 
     @torch.no_grad()
     def _decide(self, telemetry: Telemetry) -> None:
+        self._rates.hold()
         self._rates.adopt_new_groups()
         stats = self._read(telemetry)
         used_lr = self.lr
@@ -286,6 +308,8 @@ class OptimizerDriver:
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtins: everything to go on exactly, in the middle of an interval too."""
         return {
+            "policy": identity(self.policy),
+            "stepped": self.stepped,
             "base_lrs": list(self._rates.base),
             "probed": list(self._probed),
             "sizes": [p.numel() for p in self._parameters],
@@ -303,9 +327,10 @@ class OptimizerDriver:
         saved one.
 
         Raises:
-            ConfigurationError: if the state is of another optimizer or model.
+            ConfigurationError: if the state is of another optimizer, model or policy.
         """
         self._check_state(state)
+        self.stepped = state.get("stepped", False)  # saved between a step and its loss
         self._rates.base = list(state["base_lrs"])
         self.controller.load_state_dict(state["controller"])
         self._generator.set_state(state["generator"].cpu())
@@ -317,12 +342,12 @@ class OptimizerDriver:
             self._snapshot.load_state_dict(state["snapshot"])
 
     def change_horizon(self, horizon: int | None) -> None:
-        """Sets the horizon of a restored run, with a warning if it was another."""
+        """Sets the horizon in the middle of a run, with a warning if it was another."""
         saved = self.controller.horizon
         if horizon != saved:
             _LOGGER.warning(
-                "the run's horizon was %s steps when its state was saved and is %s steps now; the "
-                "learning rate follows the new one.",
+                "the run's horizon was %s steps and is %s steps now; the learning rate follows the "
+                "new one.",
                 saved,
                 horizon,
             )
@@ -334,6 +359,14 @@ class OptimizerDriver:
             raise ConfigurationError(
                 f"state: it lacks {missing}; it was saved by another version of lightning-dqnlr. "
                 "Go on with that version, or without the saved control."
+            )
+        now = identity(self.policy)
+        then = state.get("policy", now)  # older versions did not say
+        if then["policy_hash"] != now["policy_hash"]:
+            raise ConfigurationError(
+                f"policy: the saved run was controlled by {' '.join(then.values())}, and this one "
+                f"has {' '.join(now.values())}. Pass the policy that it was saved with, or begin "
+                "without the saved control."
             )
         groups = self.optimizer.param_groups
         sizes = [p.numel() for group in groups for p in group["params"]]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from lightning_dqnlr.checks import check_choice, check_number
+from lightning_dqnlr import __version__
+from lightning_dqnlr.checks import check_choice, check_integer, check_number
 from lightning_dqnlr.control.spec import StartRate, check_limits
 from lightning_dqnlr.policy.choice import Policy
 
@@ -45,7 +46,9 @@ class ControlOptions:
     def __post_init__(self) -> None:
         check_choice("start", self.start, get_args(StartRate), optional=True)
         check_limits(self.horizon, self.min_lr, self.max_lr)
+        check_choice("circuit_breaker", self.circuit_breaker, (True, False), optional=True)
         check_number("epsilon", self.epsilon, "[0, 1]")
+        check_integer("seed", self.seed, 0, 2**63 - 1)
 
     def filled_in(self, policy: Policy) -> ControlOptions:
         """The options with the policy's own where they leave the choice to it."""
@@ -55,3 +58,19 @@ class ControlOptions:
             start=policy.start if self.start is None else self.start,
             circuit_breaker=policy.circuit_breaker if breaker is None else breaker,
         )
+
+
+def identity(policy: Policy) -> dict[str, str]:
+    """Which policy controls a run: its name, this package's version, and a hash of the policy.
+
+    The hash is empty for a policy without one, such as a scripted one.
+
+    Example:
+        >>> identity(ScriptedPolicy(torch.argmax, ControllerSpec()))["policy"]
+        'ScriptedPolicy'
+    """
+    return {
+        "policy": getattr(policy, "name", type(policy).__name__),
+        "policy_version": __version__,
+        "policy_hash": getattr(policy, "fingerprint", ""),
+    }

@@ -140,7 +140,7 @@ class DQNLRScheduler:
         A horizon that was given replaces the saved one, with a warning if it is another.
 
         Raises:
-            ConfigurationError: if the state is of another model or optimizer.
+            ConfigurationError: if the state is of another model, optimizer or policy.
         """
         self._driver.load_state_dict(state)
         if self._driver.options.horizon is not None:
@@ -171,5 +171,5 @@ class DQNLRScheduler:
 def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The torch optimizer inside the wrapper of Lightning or Fabric, or the optimizer itself."""
     inner = getattr(optimizer, "optimizer", None)
-    wrapped = type(optimizer).__module__.startswith("lightning")
+    wrapped = type(optimizer).__module__.startswith(("lightning.", "pytorch_lightning."))
     return inner if wrapped and isinstance(inner, torch.optim.Optimizer) else optimizer
