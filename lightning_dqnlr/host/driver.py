@@ -351,7 +351,7 @@ class OptimizerDriver:
                 saved,
                 horizon,
             )
-            self.controller.horizon = None if horizon is None else int(horizon)
+            self.controller.horizon = horizon
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         missing = [name for name in _STATE if name not in state]

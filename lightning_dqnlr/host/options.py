@@ -10,6 +10,8 @@ from lightning_dqnlr.checks import check_choice, check_integer, check_number
 from lightning_dqnlr.control.spec import StartRate, check_limits
 from lightning_dqnlr.policy.choice import Policy
 
+_PLAIN = {"horizon": int, "min_lr": float, "max_lr": float, "epsilon": float, "seed": int}
+
 
 @dataclass(frozen=True)
 class ControlOptions:
@@ -49,6 +51,9 @@ class ControlOptions:
         check_choice("circuit_breaker", self.circuit_breaker, (True, False), optional=True)
         check_number("epsilon", self.epsilon, "[0, 1]")
         check_integer("seed", self.seed, 0, 2**63 - 1)
+        for name, kind in _PLAIN.items():  # checkpoints hold no numbers of NumPy
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else kind(value))
 
     def filled_in(self, policy: Policy) -> ControlOptions:
         """The options with the policy's own where they leave the choice to it."""
