@@ -28,7 +28,7 @@ from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.driver import OptimizerDriver, silent_optimizer
-from lightning_dqnlr.host.options import ControlOptions, identity
+from lightning_dqnlr.host.options import ControlOptions, Place, identity
 from lightning_dqnlr.host.trace import plot_trace, save_trace
 from lightning_dqnlr.host.trainer_queries import (
     averages,
@@ -69,6 +69,10 @@ class DQNLRCallback(Callback):
             the policy was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
+        snapshot: "device" to keep the breaker's two copies where the weights are, "cpu" to keep
+            them in the host's memory, for a transfer per copy.
+        save_snapshot: whether checkpoints hold the two copies. Without them a resumed run cannot go
+            back behind the state that it was resumed from; with them it goes on exactly.
         log: whether to log the learning rate used as "dqnlr/lr", and its decimal logarithm to the
             progress bar, every `log_every_n_steps` steps.
 
@@ -95,6 +99,8 @@ class DQNLRCallback(Callback):
         circuit_breaker: bool | None = None,
         epsilon: float = 0.0,
         seed: int = 0,
+        snapshot: Place = "device",
+        save_snapshot: bool = False,
         log: bool = True,
     ) -> None:
         super().__init__()
@@ -106,6 +112,8 @@ class DQNLRCallback(Callback):
             circuit_breaker=circuit_breaker,
             epsilon=epsilon,
             seed=seed,
+            snapshot=snapshot,
+            save_snapshot=save_snapshot,
         )
         self.policy = as_policy(policy)
         self.monitor = monitor

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_dqnlr.control.controller import LRController
-from lightning_dqnlr.control.probe import Probe, norm
+from lightning_dqnlr.control.probe import Probe, norm, real_shape
 from lightning_dqnlr.control.telemetry import IntervalStats, Telemetry
 from lightning_dqnlr.errors import (
     ConfigurationError,
@@ -91,7 +91,8 @@ class OptimizerDriver:
         self._generator = torch.Generator().manual_seed(options.seed)
         self._rates = GroupRates(optimizer)
         breaks = options.circuit_breaker
-        self._snapshot = Snapshot(optimizer, module, averages) if breaks else None
+        place = "cpu" if options.snapshot == "cpu" else None
+        self._snapshot = Snapshot(optimizer, module, averages, place) if breaks else None
         self._log = DecisionLog(self.controller, climbing=options.start == "auto")
         self._hooks: list[RemovableHandle] = []
         self._over = False  # whether it has been said that the horizon is over
@@ -137,6 +138,8 @@ class OptimizerDriver:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        if self._snapshot is not None:
+            self._snapshot.close()
 
     def before_step(self, gradient_scale: GradientScale = lambda: None) -> None:
         """Looks at gradients and weights just before an optimizer step, if it is observed.
@@ -211,7 +214,7 @@ class OptimizerDriver:
             )
         self._over = True
 
-    def _begin(self, probed: Sequence[int] | None = None) -> Telemetry:
+    def _begin(self, probed: Sequence[int] | None = None, step: int = 0) -> Telemetry:
         """Fixes the probe. Late, because lazy layers get their shapes in the first forward pass."""
         everything = [p for group in self.optimizer.param_groups for p in group["params"]]
         if probed is None:
@@ -225,7 +228,7 @@ class OptimizerDriver:
             )
         self._probed = list(probed)
         self._rates.adopt_new_groups()
-        self._probe = Probe([p.shape for p in self._parameters], self.policy.spec.probe_size)
+        self._probe = Probe([real_shape(p) for p in self._parameters], self.policy.spec.probe_size)
         self._telemetry = Telemetry(
             len(self._probe),
             device=devices.pop(),
@@ -233,7 +236,7 @@ class OptimizerDriver:
             weight_floor=self._probe.weight_floor,
         )
         if self._snapshot is not None:
-            self._snapshot.take(0)
+            self._snapshot.take(step)
         return self._telemetry
 
     def _set_start(self, gradient_scale: float | Tensor | None) -> None:
@@ -306,7 +309,12 @@ class OptimizerDriver:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and builtins: everything to go on exactly, in the middle of an interval too."""
+        """Tensors and builtins: everything to go on exactly, in the middle of an interval too.
+
+        Without `save_snapshot` the two copies are left out. A run that is resumed then takes the
+        state that it is resumed from for a healthy one, until it has two of its own.
+        """
+        kept = self.options.save_snapshot
         return {
             "policy": identity(self.policy),
             "stepped": self.stepped,
@@ -315,7 +323,7 @@ class OptimizerDriver:
             "sizes": [p.numel() for p in self._parameters],
             "controller": self.controller.state_dict(),
             "telemetry": None if self._telemetry is None else self._telemetry.state_dict(),
-            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+            "snapshot": self._snapshot.state_dict() if kept and self._snapshot else None,
             "generator": self._generator.get_state(),
             "record": self._log.state_dict(),
         }
@@ -336,9 +344,10 @@ class OptimizerDriver:
         self._generator.set_state(state["generator"].cpu())
         self._log.load_state_dict(state["record"])
         if state["probed"]:
-            self._begin(state["probed"]).load_state_dict(state["telemetry"])
+            step = state["telemetry"]["counters"][2]
+            self._begin(state["probed"], step).load_state_dict(state["telemetry"])
             self._rates.set(float(self.controller.lr))
-        if self._snapshot is not None and state["snapshot"] is not None:
+        if self._snapshot is not None and state["snapshot"] and state["snapshot"]["copies"]:
             self._snapshot.load_state_dict(state["snapshot"])
 
     def change_horizon(self, horizon: int | None) -> None:

@@ -30,7 +30,7 @@ def checkpoints(folder, every):
 
 
 def run(folder, module, ckpt_path=None, every=1000, callback=None, then=(), **arguments):
-    callback = callback or DQNLRCallback(random_policy(), epsilon=0.2)
+    callback = callback or DQNLRCallback(random_policy(), epsilon=0.2, save_snapshot=True)
     run = trainer(
         callback,
         folder,
@@ -114,7 +114,7 @@ class Shifted(BlowsUp):
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_a_saver_that_is_listed_before_the_control_resumes_exactly(tmp_path, monitor, accumulated):
     def control():
-        return DQNLRCallback(random_policy(), epsilon=0.2, monitor=monitor)
+        return DQNLRCallback(random_policy(), epsilon=0.2, monitor=monitor, save_snapshot=True)
 
     steps = (1, 10, 51, 66, 67, 68, 69, 70)  # with ends of intervals, and around a trip
     whole, expected = Shifted(), control()

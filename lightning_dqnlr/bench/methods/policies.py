@@ -149,7 +149,7 @@ def studied(policy: str, tasks: Tasks) -> tuple[Tensor, MeanCurve]:
 
 
 def _controlled(policy: Policy, setting: Setting) -> Plan:
-    callback = DQNLRCallback(policy, log=False)
+    callback = DQNLRCallback(policy, log=False, save_snapshot=True)  # all that it keeps is measured
     conditions = Conditions(setting.task, None, None)
     conditions.callback = callback
     return Plan(
