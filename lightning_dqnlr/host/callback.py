@@ -277,7 +277,10 @@ class DQNLRCallback(Callback):
             self._check_passed(pl_module)
             self._finish_step(trainer, pl_module)
         elif self._attempted:  # mixed precision skipped the step
-            self._count_skip(trainer)
+            if self._loss is None and self.monitor is None:
+                self._count_lossless(trainer)
+            else:
+                self._count_skip(trainer)
             self._driver.forget_step()
             self._forget_batches()
 
@@ -347,8 +350,7 @@ class DQNLRCallback(Callback):
         loss = mean if self.monitor is None else self._monitored(trainer)
         self._forget_batches()
         if loss is None:
-            self._lossless += 1
-            self._shorten(trainer)
+            self._count_lossless(trainer)
         used = self._driver.lr
         self._take(loss)
         if loss is not None and self._log_every and trainer.global_step % self._log_every == 0:
@@ -362,9 +364,10 @@ class DQNLRCallback(Callback):
         else:
             self._driver.finish_step(loss)
 
-    def _shorten(self, trainer: Trainer) -> None:
+    def _count_lossless(self, trainer: Trainer) -> None:
         """Takes the steps without a loss off the horizon, which counts those with one."""
         assert self._driver is not None
+        self._lossless += 1
         if self.options.horizon is not None or trainer.world_size > 1:
             return
         self._driver.controller.horizon = self._expected_horizon(trainer)

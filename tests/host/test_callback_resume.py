@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import ConfigurationError
@@ -130,6 +131,20 @@ def test_a_saver_that_is_listed_before_the_control_resumes_exactly(tmp_path, mon
         run(tmp_path / "on", resumed, ckpt_path=saved, callback=callback, **arguments)
         assert_same_after(resumed, whole)
         assert str(callback.trace) == str(expected.trace)
+
+
+def test_a_saver_before_the_control_keeps_the_loss_without_its_scale(tmp_path):
+    """The hook that tells of the loss tells of it scaled, where gradients are scaled."""
+    losses = []
+
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            losses.append(trainer.callbacks[1].state_dict()["open_loss"].item())
+
+    module, control = Net(), DQNLRCallback(random_policy())
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    run(tmp_path, module, callback=Looks(), then=[control], max_steps=20, plugins=plugin)
+    assert losses == module.losses
 
 
 def test_the_schedulers_state_between_a_step_and_its_loss_is_exact():

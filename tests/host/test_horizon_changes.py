@@ -2,6 +2,8 @@
 
 import lightning.pytorch as pl
 import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr import DQNLRCallback
@@ -66,11 +68,17 @@ class NoLoss(Net):
         return None if batch_idx % 4 == 1 else super().training_step(batch, batch_idx)
 
 
+def mixed():
+    """Half precision with a gradient scaler, which skips steps; Lightning has it for GPUs only."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+
+
+@pytest.mark.parametrize("plugins", [None, mixed()])
 @pytest.mark.filterwarnings("ignore:.*training_step.*returned.*None.*")
-def test_the_horizon_does_not_count_steps_without_a_loss(tmp_path, caplog):
+def test_the_horizon_does_not_count_steps_without_a_loss(tmp_path, caplog, plugins):
     callback = DQNLRCallback(constant_policy(KEEP))
     module = NoLoss()
-    run = fit(tmp_path, callback, module, max_epochs=20)
+    run = fit(tmp_path, callback, module, max_epochs=20, plugins=plugins)
     assert run.global_step == 240
     horizon, step = callback.controller.horizon, callback.trace[-1]["step"]
     assert abs(horizon - 180) <= 1
