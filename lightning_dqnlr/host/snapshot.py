@@ -314,16 +314,16 @@ def _copied(
     """A copy of `source` that uses the tensors of `target` again where they fit."""
     again = {k: v for k, v in source.items() if _fits(target.get(k), v)}
     _copy_into({k: target[k] for k in again}, again)
-    copies = {k: target[k] for k in again}
-    for key in source.keys() - again.keys():
+    copies: dict[str, Any] = {}
+    for key, value in source.items():
         try:
-            copies[key] = _copy(source[key], device)
+            copies[key] = target[key] if key in again else _copy(value, device)
         except (NotImplementedError, RuntimeError, TypeError) as error:
             raise UnsupportedTrainingError(
                 f"{key!r} of the training state cannot be copied ({error}), so the circuit breaker "
                 "cannot undo anything. Pass circuit_breaker=False, or use another optimizer."
             ) from error
-    return {key: copies[key] for key in source}
+    return copies
 
 
 def _copy_into(target: Mapping[str, Any], source: Mapping[str, Any]) -> None:
