@@ -93,4 +93,6 @@ def _contains(interval: str, value: float) -> bool:
 
 
 def _refuse(name: str, value: object, wanted: str, optional: bool) -> None:
-    raise ConfigurationError(f"{name}={value!r} must be {wanted}{', or None' * optional}.")
+    hint = " Text is no number: YAML reads 1e-6 as text, and 1.0e-6 as a number."
+    hint = hint if isinstance(value, str) and "number" in wanted else ""
+    raise ConfigurationError(f"{name}={value!r} must be {wanted}{', or None' * optional}.{hint}")

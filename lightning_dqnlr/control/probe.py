@@ -154,7 +154,19 @@ def _elements(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
+def real_shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape that a tensor is probed with: each complex number counts as two real ones.
+
+    Example:
+        >>> real_shape(torch.zeros(3, 2, dtype=torch.complex64))
+        (3, 4)
+    """
+    *head, last = tensor.shape or (1,)
+    return (*head, 2 * last) if tensor.is_complex() else tuple(tensor.shape)
+
+
 def _in_order(tensor: Tensor) -> Tensor:
     """The tensor, or a copy of it if its elements do not lie in order in memory."""
     tensor = tensor.detach()
+    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     return tensor.contiguous() if tensor.layout == torch.strided else tensor.to_dense()

@@ -244,6 +244,7 @@ class Telemetry:
             "grams": self._grams.clone(),
             "losses": self._losses.clone(),
             "paired": list(self._paired),
+            "seen": self._seen_after,
             "counters": [getattr(self, name) for name in _COUNTERS],
         }
 
@@ -253,6 +254,7 @@ class Telemetry:
         self._grams.copy_(state["grams"])
         self._losses.copy_(state["losses"])
         self._paired = list(state["paired"])
+        self._seen_before = self._seen_after = state.get("seen", False)
         for name, count in zip(_COUNTERS, state["counters"], strict=True):
             setattr(self, name, count)
 

@@ -10,9 +10,11 @@ acts on the next step.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +25,24 @@ from torch import Tensor
 
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import StartRate
-from lightning_dqnlr.errors import (
-    CallOrderError,
-    ConfigurationError,
-)
+from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.driver import OptimizerDriver, silent_optimizer
-from lightning_dqnlr.host.options import ControlOptions
+from lightning_dqnlr.host.options import ControlOptions, Place, identity
 from lightning_dqnlr.host.trace import plot_trace, save_trace
 from lightning_dqnlr.host.trainer_queries import (
     averages,
     check_training,
     gradient_scale,
+    horizon_from_here,
     horizon_of,
 )
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
 _SKIPS = 64  # steps in a row that a gradient scaler may make an optimizer skip at the start
+_SHARE_STEPS = 16  # steps with a loss that the share of steps without one begins with
+_LOGGER = logging.getLogger("lightning_dqnlr")
 _SILENT = 1  # some wrappers get torch's hooks only in `zero_grad`, within their first step
 
 
@@ -67,6 +69,10 @@ class DQNLRCallback(Callback):
             the policy was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
+        snapshot: "device" to keep the breaker's two copies where the weights are, "cpu" to keep
+            them in the host's memory, for a transfer per copy.
+        save_snapshot: whether checkpoints hold the two copies. Without them a resumed run cannot go
+            back behind the state that it was resumed from; with them it goes on exactly.
         log: whether to log the learning rate used as "dqnlr/lr", and its decimal logarithm to the
             progress bar, every `log_every_n_steps` steps.
 
@@ -93,6 +99,8 @@ class DQNLRCallback(Callback):
         circuit_breaker: bool | None = None,
         epsilon: float = 0.0,
         seed: int = 0,
+        snapshot: Place = "device",
+        save_snapshot: bool = False,
         log: bool = True,
     ) -> None:
         super().__init__()
@@ -104,10 +112,13 @@ class DQNLRCallback(Callback):
             circuit_breaker=circuit_breaker,
             epsilon=epsilon,
             seed=seed,
+            snapshot=snapshot,
+            save_snapshot=save_snapshot,
         )
         self.policy = as_policy(policy)
         self.monitor = monitor
         self._logs = log  # Lightning puts its own `log` on callbacks
+        self._trainer: Trainer | None = None  # of the run
         self._driver: OptimizerDriver | None = None
         self._trace: list[DecisionRecord] = []
         self._resume: dict[str, Any] = {}  # state of the checkpoint that was restored last
@@ -116,8 +127,24 @@ class DQNLRCallback(Callback):
         self._first_step = 0  # the Trainer's global_step when control began
         self._loss: Tensor | None = None  # sum over the batches of one optimizer step
         self._batches = 0
+        self._open: Tensor | None = None  # loss of the batch under way
         self._attempted = False
+        self._passed = False  # whether it has been said that a step went past the hooks
+        self._estimate: int | None = None  # the horizon that was given, or that the Trainer names
+        self._horizon: int | None = None  # the same, but for data that grew
+        self._lossless = 0  # steps whose training_step returned None
         self._skips: int | None = 0  # in a row at the start; None after the first real step
+
+    start = property(attrgetter("options.start"))
+    horizon = property(attrgetter("options.horizon"))
+    min_lr = property(attrgetter("options.min_lr"))
+    max_lr = property(attrgetter("options.max_lr"))
+    circuit_breaker = property(attrgetter("options.circuit_breaker"))
+    epsilon = property(attrgetter("options.epsilon"))
+    seed = property(attrgetter("options.seed"))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({identity(self.policy)})"
 
     @property
     def controller(self) -> LRController:
@@ -155,11 +182,13 @@ class DQNLRCallback(Callback):
     def save_trace(self, path: str | Path) -> Path:
         """Writes the trace as CSV, one line per decision; returns the path.
 
+        Three more columns name the policy: `policy`, `policy_version` and `policy_hash`.
+
         Raises:
             CallOrderError: before the first decision.
             ConfigurationError: if the file cannot be written.
         """
-        return save_trace(self.trace, path)
+        return save_trace(self.trace, path, identity(self.policy))
 
     # Lightning calls this before it restores a checkpoint and before a finder saves its own.
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -172,19 +201,26 @@ class DQNLRCallback(Callback):
         check_training(trainer, pl_module)
         self._unhook()
         resume = self._resume
+        self._trainer = trainer
         self._first_step = resume.get("first_step", trainer.global_step)
-        horizon = self.options.horizon or horizon_of(trainer, self._first_step)
+        self._lossless = resume.get("lossless", 0)
+        self._estimate = self.options.horizon or horizon_of(trainer, self._first_step)
+        self._horizon = self._estimate
         driver = OptimizerDriver(
             trainer.optimizers[0],
             self.policy,
-            replace(self.options, horizon=horizon),
+            replace(self.options, horizon=self._horizon),
             module=pl_module,
             averages=averages(trainer),
             across_ranks=trainer.world_size > 1,
         )
         if resume:
             driver.load_state_dict(resume["driver"])
-            driver.change_horizon(horizon)
+            estimate, horizon = resume.get("horizons", (-1, -1))
+            if estimate == self._estimate:
+                self._horizon = horizon
+            else:
+                driver.change_horizon(self._expected_horizon(trainer))
         self._resume = {}
         self._skips = 0
         self._driver = driver
@@ -192,6 +228,29 @@ class DQNLRCallback(Callback):
         self._log_every = self._steps_per_log(trainer)
         self._forget_batches()
         driver.watch_steps()
+        if driver.stepped:  # saved between a step and the end of its batch
+            self._take(resume.get("open_loss"))
+        for logger in trainer.loggers if self._logs else ():
+            named = identity(self.policy)
+            logger.log_hyperparams({f"dqnlr/{key}": value for key, value in named.items()})
+
+    # The number of batches, or max_epochs, may have changed since the last epoch.
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._driver is None or self.options.horizon is not None:
+            return
+        estimate = horizon_of(trainer, self._first_step)
+        if estimate != self._estimate:
+            self._estimate = estimate
+            self._horizon = estimate and horizon_from_here(trainer, self._first_step)
+            self._driver.change_horizon(self._expected_horizon(trainer))
+
+    def on_before_backward(
+        self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
+    ) -> None:
+        self._open = loss.detach()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            self._open = self._open / scaler.scale(torch.ones_like(self._open))
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
@@ -212,11 +271,16 @@ class DQNLRCallback(Callback):
             return
         if self.monitor is None:
             self._add_loss(outputs, trainer.accumulate_grad_batches)
+        self._open = None
         if self._driver.stepped:
             self._skips = None
+            self._check_passed(pl_module)
             self._finish_step(trainer, pl_module)
         elif self._attempted:  # mixed precision skipped the step
-            self._count_skip(trainer)
+            if self._loss is None and self.monitor is None:
+                self._count_lossless(trainer)
+            else:
+                self._count_skip(trainer)
             self._driver.forget_step()
             self._forget_batches()
 
@@ -236,7 +300,13 @@ class DQNLRCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._resume or self._driver is None:
             return self._resume
-        return {"first_step": self._first_step, "driver": self._driver.state_dict()}
+        return {
+            "first_step": self._first_step,
+            "horizons": [self._estimate, self._horizon],
+            "lossless": self._lossless,
+            "open_loss": self._open_loss() if self._driver.stepped else None,
+            "driver": self._driver.state_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
@@ -245,35 +315,91 @@ class DQNLRCallback(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the run: the driver, and Lightning's bound `log` functions."""
         kept = {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
-        return {**kept, "_driver": None, "_loss": None}
+        return {**kept, "_driver": None, "_trainer": None, "_loss": None, "_open": None}
 
     def _add_loss(self, outputs: Any, accumulated: int) -> None:
         """Adds up the losses of an accumulation window; Lightning has divided each of them."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
         if loss is None:
             return
+        self._loss = self._summed(loss, accumulated)
+        self._batches += 1
+
+    def _summed(self, loss: Tensor, accumulated: int) -> Tensor:
         loss = loss.detach().reshape(())
         loss = loss if accumulated == 1 else loss.float() * accumulated
-        self._loss = loss if self._loss is None else self._loss + loss
-        self._batches += 1
+        return loss if self._loss is None else self._loss + loss
+
+    def _open_loss(self) -> Tensor | None:
+        """The loss that `on_train_batch_end` is going to see."""
+        assert self._trainer is not None
+        if self.monitor is not None:
+            return self._monitored(self._trainer)
+        if self._open is None:
+            return self._mean(self._loss, self._batches)
+        loss = self._summed(self._open, self._trainer.accumulate_grad_batches)
+        return self._mean(loss, self._batches + 1)
+
+    def _mean(self, loss: Tensor | None, batches: int) -> Tensor | None:
+        """The mean loss of an accumulation window; None without a loss in it."""
+        return loss if loss is None or batches == 1 else loss / batches
 
     def _finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._driver is not None
-        loss = self._mean_loss() if self.monitor is None else self._monitored(trainer)
+        mean = self._mean(self._loss, self._batches)
+        loss = mean if self.monitor is None else self._monitored(trainer)
         self._forget_batches()
-        if loss is None:  # training_step returned None, so there is nothing to count
-            self._driver.forget_step()
-            return
+        if loss is None:
+            self._count_lossless(trainer)
         used = self._driver.lr
-        self._driver.finish_step(loss)
-        if self._log_every and trainer.global_step % self._log_every == 0:
+        self._take(loss)
+        if loss is not None and self._log_every and trainer.global_step % self._log_every == 0:
             self._log(trainer, pl_module, used)
 
-    def _mean_loss(self) -> Tensor | None:
-        """The mean loss of the accumulation window; None without a loss in it."""
-        if self._loss is None or self._batches == 1:
-            return self._loss
-        return self._loss / self._batches
+    def _take(self, loss: Tensor | None) -> None:
+        """Counts a step; one whose training_step returned None has nothing to count."""
+        assert self._driver is not None
+        if loss is None:
+            self._driver.forget_step()
+        else:
+            self._driver.finish_step(loss)
+
+    def _count_lossless(self, trainer: Trainer) -> None:
+        """Takes the steps without a loss off the horizon, which counts those with one."""
+        assert self._driver is not None
+        self._lossless += 1
+        if self.options.horizon is not None or trainer.world_size > 1:
+            return
+        self._driver.controller.horizon = self._expected_horizon(trainer)
+        if self._lossless == 1:
+            _LOGGER.warning(
+                "training_step returned None; such a step does not count, and the horizon shrinks "
+                "by the share of them."
+            )
+
+    def _expected_horizon(self, trainer: Trainer) -> int | None:
+        """The steps with a loss in the whole run, by the share of those without one so far."""
+        if self._horizon is None or not self._lossless:
+            return self._horizon
+        done = trainer.global_step - self._first_step
+        left = self._horizon - done
+        missing = self._lossless * (1 + left / (done + _SHARE_STEPS))
+        return max(done - self._lossless + 1, self._horizon - round(missing))
+
+    def _check_passed(self, pl_module: LightningModule) -> None:
+        """Raises UnsupportedTrainingError for a first step that Lightning did not make."""
+        assert self._driver is not None
+        if self._attempted or self._passed:
+            return
+        words = (
+            f"{type(pl_module).__name__}.optimizer_step steps the optimizer inside Lightning's "
+            "wrapper, so that DQNLRCallback cannot see the gradients. Call "
+            "optimizer.step(closure=optimizer_closure) on the wrapper, or super().optimizer_step."
+        )
+        if not self._driver.begun:
+            raise UnsupportedTrainingError(words)
+        self._passed = True
+        _LOGGER.warning("%s Such a step does not count.", words)
 
     def _steps_per_log(self, trainer: Trainer) -> int:
         """0 where neither a logger nor a progress bar shows it."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from lightning_dqnlr.control.controller import LRController
-from lightning_dqnlr.control.probe import Probe, norm
+from lightning_dqnlr.control.probe import Probe, norm, real_shape
 from lightning_dqnlr.control.telemetry import IntervalStats, Telemetry
 from lightning_dqnlr.errors import (
     ConfigurationError,
@@ -29,7 +29,7 @@ from lightning_dqnlr.errors import (
 )
 from lightning_dqnlr.host.decisions import AppliedDecision, DecisionLog, DecisionRecord
 from lightning_dqnlr.host.group_rates import GroupRates
-from lightning_dqnlr.host.options import ControlOptions
+from lightning_dqnlr.host.options import ControlOptions, identity
 from lightning_dqnlr.host.snapshot import Snapshot
 from lightning_dqnlr.policy.choice import Choice, Policy
 
@@ -91,17 +91,25 @@ class OptimizerDriver:
         self._generator = torch.Generator().manual_seed(options.seed)
         self._rates = GroupRates(optimizer)
         breaks = options.circuit_breaker
-        self._snapshot = Snapshot(optimizer, module, averages) if breaks else None
+        place = "cpu" if options.snapshot == "cpu" else None
+        self._snapshot = Snapshot(optimizer, module, averages, place) if breaks else None
         self._log = DecisionLog(self.controller, climbing=options.start == "auto")
         self._hooks: list[RemovableHandle] = []
+        self._over = False  # whether it has been said that the horizon is over
         self._probed: list[int] = []  # which of the optimizer's parameters the probe looks at
         self._parameters: list[Tensor] = []
+        self._weights = torch.zeros(0)  # the probe's, ahead of the step under way
         self._telemetry: Telemetry | None = None  # None before the first step
 
     @property
     def trace(self) -> list[DecisionRecord]:
         """One plain record per decision."""
         return self._log.trace
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has looked at a step."""
+        return self._telemetry is not None
 
     @property
     def lr(self) -> float:
@@ -130,6 +138,8 @@ class OptimizerDriver:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
+        if self._snapshot is not None:
+            self._snapshot.close()
 
     def before_step(self, gradient_scale: GradientScale = lambda: None) -> None:
         """Looks at gradients and weights just before an optimizer step, if it is observed.
@@ -138,6 +148,8 @@ class OptimizerDriver:
             gradient_scale: gives what the gradients are still multiplied by (mixed precision).
         """
         telemetry = self._telemetry or self._begin()
+        if telemetry.total_steps == self.controller.horizon:
+            self._say_that_the_horizon_is_over()
         self._rates.hold()
         if self._snapshot is not None:
             self._snapshot.adopt()
@@ -147,7 +159,10 @@ class OptimizerDriver:
         scale = gradient_scale()
         if scale is not None:
             gradient /= scale
-        telemetry.before(gradient, self._probe.read_parameters(self._parameters))
+        # Within one step, SAM calls a second time, at weights that it has moved for the gradient.
+        if not telemetry.half_seen:
+            self._weights = self._probe.read_parameters(self._parameters)
+        telemetry.before(gradient, self._weights)
         if telemetry.total_steps == 0:
             self._set_start(scale)
 
@@ -190,7 +205,16 @@ class OptimizerDriver:
         if self._telemetry is not None:
             self._telemetry.forget_step()
 
-    def _begin(self, probed: Sequence[int] | None = None) -> Telemetry:
+    def _say_that_the_horizon_is_over(self) -> None:
+        if not self._over:
+            _LOGGER.warning(
+                "the run goes on past its horizon of %s steps; its learning rate has decayed and "
+                "stays low. Give the number of steps that you train as horizon.",
+                self.controller.horizon,
+            )
+        self._over = True
+
+    def _begin(self, probed: Sequence[int] | None = None, step: int = 0) -> Telemetry:
         """Fixes the probe. Late, because lazy layers get their shapes in the first forward pass."""
         everything = [p for group in self.optimizer.param_groups for p in group["params"]]
         if probed is None:
@@ -204,7 +228,7 @@ class OptimizerDriver:
             )
         self._probed = list(probed)
         self._rates.adopt_new_groups()
-        self._probe = Probe([p.shape for p in self._parameters], self.policy.spec.probe_size)
+        self._probe = Probe([real_shape(p) for p in self._parameters], self.policy.spec.probe_size)
         self._telemetry = Telemetry(
             len(self._probe),
             device=devices.pop(),
@@ -212,7 +236,7 @@ class OptimizerDriver:
             weight_floor=self._probe.weight_floor,
         )
         if self._snapshot is not None:
-            self._snapshot.take(0)
+            self._snapshot.take(step)
         return self._telemetry
 
     def _set_start(self, gradient_scale: float | Tensor | None) -> None:
@@ -230,6 +254,7 @@ class OptimizerDriver:
 
     @torch.no_grad()
     def _decide(self, telemetry: Telemetry) -> None:
+        self._rates.hold()
         self._rates.adopt_new_groups()
         stats = self._read(telemetry)
         used_lr = self.lr
@@ -284,14 +309,21 @@ class OptimizerDriver:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and builtins: everything to go on exactly, in the middle of an interval too."""
+        """Tensors and builtins: everything to go on exactly, in the middle of an interval too.
+
+        Without `save_snapshot` the two copies are left out. A run that is resumed then takes the
+        state that it is resumed from for a healthy one, until it has two of its own.
+        """
+        kept = self.options.save_snapshot
         return {
+            "policy": identity(self.policy),
+            "stepped": self.stepped,
             "base_lrs": list(self._rates.base),
             "probed": list(self._probed),
             "sizes": [p.numel() for p in self._parameters],
             "controller": self.controller.state_dict(),
             "telemetry": None if self._telemetry is None else self._telemetry.state_dict(),
-            "snapshot": None if self._snapshot is None else self._snapshot.state_dict(),
+            "snapshot": self._snapshot.state_dict() if kept and self._snapshot else None,
             "generator": self._generator.get_state(),
             "record": self._log.state_dict(),
         }
@@ -303,30 +335,32 @@ class OptimizerDriver:
         saved one.
 
         Raises:
-            ConfigurationError: if the state is of another optimizer or model.
+            ConfigurationError: if the state is of another optimizer, model or policy.
         """
         self._check_state(state)
+        self.stepped = state.get("stepped", False)  # saved between a step and its loss
         self._rates.base = list(state["base_lrs"])
         self.controller.load_state_dict(state["controller"])
         self._generator.set_state(state["generator"].cpu())
         self._log.load_state_dict(state["record"])
         if state["probed"]:
-            self._begin(state["probed"]).load_state_dict(state["telemetry"])
+            step = state["telemetry"]["counters"][2]
+            self._begin(state["probed"], step).load_state_dict(state["telemetry"])
             self._rates.set(float(self.controller.lr))
-        if self._snapshot is not None and state["snapshot"] is not None:
+        if self._snapshot is not None and state["snapshot"] and state["snapshot"]["copies"]:
             self._snapshot.load_state_dict(state["snapshot"])
 
     def change_horizon(self, horizon: int | None) -> None:
-        """Sets the horizon of a restored run, with a warning if it was another."""
+        """Sets the horizon in the middle of a run, with a warning if it was another."""
         saved = self.controller.horizon
         if horizon != saved:
             _LOGGER.warning(
-                "the run's horizon was %s steps when its state was saved and is %s steps now; the "
-                "learning rate follows the new one.",
+                "the run's horizon was %s steps and is %s steps now; the learning rate follows the "
+                "new one.",
                 saved,
                 horizon,
             )
-            self.controller.horizon = None if horizon is None else int(horizon)
+            self.controller.horizon = horizon
 
     def _check_state(self, state: Mapping[str, Any]) -> None:
         missing = [name for name in _STATE if name not in state]
@@ -334,6 +368,14 @@ class OptimizerDriver:
             raise ConfigurationError(
                 f"state: it lacks {missing}; it was saved by another version of lightning-dqnlr. "
                 "Go on with that version, or without the saved control."
+            )
+        now = identity(self.policy)
+        then = state.get("policy", now)  # older versions did not say
+        if then["policy_hash"] != now["policy_hash"]:
+            raise ConfigurationError(
+                f"policy: the saved run was controlled by {' '.join(then.values())}, and this one "
+                f"has {' '.join(now.values())}. Pass the policy that it was saved with, or begin "
+                "without the saved control."
             )
         groups = self.optimizer.param_groups
         sizes = [p.numel() for group in groups for p in group["params"]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 from torch import Tensor
@@ -23,7 +24,8 @@ class GroupRates:
         lr: the reference group's learning rate, as it was set here last.
 
     Raises:
-        ConfigurationError: if no group has a positive learning rate, or one has None.
+        ConfigurationError: if no group has a positive learning rate, or one has None, a negative
+            or an infinite one.
         UnsupportedTrainingError: for LBFGS.
 
     Example:
@@ -41,7 +43,7 @@ class GroupRates:
                 "of its own; use SGD, Adam, AdamW or another first-order optimizer."
             )
         self._optimizer = optimizer
-        self._set = False
+        self._given: list[float] = []  # as they were set here last
         self._warned = False
         unset = [i for i, group in enumerate(optimizer.param_groups) if group["lr"] is None]
         if unset:
@@ -50,6 +52,10 @@ class GroupRates:
                 "rate. Give it a number and switch that off (Adafactor: relative_step=False)."
             )
         self.base = [float(group["lr"]) for group in optimizer.param_groups]
+        if not all(0 <= rate < math.inf for rate in self.base):
+            raise ConfigurationError(
+                f"optimizer has learning rates {self.base}; none may be negative, infinite or NaN."
+            )
         if not self.reference > 0:
             raise ConfigurationError(
                 f"optimizer has learning rates {self.base}; at least one must be positive, because "
@@ -65,33 +71,52 @@ class GroupRates:
     def set(self, lr: float) -> None:
         """Gives the reference group this learning rate and the others their share of it."""
         self.lr = lr
-        self._set = True
         for group, base in zip(self._optimizer.param_groups, self.base, strict=False):
             rate = lr * (base / self.reference)
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
+        self._given = self._found()
 
     def hold(self) -> None:
-        """Sets the rates again if something else has changed the reference group's.
+        """Sets the rates again if something else has changed one of them.
 
-        The first time a warning says so. Rates that are tensors are not compared: they may be on a
-        device, and reading them would make the host wait.
+        The ratio of a group to the reference group is the user's, and a new one is adopted up to
+        1. The reference group's rate is overruled; the first time a warning says so. Rates that
+        are tensors on a device are not compared, because reading them would make the host wait.
         """
-        lr = self._optimizer.param_groups[self.base.index(self.reference)]["lr"]
-        if not self._set or isinstance(lr, Tensor) or lr == self.lr:
+        found = self._found()[: len(self._given)]
+        if found == self._given:
             return
+        first = self.base.index(self.reference)
+        reference = self.reference
+        for i, (rate, given) in enumerate(zip(found, self._given, strict=True)):
+            usable = 0 <= rate < math.inf and 0 < found[first] < math.inf
+            if i == first or rate == given or not usable:
+                continue
+            base = min(rate / found[first], 1.0) * reference
+            if not math.isclose(base, self.base[i], rel_tol=1e-6):
+                self.base[i] = base
+        if found[first] != self._given[first]:
+            self._warn(found[first])
+        self.set(self.lr)
+
+    def _found(self) -> list[float]:
+        """The rates in the groups; 0 for a tensor on a device."""
+        rates = (group["lr"] for group in self._optimizer.param_groups[: len(self.base)])
+        return [0.0 if isinstance(r, Tensor) and not r.is_cpu else float(r) for r in rates]
+
+    def _warn(self, found: float) -> None:
         if not self._warned:
             _LOGGER.warning(
                 "something else set the learning rate to %.3g, where lightning-dqnlr had set %.3g: "
                 "a warm-up in optimizer_step, a callback, or a scheduler that the loop steps. "
                 "lightning-dqnlr sets its own rate again at every step; remove the other control.",
-                lr,
+                found,
                 self.lr,
             )
         self._warned = True
-        self.set(self.lr)
 
     def adopt_new_groups(self) -> None:
         """Takes in groups that have joined; their rates are relative to the current ones."""

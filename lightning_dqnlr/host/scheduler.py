@@ -13,7 +13,7 @@ from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.driver import OptimizerDriver, several_ranks
-from lightning_dqnlr.host.options import ControlOptions
+from lightning_dqnlr.host.options import ControlOptions, Place
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
@@ -47,6 +47,10 @@ class DQNLRScheduler:
             was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
+        snapshot: "device" to keep the breaker's two copies where the weights are, "cpu" to keep
+            them in the host's memory, for a transfer per copy.
+        save_snapshot: whether saved states hold the two copies. Without them a resumed run cannot
+            go back behind the state that it was resumed from; with them it goes on exactly.
         module: the model. The breaker then also restores its buffers (BatchNorm's statistics) and
             frozen parameters that follow the weights (a target network).
 
@@ -71,6 +75,8 @@ class DQNLRScheduler:
         circuit_breaker: bool | None = None,
         epsilon: float = 0.0,
         seed: int = 0,
+        snapshot: Place = "device",
+        save_snapshot: bool = False,
         module: nn.Module | None = None,
     ) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
@@ -85,6 +91,8 @@ class DQNLRScheduler:
             circuit_breaker=circuit_breaker,
             epsilon=epsilon,
             seed=seed,
+            snapshot=snapshot,
+            save_snapshot=save_snapshot,
         )
         self._driver = OptimizerDriver(
             _unwrapped(optimizer),
@@ -140,7 +148,7 @@ class DQNLRScheduler:
         A horizon that was given replaces the saved one, with a warning if it is another.
 
         Raises:
-            ConfigurationError: if the state is of another model or optimizer.
+            ConfigurationError: if the state is of another model, optimizer or policy.
         """
         self._driver.load_state_dict(state)
         if self._driver.options.horizon is not None:
@@ -171,5 +179,5 @@ class DQNLRScheduler:
 def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The torch optimizer inside the wrapper of Lightning or Fabric, or the optimizer itself."""
     inner = getattr(optimizer, "optimizer", None)
-    wrapped = type(optimizer).__module__.startswith("lightning")
+    wrapped = type(optimizer).__module__.startswith(("lightning.", "pytorch_lightning."))
     return inner if wrapped and isinstance(inner, torch.optim.Optimizer) else optimizer

@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from lightning_dqnlr.errors import UnsupportedTrainingError
 
 
 class _Copy(NamedTuple):
@@ -31,13 +34,19 @@ class Snapshot:
 
     Frozen parameters may follow the trained ones (a target network, a momentum encoder). Those with
     the shape of a trained one are kept. If they outnumber the trained ones they are a frozen
-    backbone, and are not kept.
+    backbone, and are not kept. A copy that was never frozen may follow them too: it gets no
+    gradient, while the weights of another optimizer do.
 
     Args:
-        optimizer: whose parameters, state and group settings (all but the learning rate) to keep.
+        optimizer: whose parameters, state and group settings (all but the learning rate) to keep;
+            those of optimizers inside it as well.
         module: whose buffers to keep (BatchNorm's running statistics, for example), and whose
             frozen parameters; None for none.
         averages: averages of the module (`torch.optim.swa_utils.AveragedModel`) to keep as well.
+        device: where to keep the copies; None for where the tensors are.
+
+    Raises:
+        UnsupportedTrainingError: if something cannot be copied, when it is met first.
 
     Example:
         >>> weight = nn.Parameter(torch.ones(1))
@@ -54,25 +63,43 @@ class Snapshot:
         optimizer: torch.optim.Optimizer,
         module: nn.Module | None = None,
         averages: Sequence[nn.Module] = (),
+        device: str | None = None,
     ) -> None:
         self._optimizer = optimizer
+        self._optimizers = _optimizers(optimizer)
+        self._device = device
         self._module = nn.Module() if module is None else module
         self._averages = list(averages)
         self._groups = -1  # parameter groups when the copies were last known to be complete
         self._frozen: list[Tensor] = []  # which of the optimizer's parameters were frozen then
         self._copies: list[_Copy] = []  # at most two, the proven one first
         self._spare: dict[str, Any] = {}  # memory to use again
+        self._trained_elsewhere: set[int] = set()
+        own = {id(p) for p in self._parameters()}
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(lambda p: self._trained_elsewhere.add(id(p)))
+            for p in self._module.parameters()
+            if p.requires_grad and id(p) not in own and not is_lazy(p)
+        ]
+
+    def close(self) -> None:
+        """Takes the hooks off the module."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks.clear()
 
     @torch.no_grad()
     def take(self, step: int) -> None:
         """Copies the state, which is that after `step` optimizer steps."""
-        live = self._tensors() | self._settings()
-        for index, parameter in enumerate(self._parameters()):
-            for name, value in self._optimizer.state.get(parameter, {}).items():
-                live[f"state/{index}/{name}"] = value
+        live = self._tensors()
+        for k, optimizer in enumerate(self._optimizers):
+            live |= {f"group{k or ''}/{key}": value for key, value in _settings(optimizer).items()}
+            for i, parameter in enumerate(_parameters(optimizer)):
+                state = _flat(optimizer.state.get(parameter, {}))
+                live |= {f"state{k or ''}/{i}/{name}": value for name, value in state.items()}
         if len(self._copies) == 2:
             self._spare = self._copies.pop(0).saved
-        self._copies.append(_Copy(step, _copied(live, self._spare)))
+        self._copies.append(_Copy(step, _copied(live, self._spare, self._device)))
         self._spare = {}
         self._know_frozen()
 
@@ -87,7 +114,7 @@ class Snapshot:
         for key, tensor in self._tensors().items():
             for copy in self._copies:
                 if key not in copy.saved:
-                    copy.saved[key] = _copy(tensor)
+                    copy.saved[key] = _copy(tensor, self._device)
         self._know_frozen()
 
     def _know_frozen(self) -> None:
@@ -101,15 +128,18 @@ class Snapshot:
             self._spare = self._copies.pop().saved
         proven = self._copies[0]
         live = self._everything()
+        for key in [key for key, p in live.items() if id(p) in self._trained_elsewhere]:
+            del live[key]
         kept = {key: value for key, value in proven.saved.items() if key in live}
         _copy_into({key: live[key] for key in kept}, kept)
         saved = _nested(proven.saved)
-        self._restore_settings(saved["group"])
-        self._restore_optimizer(saved["state"])
+        for k, optimizer in enumerate(self._optimizers):
+            _restore_settings(optimizer, saved[f"group{k or ''}"])
+            _restore_state(optimizer, saved[f"state{k or ''}"])
         return proven.step
 
     def _parameters(self) -> list[Tensor]:
-        return [p for group in self._optimizer.param_groups for p in group["params"]]
+        return _parameters(self._optimizer)
 
     def _trained(self) -> dict[str, Any]:
         return {f"weight/{i}": p for i, p in enumerate(self._parameters()) if p.requires_grad}
@@ -124,15 +154,19 @@ class Snapshot:
         return live
 
     def _followers(self, trained: Sequence[Tensor]) -> list[tuple[str, nn.Parameter]]:
-        """Frozen parameters that may be a moving average of trained ones."""
+        """Parameters beside the trained ones that may be a moving average of them."""
         shapes = {p.shape for p in trained}
-        frozen = [
+        alike = [
             (name, p)
             for name, p in self._module.named_parameters()
-            if not p.requires_grad and not is_lazy(p) and p.shape in shapes
+            if not is_lazy(p) and p.shape in shapes
         ]
-        size = sum(p.numel() for _, p in frozen)
-        return frozen if size <= sum(p.numel() for p in trained) else []
+        size = sum(p.numel() for p in trained)
+        frozen = [item for item in alike if not item[1].requires_grad]
+        others = {id(p) for p in trained} | self._trained_elsewhere
+        unfrozen = [(name, p) for name, p in alike if p.requires_grad and id(p) not in others]
+        kinds = (frozen, unfrozen)
+        return [item for kind in kinds if sum(p.numel() for _, p in kind) <= size for item in kind]
 
     def _averaged(self, average: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """The part of an average that can change: all but its copy of a frozen backbone."""
@@ -149,31 +183,6 @@ class Snapshot:
             live |= _named(kind, chain(module.named_parameters(), module.named_buffers()))
         return live
 
-    def _settings(self) -> dict[str, Any]:
-        """Numbers in the parameter groups: some optimizers count their steps there."""
-        return {
-            f"group/{i}/{name}": value
-            for i, group in enumerate(self._optimizer.param_groups)
-            for name, value in group.items()
-            if name not in ("params", "lr") and isinstance(value, int | float | Tensor)
-        }
-
-    def _restore_settings(self, saved: dict[str, Any]) -> None:
-        for index, settings in _nested(saved).items():
-            group = self._optimizer.param_groups[int(index)]
-            group.update({name: _copy(value) for name, value in settings.items()})
-
-    def _restore_optimizer(self, saved: dict[str, Any]) -> None:
-        states = _nested(saved)
-        for position, parameter in enumerate(self._parameters()):
-            live = self._optimizer.state.get(parameter, {})
-            wanted = states.get(str(position), {})
-            # Torch's optimizers initialise an empty state again, as at the first step.
-            for name in set(live) - set(wanted):
-                del live[name]
-            if wanted:
-                self._optimizer.state[parameter].update(_copied(wanted, live))
-
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtins."""
         copies = [
@@ -189,17 +198,75 @@ class Snapshot:
         self._groups = -1
 
     def _at_home(self, saved: Mapping[str, Any]) -> dict[str, Any]:
-        parameters = self._parameters()
         live = self._everything()
         copies = {key: _copy(value) for key, value in saved.items()}
         for key, value in copies.items():
             kind, _, rest = key.partition("/")
-            home = parameters[int(rest.partition("/")[0])] if kind == "state" else live.get(key)
+            stored = kind.startswith("state")
+            parameters = _parameters(self._optimizers[int(kind[5:] or 0)]) if stored else []
+            home = parameters[int(rest.partition("/")[0])] if stored else live.get(key)
             # Step counters of optimizers are scalars and stay on the host, where they were saved.
-            stays = kind == "state" and isinstance(value, Tensor) and value.dim() == 0
+            stays = stored and isinstance(value, Tensor) and value.dim() == 0
             if isinstance(value, Tensor) and home is not None and not stays:
-                copies[key] = value.to(home.device)
+                copies[key] = value.to(self._device or home.device)
         return copies
+
+
+def _optimizers(optimizer: Optimizer) -> list[Optimizer]:
+    """An optimizer and those that it holds, in attributes or in collections of them."""
+    found = [optimizer]
+    for outer in found:  # grows meanwhile
+        for value in vars(outer).values():
+            held = value.values() if isinstance(value, dict) else value
+            for inner in held if isinstance(value, dict | list | tuple) else (value,):
+                own = isinstance(inner, Optimizer) and all(
+                    inner.state is not o.state for o in found
+                )
+                found += [inner] if own else []
+    return found
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def _settings(optimizer: Optimizer) -> dict[str, Any]:
+    """Numbers in the parameter groups: some optimizers count their steps there."""
+    return {
+        f"{i}/{name}": value
+        for i, group in enumerate(optimizer.param_groups)
+        for name, value in group.items()
+        if name not in ("params", "lr") and isinstance(value, int | float | Tensor)
+    }
+
+
+def _restore_settings(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    for index, settings in _nested(saved).items():
+        group = optimizer.param_groups[int(index)]
+        group.update(_copied(settings, group))
+
+
+def _restore_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    states = _nested(saved)
+    for position, parameter in enumerate(_parameters(optimizer)):
+        live = optimizer.state.get(parameter, {})
+        wanted = states.get(str(position), {})
+        # Torch's optimizers initialise an empty state again, as at the first step.
+        for name in set(live) - {name.partition("|")[0] for name in wanted}:
+            del live[name]
+        if wanted:
+            restored = _copied(wanted, _flat(live), parameter.device)
+            whole = {name: value for name, value in restored.items() if "|" not in name}
+            optimizer.state[parameter].update(whole)
+
+
+def _flat(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's state, with the plain tensors that make up a quantised one, as "name|part"."""
+    flat: dict[str, Any] = {}
+    for name, value in state.items():
+        parts = value.__tensor_flatten__()[0] if hasattr(value, "__tensor_flatten__") else ()
+        flat |= {f"{name}|{part}": getattr(value, part) for part in parts} or {name: value}
+    return flat
 
 
 def _named(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
@@ -207,7 +274,7 @@ def _named(kind: str, tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Any]:
     return {
         f"{kind}/{name.replace('_orig_mod.', '')}": tensor
         for name, tensor in tensors
-        if not is_lazy(tensor) and not _expanded(tensor)
+        if not is_lazy(tensor) and not tensor.is_meta and not _expanded(tensor)
     }
 
 
@@ -226,8 +293,12 @@ def _expanded(tensor: Tensor) -> bool:
     return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
 
 
-def _copy(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else deepcopy(value)
+def _copy(value: Any, device: torch.device | str | None = None) -> Any:
+    """A copy, of a tensor on another device unless it is a scalar: counters of steps stay."""
+    if not isinstance(value, Tensor):
+        return deepcopy(value)
+    copy = value.detach().clone()
+    return copy if device is None or value.dim() == 0 else copy.to(device)
 
 
 def _fits(a: Any, b: Any) -> bool:
@@ -235,11 +306,24 @@ def _fits(a: Any, b: Any) -> bool:
     return both and a.shape == b.shape and a.dtype == b.dtype
 
 
-def _copied(source: Mapping[str, Any], target: Mapping[str, Any]) -> dict[str, Any]:
+def _copied(
+    source: Mapping[str, Any],
+    target: Mapping[str, Any],
+    device: torch.device | str | None = None,
+) -> dict[str, Any]:
     """A copy of `source` that uses the tensors of `target` again where they fit."""
     again = {k: v for k, v in source.items() if _fits(target.get(k), v)}
     _copy_into({k: target[k] for k in again}, again)
-    return {k: target[k] if k in again else _copy(v) for k, v in source.items()}
+    copies: dict[str, Any] = {}
+    for key, value in source.items():
+        try:
+            copies[key] = target[key] if key in again else _copy(value, device)
+        except (NotImplementedError, RuntimeError, TypeError) as error:
+            raise UnsupportedTrainingError(
+                f"{key!r} of the training state cannot be copied ({error}), so the circuit breaker "
+                "cannot undo anything. Pass circuit_breaker=False, or use another optimizer."
+            ) from error
+    return copies
 
 
 def _copy_into(target: Mapping[str, Any], source: Mapping[str, Any]) -> None:
@@ -249,8 +333,13 @@ def _copy_into(target: Mapping[str, Any], source: Mapping[str, Any]) -> None:
         if not isinstance(value, Tensor):
             continue
         if target[key].shape == value.shape:
-            kinds[value.device, target[key].device, value.dtype, target[key].dtype].append(key)
+            there = target[key]
+            kind = (value.device, there.device, value.dtype, there.dtype, there.is_inference())
+            kinds[kind].append(key)
         else:  # a buffer that has changed its shape
             target[key].data = value.clone()
-    for keys in kinds.values():
-        torch._foreach_copy_([target[k] for k in keys], [source[k] for k in keys])
+    for kind, keys in kinds.items():
+        with (
+            torch.inference_mode() if kind[-1] else torch.no_grad()
+        ):  # where they can be written to
+            torch._foreach_copy_([target[k] for k in keys], [source[k] for k in keys])

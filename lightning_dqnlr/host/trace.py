@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,18 @@ from lightning_dqnlr.host.decisions import DecisionRecord
 _LR, _LOSS, _TRIP = "#1b6ca8", "#c8553d", "#7d2e8d"
 
 
-def save_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
+def save_trace(
+    trace: Sequence[DecisionRecord], path: str | Path, more: Mapping[str, str] | None = None
+) -> Path:
     """Writes one line per decision as CSV, atomically; the Q-values are a JSON list in one column.
 
     Example:
-        save_trace(callback.trace, "run.csv")
+        save_trace(callback.trace, "run.csv", identity(callback.policy))
+
+    Args:
+        trace: the decisions.
+        path: the file.
+        more: columns that are the same in every line, by name.
 
     Raises:
         CallOrderError: if there is no decision yet.
@@ -29,10 +36,11 @@ def save_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
     """
     _check(trace)
     text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(trace[0]), lineterminator="\n")
+    same = more or {}
+    writer = csv.DictWriter(text, fieldnames=[*trace[0], *same], lineterminator="\n")
     writer.writeheader()
     for record in trace:
-        writer.writerow({**record, "q_values": json.dumps(record["q_values"])})
+        writer.writerow({**record, **same, "q_values": json.dumps(record["q_values"])})
     return write_atomically(path, text.getvalue().encode())
 
 

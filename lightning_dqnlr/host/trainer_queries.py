@@ -14,6 +14,21 @@ from torch import nn
 from lightning_dqnlr.errors import UnsupportedTrainingError
 
 
+def is_a(thing: object, *classes: type) -> bool:
+    """Whether it is of one of Lightning's classes, under either of the two names of Lightning.
+
+    `pytorch_lightning` has all classes of `lightning.pytorch` a second time.
+
+    Example:
+        >>> is_a(pytorch_lightning.callbacks.Timer(), lightning.pytorch.callbacks.Timer)
+        True
+    """
+    names = {(c.__module__.removeprefix("lightning.pytorch"), c.__qualname__) for c in classes}
+    bases = [(base.__module__, base.__qualname__) for base in type(thing).__mro__]
+    prefixes = ("lightning.pytorch", "pytorch_lightning")
+    return any((m.removeprefix(p), name) in names for m, name in bases for p in prefixes)
+
+
 def check_training(trainer: Trainer, pl_module: LightningModule) -> None:
     """Raises UnsupportedTrainingError, with the remedy, for training that cannot be controlled."""
     name = type(pl_module).__name__
@@ -30,7 +45,7 @@ def check_training(trainer: Trainer, pl_module: LightningModule) -> None:
             "optimizer, or remove the callback."
         )
     schedulers = [type(c.scheduler).__name__ for c in trainer.lr_scheduler_configs]
-    schedulers += [type(c).__name__ for c in trainer.callbacks if isinstance(c, SWA)]  # type: ignore[attr-defined]
+    schedulers += [type(c).__name__ for c in trainer.callbacks if is_a(c, SWA)]  # type: ignore[attr-defined]
     if schedulers:
         raise UnsupportedTrainingError(
             f"{', '.join(schedulers)} sets the learning rate too, and DQNLRCallback would overrule "
@@ -38,7 +53,7 @@ def check_training(trainer: Trainer, pl_module: LightningModule) -> None:
             "DQNLRCallback."
         )
     sharded = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
-    if isinstance(trainer.strategy, sharded):
+    if is_a(trainer.strategy, *sharded):
         raise UnsupportedTrainingError(
             f"strategy {type(trainer.strategy).__name__} splits weights or owns the optimizer; "
             "DQNLRCallback supports one device and DDP so far."
@@ -47,19 +62,30 @@ def check_training(trainer: Trainer, pl_module: LightningModule) -> None:
 
 def averages(trainer: Trainer) -> list[nn.Module]:
     """The averages of the weights that Lightning's callbacks keep."""
-    found = [c for c in trainer.callbacks if isinstance(c, WeightAveraging)]  # type: ignore[attr-defined]
+    found = [c for c in trainer.callbacks if is_a(c, WeightAveraging)]  # type: ignore[attr-defined]
     return [c._average_model for c in found if c._average_model is not None]
 
 
 def horizon_of(trainer: Trainer, first_step: int) -> int | None:
     """Optimizer steps from `first_step` to the run's end; None if the end is unknown."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        timed = isinstance(callback, Timer) and callback.time_remaining() is not None
-        if timed or isinstance(callback, GradientAccumulationScheduler):
+        timed = is_a(callback, Timer) and callback.time_remaining() is not None
+        if timed or is_a(callback, GradientAccumulationScheduler):
             return None
     steps = trainer.estimated_stepping_batches
     if math.isinf(steps) or steps <= first_step:
         return None
+    return int(steps) - first_step
+
+
+def horizon_from_here(trainer: Trainer, first_step: int) -> int:
+    """The same at an epoch's start, where earlier epochs had another number of batches."""
+    steps: float = trainer.max_steps if trainer.max_steps != -1 else math.inf
+    if trainer.max_epochs not in (None, -1):
+        per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
+        left = (trainer.max_epochs or 0) - trainer.current_epoch
+        if math.isfinite(per_epoch):
+            steps = min(steps, trainer.global_step + math.ceil(per_epoch) * left)
     return int(steps) - first_step
 
 

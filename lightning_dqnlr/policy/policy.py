@@ -45,6 +45,7 @@ class LRPolicy:
         network: gives the Q-values: a network, a table, or several of them to be averaged.
         spec: what a controller must share with it.
         record: plain JSON data on how it was made and how well it does.
+        name: what traces and checkpoints call it.
 
     Raises:
         ConfigurationError: if network and specification disagree in size.
@@ -58,6 +59,7 @@ class LRPolicy:
     network: Network
     spec: ControllerSpec
     record: dict[str, Any] = field(default_factory=dict)
+    name: str = "unnamed"
 
     def __post_init__(self) -> None:
         wanted = (len(self.spec.features), len(self.spec.actions))
@@ -78,6 +80,15 @@ class LRPolicy:
     def circuit_breaker(self) -> bool:
         """Whether it was trained with blown-up intervals undone."""
         return bool(self.record.get("circuit_breaker", True))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides its actions: specification, start, breaker and weights."""
+        digest = hashlib.sha256(json.dumps(self.spec.to_dict(), sort_keys=True).encode())
+        digest.update(f"{self.start} {self.circuit_breaker}".encode())
+        for name, tensor in self.network.state_dict().items():
+            digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()[:16]
 
     @torch.no_grad()
     def q_values(self, observation: Tensor) -> Tensor:
@@ -143,9 +154,10 @@ class LRPolicy:
         weights = _read_weights(folder, record)
         try:
             spec = ControllerSpec.from_dict(record["controller"])
-            network = build_network(record["network"])
+            with torch.random.fork_rng(devices=[]):  # the user's seed is for the user's weights
+                network = build_network(record["network"])
             network.load_state_dict(load_tensors(weights))
-            policy = cls(network.eval(), spec, record.get("record", {}))
+            policy = cls(network.eval(), spec, record.get("record", {}), folder.name)
         except PolicyFileError as error:
             raise PolicyFileError(f"policy={str(folder)!r}: {error}") from error
         except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:

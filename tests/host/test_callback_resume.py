@@ -5,16 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.plugins.precision import MixedPrecision
 
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import ConfigurationError
 
-from .control_runs import Net, Stateful, examples, random_policy, trainer
+from .control_runs import Loop, Net, Stateful, examples, random_policy, trainer
 
 STEPS = 200
 
@@ -28,14 +30,14 @@ def checkpoints(folder, every):
     return ModelCheckpoint(folder, filename="{step}", every_n_train_steps=every, save_top_k=-1)
 
 
-def run(folder, module, ckpt_path=None, every=1000, callback=None, **arguments):
-    callback = callback or DQNLRCallback(random_policy(), epsilon=0.2)
+def run(folder, module, ckpt_path=None, every=1000, callback=None, then=(), **arguments):
+    callback = callback or DQNLRCallback(random_policy(), epsilon=0.2, save_snapshot=True)
     run = trainer(
         callback,
         folder,
         **{"max_steps": STEPS, **arguments},
         enable_checkpointing=True,
-        more_callbacks=[checkpoints(folder, every)],
+        more_callbacks=[*then, checkpoints(folder, every)],
     )
     run.fit(module, batches(), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
     return callback
@@ -87,6 +89,80 @@ def test_a_resume_within_accumulation_and_an_unknown_horizon_is_exact_too(tmp_pa
     run(tmp_path, whole, every=17, **arguments)
     run(tmp_path / "resumed", resumed, ckpt_path=tmp_path / "step=17.ckpt", **arguments)
     assert_same_after(resumed, whole)
+
+
+class Saves(Callback):
+    """Listed before the control: it saves when the step is made and its loss not yet counted."""
+
+    def __init__(self, folder, at):
+        self.folder, self.at = folder, at
+
+    def on_train_batch_end(self, trainer, *_):
+        path = self.folder / f"open-{trainer.global_step}.ckpt"
+        # Within an accumulation window Lightning itself forgets the gradients.
+        if trainer.global_step in self.at and not path.exists():
+            trainer.save_checkpoint(path)
+
+
+class Shifted(BlowsUp):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("shifted", loss + 1.0)
+        return loss
+
+
+@pytest.mark.parametrize("monitor", [None, "shifted"])
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_a_saver_that_is_listed_before_the_control_resumes_exactly(tmp_path, monitor, accumulated):
+    def control():
+        return DQNLRCallback(random_policy(), epsilon=0.2, monitor=monitor, save_snapshot=True)
+
+    steps = (1, 10, 51, 66, 67, 68, 69, 70)  # with ends of intervals, and around a trip
+    whole, expected = Shifted(), control()
+    arguments = {"accumulate_grad_batches": accumulated, "max_steps": 120}
+    run(tmp_path, whole, callback=Saves(tmp_path, steps), then=[expected], **arguments)
+    assert any(record["tripped"] for record in expected.trace)
+    decided = {record["step"] for record in expected.trace}
+    assert decided & set(steps)
+    assert set(steps) - decided
+    for step in steps:
+        resumed, callback = Shifted(), control()
+        saved = tmp_path / f"open-{step}.ckpt"
+        run(tmp_path / "on", resumed, ckpt_path=saved, callback=callback, **arguments)
+        assert_same_after(resumed, whole)
+        assert str(callback.trace) == str(expected.trace)
+
+
+def test_a_saver_before_the_control_keeps_the_loss_without_its_scale(tmp_path):
+    """The hook that tells of the loss tells of it scaled, where gradients are scaled."""
+    losses = []
+
+    class Looks(Callback):
+        def on_train_batch_end(self, trainer, *_):
+            losses.append(trainer.callbacks[1].state_dict()["open_loss"].item())
+
+    module, control = Net(), DQNLRCallback(random_policy())
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+    run(tmp_path, module, callback=Looks(), then=[control], max_steps=20, plugins=plugin)
+    assert losses == module.losses
+
+
+def test_the_schedulers_state_between_a_step_and_its_loss_is_exact():
+    whole, resumed = Loop(epsilon=0.3), Loop(epsilon=0.3)
+    whole.run(40)
+    whole.optimizer.zero_grad()
+    loss = whole.loss()
+    loss.backward()
+    whole.optimizer.step()
+    state = deepcopy(whole.state())
+    for part, saved in zip((resumed.net, resumed.optimizer, resumed.scheduler), state, strict=True):
+        part.load_state_dict(saved)
+    for loop in (whole, resumed):
+        loop.scheduler.step(loss.detach())
+        loop.done = 41
+        loop.run(60)
+    assert resumed.rates == whole.rates[40:]
+    assert str(resumed.scheduler.trace) == str(whole.scheduler.trace)
 
 
 def assert_same_after(resumed, whole):

@@ -49,7 +49,7 @@ print({{"lightning", "pytorch_lightning"}} & set(sys.modules))
 
 
 def test_saved_in_the_middle_of_an_interval_it_goes_on_exactly(tmp_path):
-    whole = Loop(epsilon=0.3)
+    whole = Loop(epsilon=0.3, save_snapshot=True)
     whole.run(70)
     torch.save(whole.state(), tmp_path / "state.pt")
     whole.run(50, poison=(80,))
@@ -119,7 +119,7 @@ def test_loading_a_state_sets_the_learning_rate_whatever_the_optimizer_had():
 
 
 def test_a_state_that_is_kept_in_memory_does_not_change_with_the_run():
-    loop = Loop()
+    loop = Loop(save_snapshot=True)
     loop.run(50)
     state = loop.scheduler.state_dict()
     copies = [copy["saved"] for copy in state["snapshot"]["copies"]]
@@ -362,7 +362,9 @@ def test_parameters_without_a_gradient_and_frozen_ones_do_no_harm():
     net = nn.ModuleList([nn.Linear(6, 2), nn.Linear(50, 50), nn.Embedding(30, 6, sparse=True)])
     net[1].weight.requires_grad_(False)
     optimizer = torch.optim.SGD(net.parameters(), lr=1.0)
-    scheduler = DQNLRScheduler(optimizer, constant_policy(QUADRUPLE), horizon=50)
+    scheduler = DQNLRScheduler(
+        optimizer, constant_policy(QUADRUPLE), horizon=50, save_snapshot=True
+    )
     for step in range(20):
         optimizer.zero_grad()
         loss = net[0](net[2](torch.tensor([step, step + 1]))).square().sum()

@@ -61,7 +61,8 @@ class LearnedPolicy:
 
     def plan(self, setting: Setting) -> Plan:
         policy = self.behaviour(self.load(), setting)
-        callback = DQNLRCallback(policy, log=False)
+        # All that the callback keeps is measured.
+        callback = DQNLRCallback(policy, log=False, save_snapshot=True)
         conditions = Conditions(setting.task, callback, Terms())
         return Plan(
             lr=setting.lr,

@@ -8,8 +8,6 @@ compares digests of the deciding code with those of the last bump, so that no ch
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -64,11 +62,4 @@ def policy_hash(method: Method) -> str | None:
     Raises:
         PolicyFileError: if the policy cannot be read.
     """
-    if not isinstance(method, LearnedPolicy):
-        return None
-    policy = method.load()
-    digest = hashlib.sha256(json.dumps(policy.spec.to_dict(), sort_keys=True).encode())
-    digest.update(f"{policy.start} {policy.circuit_breaker}".encode())
-    for name, tensor in policy.network.state_dict().items():
-        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return method.load().fingerprint if isinstance(method, LearnedPolicy) else None

@@ -1,0 +1,102 @@
+"""Runs that last longer or shorter than their horizon said."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.plugins.precision import MixedPrecision
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_dqnlr import DQNLRCallback
+
+from .control_runs import Loop, Net, constant_policy, examples, loader, trainer
+
+KEEP = 3
+
+
+def fit(folder, callback, module=None, data=None, **arguments):
+    run = trainer(callback, folder, **arguments)
+    run.fit(module or Net(), data if data is not None else loader())
+    return run
+
+
+def said(caplog, words):
+    return sum(words in r.getMessage() for r in caplog.records if r.name == "lightning_dqnlr")
+
+
+class MoreEpochs(pl.Callback):
+    def on_train_epoch_end(self, trainer, pl_module):
+        if trainer.current_epoch == 1:
+            trainer.fit_loop.max_epochs = 6
+
+
+def test_epochs_that_are_added_are_followed_and_said_once(tmp_path, caplog):
+    callback = DQNLRCallback(constant_policy(KEEP))
+    module = Net()
+    fit(tmp_path, callback, module, max_epochs=3, more_callbacks=[MoreEpochs()])
+    assert callback.controller.horizon == callback.controller.step == 72
+    assert said(caplog, "was 36 steps and is 72 steps now") == 1
+    assert said(caplog, "past its horizon") == 0
+
+
+class Grows(Net):
+    def train_dataloader(self):
+        inputs, labels = examples(96 + 48 * self.current_epoch)
+        return DataLoader(TensorDataset(inputs, labels), 8)
+
+
+def test_data_that_grow_are_followed(tmp_path):
+    """Epochs of 12, 18, 24 and 30 batches."""
+    module, callback = Grows(), DQNLRCallback(constant_policy(KEEP))
+    run = trainer(callback, tmp_path, max_epochs=4, reload_dataloaders_every_n_epochs=1)
+    run.fit(module)
+    assert callback.controller.horizon == callback.controller.step == run.global_step == 84
+
+
+def test_a_given_horizon_that_is_too_short_is_said_once(tmp_path, caplog):
+    fit(tmp_path, DQNLRCallback(constant_policy(KEEP), horizon=20), max_epochs=4)
+    assert said(caplog, "goes on past its horizon of 20 steps") == 1
+    caplog.clear()
+    Loop(policy=constant_policy(KEEP), horizon=20).run(60)
+    assert said(caplog, "goes on past its horizon of 20 steps") == 1
+    caplog.clear()
+    Loop(policy=constant_policy(KEEP), horizon=20).run(20)
+    assert said(caplog, "past its horizon") == 0
+
+
+class NoLoss(Net):
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx % 4 == 1 else super().training_step(batch, batch_idx)
+
+
+def mixed():
+    """Half precision with a gradient scaler, which skips steps; Lightning has it for GPUs only."""
+    return MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
+
+
+@pytest.mark.parametrize("plugins", [None, mixed()])
+@pytest.mark.filterwarnings("ignore:.*training_step.*returned.*None.*")
+def test_the_horizon_does_not_count_steps_without_a_loss(tmp_path, caplog, plugins):
+    callback = DQNLRCallback(constant_policy(KEEP))
+    module = NoLoss()
+    run = fit(tmp_path, callback, module, max_epochs=20, plugins=plugins)
+    assert run.global_step == 240
+    horizon, step = callback.controller.horizon, callback.trace[-1]["step"]
+    assert abs(horizon - 180) <= 1
+    assert step >= 179
+    # With all four quarters counted the decay would have stopped half-way.
+    assert callback.trace[-1]["lr"] < 0.1 * max(record["lr"] for record in callback.trace)
+    assert said(caplog, "training_step returned None") == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*training_step.*returned.*None.*")
+def test_the_share_of_steps_without_a_loss_survives_a_resume(tmp_path, caplog):
+    whole, resumed = (DQNLRCallback(constant_policy(KEEP)) for _ in range(2))
+    kept = pl.callbacks.ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    other, expected = NoLoss(), NoLoss()
+    arguments = {"max_epochs": 8, "enable_checkpointing": True, "more_callbacks": [kept]}
+    fit(tmp_path, whole, expected, **arguments)
+    caplog.clear()
+    run = trainer(resumed, tmp_path, **{**arguments, "more_callbacks": []})
+    run.fit(other, loader(), ckpt_path=tmp_path / "epoch=3.ckpt", weights_only=True)
+    assert str(resumed.trace) == str(whole.trace)
+    assert said(caplog, "horizon was") == 0
