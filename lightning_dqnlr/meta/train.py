@@ -23,7 +23,10 @@ from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import remove_leftovers
 from lightning_dqnlr.meta.checkpoint import (
+    FORMAT_VERSION,
     check_same_settings,
+    check_state,
+    faults_of,
     read_checkpoint,
     write_checkpoint,
 )
@@ -320,7 +323,8 @@ class MetaTrainer:
             ConfigurationError: if there is none, if it is damaged, or if it was made with other
                 settings.
         """
-        self.load_state_dict(read_checkpoint(self.folder))
+        with faults_of(self.folder):
+            self.load_state_dict(read_checkpoint(self.folder))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next outer step depends on."""
@@ -335,14 +339,16 @@ class MetaTrainer:
             "failures": self.failures.state_dict(),
             "validation": self._last_validation,
             "settings": self._settings(),
+            "format_version": FORMAT_VERSION,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores what `state_dict` returned.
 
         Raises:
-            ConfigurationError: if it was made with other settings.
+            ConfigurationError: if it is none, or was made with other settings.
         """
+        check_state(state)
         check_same_settings(state["settings"], self._settings())
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])
