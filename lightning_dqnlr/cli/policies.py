@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import hydra
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from lightning_dqnlr.checks import check_integer
 from lightning_dqnlr.cli.errors import errors_in_one_line, find_device
@@ -136,7 +136,7 @@ def _recorded(
         configs = [read_config(path) for path in paths if path.exists()]
     present = [with_present_targets(c, None if own else face_target) for c in configs]
     keys = ("tasks", "env.engine")
-    settings = [[_container(OmegaConf.select(c, key), own) for key in keys] for c in present]
+    settings = [[_read(c, key, resolve=own) for key in keys] for c in present]
     if not settings or any(each != settings[0] for each in settings):
         raise ConfigurationError(
             f"The tasks and engines of {len(settings)} runs are recorded and they must agree; "
@@ -154,5 +154,11 @@ def _recorded(
     return tasks, engine
 
 
-def _container(node: Any, resolve: bool) -> Any:
-    return OmegaConf.to_container(node, resolve=resolve) if OmegaConf.is_config(node) else node
+def _read(config: DictConfig, key: str, *, resolve: bool) -> Any:
+    """A node in plain containers. Interpolations compute, so they stay text unless resolved."""
+    node = OmegaConf.to_container(config, resolve=False)
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    if resolve and node is not None:
+        return OmegaConf.to_container(OmegaConf.select(config, key), resolve=True)
+    return node

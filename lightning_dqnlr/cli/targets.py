@@ -84,8 +84,9 @@ def check_targets(node: Any, key: str) -> None:
         raise ConfigurationError(
             f"{key}={node[:100]!r} would be computed; if the file is your own, add --trust."
         )
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for name, value in items if isinstance(node, dict | list) else ():
+    if not isinstance(node, dict | list):
+        return
+    for name, value in node.items() if isinstance(node, dict) else enumerate(node):
         if name == "_target_" and value not in _offered():
             raise ConfigurationError(
                 f"{key}._target_={str(value)[:100]!r} is no class of lightning_dqnlr's tasks and "
