@@ -127,8 +127,10 @@ def check_fields(
     known = {*required, *optional}
     unknown = [field for field in value if field not in known]
     if missing or unknown:
-        text = _short(f"missing: {missing}, unknown: {unknown}")
-        raise ConfigurationError(f"{name} must have the fields {sorted(known)} only; {text}.")
+        raise ConfigurationError(
+            f"{name} must have certain fields; missing: {_short(str(missing))}, unknown: "
+            f"{_short(str(unknown))}."
+        )
 
 
 def _contains(interval: str, given: Real) -> bool:

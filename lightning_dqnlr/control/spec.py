@@ -31,8 +31,8 @@ _MOST_ACTIONS = 256
 # Inside these every rate is finite and above zero. The classic recipe, with next to no cap and next
 # to no floor, stands at two of the ends.
 _INTERVALS = {
-    "growth": "(0, 10]",
-    "unknown_growth": "(0, 10]",
+    "growth": "(0, 1]",
+    "unknown_growth": "(0, 1]",
     "decay_share": "(0, 1]",
     "start_ratio": "[1e-9, 1]",
     "max_update_ratio": "[1e-6, 1e9]",
@@ -178,6 +178,8 @@ class ControllerSpec:
         features, actions = data["features"], data["actions"]
         check_fields("controller.features", features, ("names", "version"))
         check_kind("controller.features.names", features["names"], list, each=str)
+        for name in features["names"]:
+            check_integer("length of a feature's name", len(name), 1, 100)
         check_integer("controller.features.version", features["version"], 1)
         check_fields("controller.actions", actions, ("multipliers",))
         check_kind("controller.actions.multipliers", actions["multipliers"], list)

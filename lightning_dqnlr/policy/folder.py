@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from lightning_dqnlr.checks import (
     NOT_NEGATIVE,
@@ -50,7 +51,11 @@ def write_folder(folder: Path, network: Network, spec: ControllerSpec, record: A
     Raises:
         ConfigurationError: if the folder cannot be written, or the record is too large to be read.
     """
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    # Copies, because an ensemble may hold one network twice.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, tensor in network.state_dict().items()
+    }
     weights = save_tensors(tensors)
     digest = hashlib.sha256(weights).hexdigest()
     values = (FORMAT, FORMAT_VERSION, digest, network.config, spec.to_dict(), _finite(record))
@@ -110,25 +115,34 @@ def read_record(folder: Path) -> dict[str, Any]:
     return content
 
 
-def read_network(folder: Path, content: Mapping[str, Any], spec: ControllerSpec) -> Network:
-    """The network that a policy's record describes, with its weights.
+def without_weights(config: Any) -> Network:
+    """The network that a policy's record describes, on the device "meta": shapes and no memory.
+
+    Raises:
+        ConfigurationError: a field is absent, unknown, of another type or out of range.
+    """
+    with torch.device("meta"):  # the user's random numbers are left alone, too
+        return build_network(config)
+
+
+def read_weights(folder: Path, digest: object, network: Network, limits: Tensor) -> None:
+    """Gives a network its weights.
 
     Args:
         folder: of the policy.
-        content: what `read_record` returned.
-        spec: of the controller, whose observations and actions bound the Q-values.
+        digest: SHA-256 of the file, as the record has it.
+        network: from `without_weights`.
+        limits: (F,), the largest absolute values in an observation.
 
     Raises:
         PolicyFileError: the weights cannot be read, or are others than the record's.
         ConfigurationError: network and weights do not fit each other, or a weight is NaN, infinite
             or so large that a Q-value could be.
     """
-    with torch.device("meta"):  # shapes without memory, and without the user's random numbers
-        network = build_network(content["network"])
     shapes = {name: list(tensor.shape) for name, tensor in network.state_dict().items()}
     size = sum(map(math.prod, shapes.values()))
     check_integer("number of the network's weights", size, 1, _MOST_WEIGHTS)
-    weights = _read_weights(folder, _MOST_HEADER + 8 * size, content["weights_sha256"])
+    weights = _read_weights(folder, _MOST_HEADER + 8 * size, digest)
     _check_header(weights, shapes)
     try:
         tensors = load_tensors(weights)
@@ -140,9 +154,8 @@ def read_network(folder: Path, content: Mapping[str, Any], spec: ControllerSpec)
         if not tensors[name].isfinite().all():
             raise ConfigurationError(f"{name} in {WEIGHTS} holds NaN or infinity.")
     network.load_state_dict(tensors, assign=True)
-    largest = network.largest_value(torch.tensor(spec.features.limits)).item()
+    largest = network.largest_value(limits).item()
     check_number("largest Q-value of the network", largest, f"[0, {_LARGEST_VALUE}]")
-    return network
 
 
 def _read_weights(folder: Path, most: int, digest: object) -> bytes:

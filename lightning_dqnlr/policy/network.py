@@ -265,7 +265,7 @@ def _check_bins(bins: Mapping[int, Sequence[float]], observation_size: int) -> N
                 f"bins: column {column} must lie in an observation of {observation_size}."
             )
         if not edges or not all(low < high for low, high in pairwise(edges)):
-            raise ConfigurationError(f"bins[{column}] must ascend strictly; got {list(edges)}.")
+            raise ConfigurationError(f"bins[{column}] must ascend strictly; got {edges[:5]}.")
 
 
 class QEnsemble(nn.Module):

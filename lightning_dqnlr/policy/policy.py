@@ -24,8 +24,9 @@ from lightning_dqnlr.policy.folder import (
     RECORD,
     WEIGHTS,
     faults_of,
-    read_network,
     read_record,
+    read_weights,
+    without_weights,
     write_folder,
 )
 from lightning_dqnlr.policy.network import Network, QEnsemble
@@ -132,8 +133,10 @@ class LRPolicy:
         with faults_of(folder):
             content = read_record(folder)
             spec = ControllerSpec.from_dict(content["controller"])
-            network = read_network(folder, content, spec)
-            policy = cls(network.eval(), spec, content["record"])
+            network = without_weights(content["network"]).eval()
+            policy = cls(network, spec, content["record"])
+            limits = torch.tensor(spec.features.limits)
+            read_weights(folder, content["weights_sha256"], network, limits)
         policy.network.requires_grad_(False)
         return policy
 
@@ -214,10 +217,10 @@ def with_settings(policy: LRPolicy, texts: Sequence[str]) -> LRPolicy:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or name not in own:
-            raise ConfigurationError(f"{text!r} must be NAME=VALUE, with one of {list(own)}.")
+            raise ConfigurationError(f"{text[:100]!r} must be NAME=VALUE, with one of {list(own)}.")
         changes[name] = _parsed(value)
         if _kind(changes[name]) != _kind(own[name]):
-            raise ConfigurationError(f"{text!r}: {name} is now {own[name]!r}; give its like.")
+            raise ConfigurationError(f"{text[:99]!r}: {name} is now {own[name]!r}; give its like.")
     return replace(policy, spec=replace(policy.spec, **changes))
 
 
@@ -245,4 +248,3 @@ def _totals(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for name in ("inner_steps", "minutes")
         if any(name in record for record in records)
     }
-
