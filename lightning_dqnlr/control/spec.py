@@ -133,7 +133,7 @@ class ControllerSpec:
         for name, interval in _INTERVALS.items():
             check_number(name, getattr(self, name), interval)
         # Otherwise the cap would lower the rate from the first update on.
-        check_number("start_ratio", self.start_ratio, f"[0, {self.max_update_ratio}]")
+        check_number("max_update_ratio", self.max_update_ratio, f"[{self.start_ratio}, 1e9]")
 
     def interval(self, step: int, horizon: int | None) -> int:
         """Steps from a decision at `step` to the next one: short first, then horizon/decisions."""
