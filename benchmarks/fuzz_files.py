@@ -424,22 +424,30 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-def judged(act: Callable[[], str]) -> Outcome:
-    """Runs what loads a mutant, with a watch over its time and its memory."""
+def judged(read: Callable[[], LRPolicy | None], check: Callable[[LRPolicy], None]) -> Outcome:
+    """What comes of a mutant.
+
+    Args:
+        read: gives its policy, or None where it is refused as it should be. Its time, which others
+            on the machine do not lengthen, and its memory are watched.
+        check: raises Failure for a policy that is not sound.
+    """
     before = _peak_memory(reset=True)
-    began = time.perf_counter()
     signal.signal(signal.SIGALRM, _stop)
     signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
     try:
-        verdict = act()
+        began = time.process_time()
+        policy = read()
+        seconds, memory = time.process_time() - began, _peak_memory() - before
+        if seconds > SECONDS or memory > MEGABYTES:
+            raise Failure(f"{seconds:.1f} s and {memory:.0f} MB")
+        if policy is not None:
+            check(policy)
     except Exception as error:
         return Outcome(FAILED, f"{type(error).__name__}: {str(error)[:300]}")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-    seconds, memory = time.perf_counter() - began, _peak_memory() - before
-    if seconds > SECONDS or memory > MEGABYTES:
-        return Outcome(FAILED, f"{verdict} after {seconds:.1f} s and {memory:.0f} MB")
-    return Outcome(verdict)
+    return Outcome(REFUSED if policy is None else SOUND)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
@@ -470,6 +478,20 @@ def load(folder: Path) -> LRPolicy | None:
             raise Failure(
                 f"a message of {len(str(error))} characters: {str(error)[:99]}"
             ) from error
+        return None
+
+
+def changed(policy: LRPolicy, text: str) -> LRPolicy | None:
+    """The policy with a text of `--set`, or None if that is refused as it should be.
+
+    Raises:
+        Failure: it is refused otherwise.
+    """
+    try:
+        return with_settings(policy, [text])
+    except ConfigurationError as error:
+        if len(str(error)) > _LONGEST_MESSAGE:
+            raise Failure(f"a message of {len(str(error))} characters") from error
         return None
 
 
@@ -521,33 +543,20 @@ class Fuzzer:
         which = draw.randrange(len(self._policies))
         for path in self._mutant.iterdir():
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+        def check(policy: LRPolicy) -> None:
+            self._check(policy, which, draw)
+
         if kind == SETTING:
-            return kind, judged(lambda: self._set(which, draw))
+            return kind, judged(lambda: changed(self._policies[which], setting(draw)), check)
         files = Files(*self._files[which])
         if kind in MUTATIONS:
             MUTATIONS[kind](draw, files)
         files.write(self._mutant)
         if kind == SPECIAL:
             make_special(draw, self._mutant)
-            return kind, in_another_process(lambda: judged(lambda: self._load(which, draw)))
-        return kind, judged(lambda: self._load(which, draw))
-
-    def _load(self, which: int, draw: random.Random) -> str:
-        policy = load(self._mutant)
-        if policy is None:
-            return REFUSED
-        self._check(policy, which, draw)
-        return SOUND
-
-    def _set(self, which: int, draw: random.Random) -> str:
-        try:
-            policy = with_settings(self._policies[which], [setting(draw)])
-        except ConfigurationError as error:
-            if len(str(error)) > _LONGEST_MESSAGE:
-                raise Failure(f"a message of {len(str(error))} characters") from error
-            return REFUSED
-        self._check(policy, which, draw)
-        return SOUND
+            return kind, in_another_process(lambda: judged(lambda: load(self._mutant), check))
+        return kind, judged(lambda: load(self._mutant), check)
 
     def _check(self, policy: LRPolicy, which: int, draw: random.Random) -> None:
         original = self._policies[which]

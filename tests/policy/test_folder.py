@@ -340,21 +340,24 @@ def test_mutants_are_refused_or_sound(fuzz_files, tmp_path):
     assert "| all | 500 |" in fuzz_files.table(counts)
 
 
-def test_the_fuzzer_tells_what_raises_hangs_or_takes_memory(fuzz_files, monkeypatch):
-    monkeypatch.setattr(fuzz_files, "_PATIENCE", 0.2)
+def test_the_fuzzer_tells_what_raises_hangs_takes_memory_or_is_not_sound(fuzz_files, monkeypatch):
+    monkeypatch.setattr(fuzz_files, "_PATIENCE", 2)
+    kept = []
 
     def hangs():
         while True:
             pass
 
     def takes_memory():
-        return b"x" * 200_000_000 and "accepted"
+        kept.append(b"x" * 200_000_000)
 
-    for act, reason in (
-        (hangs, "hangs"),
-        (takes_memory, "MB"),
-        (lambda: {}["x"], "KeyError"),
-    ):
-        outcome = fuzz_files.in_another_process(lambda act=act: fuzz_files.judged(act))
+    def unsound(policy):
+        raise fuzz_files.Failure("a rate of 0")
+
+    reads = {"hangs": hangs, "MB": takes_memory, "KeyError": lambda: {}["x"]}
+    for reason, read in [*reads.items(), ("a rate of 0", make_policy)]:
+        outcome = fuzz_files.in_another_process(
+            lambda read=read: fuzz_files.judged(read, check=unsound)
+        )
         assert outcome.verdict == fuzz_files.FAILED
         assert reason in outcome.reason
