@@ -500,8 +500,10 @@ def in_another_process(act: Callable[[], Outcome]) -> Outcome:
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writer, "\n".join(act()).encode()[:4000])
-        os._exit(0)
+        try:
+            os.write(writer, "\n".join(act()).encode()[:4000])
+        finally:
+            os._exit(0)  # without the parent's clean-up
     os.close(writer)
     limit = time.monotonic() + 2 * _PATIENCE
     while os.waitpid(child, os.WNOHANG) == (0, 0):

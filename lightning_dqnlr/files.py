@@ -148,7 +148,7 @@ def read_regular(path: str | Path, most: int) -> bytes:
     _size_of_regular(path, os.stat(path), most)
     with open(path, "rb", opener=_without_waiting) as file:
         size = _size_of_regular(path, os.fstat(file.fileno()), most)
-        content = file.read(size + 1)
+        content = file.read(size + 1) or b""  # None of what has nothing to say yet, as /proc/kmsg
     if len(content) != size:
         raise OSError(errno.EIO, "it changes while it is read", str(path))
     return content

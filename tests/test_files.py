@@ -55,6 +55,11 @@ def test_only_regular_files_of_a_size_are_read(tmp_path):
         read_regular(tmp_path, 5)
 
 
+@pytest.mark.skipif(not os.access("/proc/kmsg", os.R_OK), reason="for root on Linux")
+def test_a_regular_file_that_has_nothing_to_say_yet_is_not_waited_for():
+    assert len(read_regular("/proc/kmsg", 10)) <= 1
+
+
 def test_a_file_that_becomes_a_fifo_is_not_waited_for(tmp_path, monkeypatch):
     """Between the look at it and its opening."""
     path = tmp_path / "a"
