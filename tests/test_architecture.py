@@ -19,7 +19,6 @@ CATCH_ALL_NAMES = {"utils", "util", "helpers", "common", "base", "misc"}
 # Files of the package under 60 lines, each with the reason why it stands alone.
 SHORT = {
     "errors.py": "the ground floor: every room raises these",
-    "cli/targets.py": "names of earlier versions, which all command lines may meet",
     "bench/tasks/tables.py": "the one task on a table, beside the images and the sequences",
 }
 LONGEST_SENTENCE = 40
