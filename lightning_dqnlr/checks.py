@@ -14,13 +14,16 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from numbers import Integral, Real
+from typing import NoReturn
 
 from lightning_dqnlr.errors import ConfigurationError
 
 POSITIVE = "(0, inf)"
 NOT_NEGATIVE = "[0, inf)"
+# A value may come from a file of any size; its beginning tells which one it is.
+_LONGEST = 100
 
 
 def check_number(
@@ -39,8 +42,7 @@ def check_number(
     """
     if optional and value is None:
         return
-    number = isinstance(value, Real) and not isinstance(value, bool)
-    if not number or not _contains(interval, float(value)):  # type: ignore[arg-type]
+    if isinstance(value, bool) or not isinstance(value, Real) or not _contains(interval, value):
         _refuse(name, value, f"a number in {interval}", optional)
 
 
@@ -85,14 +87,69 @@ def check_choice(
         _refuse(name, value, "one of " + ", ".join(map(repr, choices)), optional)
 
 
-def _contains(interval: str, value: float) -> bool:
+def check_kind(name: str, value: object, kind: type, each: type | None = None) -> None:
+    """Refuses what is not of a type, as JSON tells types apart.
+
+    Args:
+        name: of the argument.
+        value: what was given; a tuple counts as a list.
+        kind: wanted.
+        each: type of every item of a list.
+
+    Raises:
+        ConfigurationError: otherwise.
+    """
+    items = value if isinstance(value, list | tuple) else ()
+    fits = isinstance(value, list | tuple) if kind is list else isinstance(value, kind)
+    if not fits or (each and not all(isinstance(item, each) for item in items)):
+        words = {dict: "an object", list: "a list", bool: "true or false", str: "text"}
+        wanted = words.get(kind, kind.__name__) + (f" of {each.__name__}" if each else "")
+        _refuse(name, value, wanted, optional=False)
+
+
+def check_fields(
+    name: str, value: object, required: Collection[str], optional: Collection[str] = ()
+) -> None:
+    """Refuses what is no object with these fields, of which only the optional ones may be absent.
+
+    Args:
+        name: of the object.
+        value: what was given.
+        required: names of the fields that it must have.
+        optional: names of those that it may have.
+
+    Raises:
+        ConfigurationError: otherwise; names the fields.
+    """
+    if not isinstance(value, Mapping):
+        _refuse(name, value, "an object", optional=False)
+    missing = [field for field in required if field not in value]
+    known = {*required, *optional}
+    unknown = [field for field in value if field not in known]
+    if missing or unknown:
+        raise ConfigurationError(
+            f"{name} must have certain fields; missing: {_short(str(missing))}, unknown: "
+            f"{_short(str(unknown))}."
+        )
+
+
+def _contains(interval: str, given: Real) -> bool:
+    try:
+        value = float(given)
+    except OverflowError:  # an integer beyond all floats
+        return False
     low, high = (float(bound) for bound in interval[1:-1].split(","))
     above = value >= low if interval.startswith("[") else value > low
     below = value <= high if interval.endswith("]") else value < high
     return above and below
 
 
-def _refuse(name: str, value: object, wanted: str, optional: bool) -> None:
+def _refuse(name: str, value: object, wanted: str, optional: bool) -> NoReturn:
     hint = " Text is no number: YAML reads 1e-6 as text, and 1.0e-6 as a number."
     hint = hint if isinstance(value, str) and "number" in wanted else ""
-    raise ConfigurationError(f"{name}={value!r} must be {wanted}{', or None' * optional}.{hint}")
+    text = _short(repr(value))
+    raise ConfigurationError(f"{name}={text} must be {wanted}{', or None' * optional}.{hint}")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

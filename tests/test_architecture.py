@@ -19,7 +19,6 @@ CATCH_ALL_NAMES = {"utils", "util", "helpers", "common", "base", "misc"}
 # Files of the package under 60 lines, each with the reason why it stands alone.
 SHORT = {
     "errors.py": "the ground floor: every room raises these",
-    "cli/targets.py": "names of earlier versions, which all command lines may meet",
     "bench/tasks/tables.py": "the one task on a table, beside the images and the sequences",
     "bench/tasks/real/mixed_precision.py": "a network's property that tasks of four files share",
     "bench/tasks/real/package_data.py": "where data packages lie, for tasks of several files",

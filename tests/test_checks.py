@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from lightning_dqnlr import checks
-from lightning_dqnlr.checks import check_choice, check_integer, check_number
+from lightning_dqnlr.checks import (
+    check_choice,
+    check_fields,
+    check_integer,
+    check_kind,
+    check_number,
+)
 from lightning_dqnlr.errors import ConfigurationError
 
 
@@ -53,3 +59,38 @@ def test_a_choice_is_refused_with_all_that_there_are():
 
 def test_the_documented_examples_are_true():
     assert doctest.testmod(checks).failed == 0
+
+
+def test_kinds_are_told_apart_as_json_does():
+    check_kind("x", [1], list)
+    check_kind("x", ("a",), list, each=str)
+    check_kind("x", {}, dict)
+    check_kind("x", True, bool)
+    for value, kind, each in (
+        ("ab", list, None),
+        (1, bool, None),
+        ([1], list, str),
+        ([], dict, None),
+    ):
+        with pytest.raises(ConfigurationError, match="x="):
+            check_kind("x", value, kind, each)
+
+
+def test_fields_are_those_that_there_must_and_may_be():
+    check_fields("x", {"a": 1}, ["a"], ["b"])
+    for value, words in (({}, r"missing: \['a'\]"), ({"a": 1, "c": 2}, r"unknown: \['c'\]")):
+        with pytest.raises(ConfigurationError, match=words):
+            check_fields("x", value, ["a"], ["b"])
+    with pytest.raises(ConfigurationError, match="an object"):
+        check_fields("x", [], ["a"])
+
+
+def test_what_was_given_is_shown_by_its_beginning():
+    with pytest.raises(ConfigurationError) as caught:
+        check_number("x", "a" * 10_000)
+    assert len(str(caught.value)) < 200
+
+
+def test_an_integer_beyond_all_floats_lies_in_no_interval():
+    with pytest.raises(ConfigurationError, match="x="):
+        check_number("x", 10**400, "(0, inf]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import hydra
 import torch
@@ -14,7 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_dqnlr.checks import check_integer
 from lightning_dqnlr.cli.errors import errors_in_one_line, find_device
-from lightning_dqnlr.cli.targets import with_present_targets
+from lightning_dqnlr.cli.targets import (
+    check_targets,
+    face_target,
+    read_config,
+    with_present_targets,
+)
 from lightning_dqnlr.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -58,6 +63,11 @@ def promote() -> None:
     parser.add_argument("--seeds", type=int, default=8, help="runs of each (default 8)")
     parser.add_argument("--family", help="as in dqnlr-train tasks=...; default: that of the runs")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
+    parser.add_argument(
+        "--trust",
+        action="store_true",
+        help="run whatever the runs' .hydra/config.yaml names; for tasks of your own",
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     with errors_in_one_line():
@@ -83,7 +93,8 @@ def _promote(arguments: argparse.Namespace) -> None:
     device = find_device(arguments.device)
     found = find_candidates(arguments.folders, lambda text: print(f"Skipped: {text}"))
     candidates = [c for c in found if c.folder != arguments.into.resolve()]
-    family, open_engine = _recorded(arguments.family, [c.folder for c in candidates])
+    runs = [c.folder for c in candidates]
+    family, open_engine = _recorded(arguments.family, runs, trust=arguments.trust)
     engine = open_engine(device)
     for candidate in candidates:
         candidate.policy.network.to(device)
@@ -103,26 +114,51 @@ def _promote(arguments: argparse.Namespace) -> None:
     print(f"{standings[0].candidate.name} is now in {copied}")
 
 
-def _recorded(name: str | None, policies: Sequence[Path]) -> tuple[TaskFamily, Any]:
+def _recorded(
+    name: str | None, policies: Sequence[Path], *, trust: bool = False
+) -> tuple[TaskFamily, Any]:
     """The tasks and the engine that the runs were configured with, or tasks of a name.
 
+    Args:
+        name: of tasks; None for those of the runs.
+        policies: folders within the runs, whose configurations may be somebody else's.
+        trust: whether these may run code from outside this package.
+
     Raises:
-        ConfigurationError: if the runs do not agree, or say nothing about it.
+        ConfigurationError: if the runs do not agree, say nothing about it, or name foreign code.
     """
+    own = trust or name is not None
     if name is not None:
         with hydra.initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
             configs = [hydra.compose("train", [f"tasks={name}"])]
     else:
         paths = [policy.parent / ".hydra" / "config.yaml" for policy in policies]
-        configs = [cast(DictConfig, OmegaConf.load(path)) for path in paths if path.is_file()]
-    settings = [
-        tuple(OmegaConf.to_container(node, resolve=True) for node in (c.tasks, c.env.engine))
-        for c in map(with_present_targets, configs)
-    ]
+        configs = [read_config(path) for path in paths if path.exists()]
+    present = [with_present_targets(c, None if own else face_target) for c in configs]
+    keys = ("tasks", "env.engine")
+    settings = [[_read(c, key, resolve=own) for key in keys] for c in present]
     if not settings or any(each != settings[0] for each in settings):
         raise ConfigurationError(
             f"The tasks and engines of {len(settings)} runs are recorded and they must agree; "
             "say on which tasks to compare: --family quick, say."
         )
+    if not own:
+        for key, node in zip(keys, settings[0], strict=True):
+            check_targets(node, key)
     tasks, engine = (instantiate(node, _convert_="all") for node in settings[0])
+    if not hasattr(tasks, "sample") or not callable(engine):
+        raise ConfigurationError(
+            "tasks and env.engine of the recorded configuration are no family of tasks and no "
+            "engine; say on which tasks to compare: --family quick, say."
+        )
     return tasks, engine
+
+
+def _read(config: DictConfig, key: str, *, resolve: bool) -> Any:
+    """A node in plain containers. Interpolations compute, so they stay text unless resolved."""
+    node = OmegaConf.to_container(config, resolve=False)
+    for name in key.split("."):
+        node = node.get(name) if isinstance(node, dict) else None
+    if resolve and node is not None:
+        return OmegaConf.to_container(OmegaConf.select(config, key), resolve=True)
+    return node

@@ -41,6 +41,7 @@ from lightning_dqnlr.control.spec import ControllerSpec, check_limits
 from lightning_dqnlr.control.telemetry import IntervalStats
 
 _TINY = 1e-30
+_EXTREME = math.log(1e30)  # of a log scale; below and above it a rate could be zero or infinite
 _LEVELS = ("level", "fast", "slow", "best", "reference", "origin", "low")
 _DROPS = 0.7  # decay per decision of what was gained and what was forecast
 
@@ -252,7 +253,9 @@ class LRController:
         return self.spec.decay_at(self.step, self.interval, self.horizon)
 
     def _set_lr(self) -> Tensor:
-        lr = self.history.log_scale.exp() * self._decay()
+        log_scale = self.history.log_scale.clamp(-_EXTREME, _EXTREME)
+        self.history = replace(self.history, log_scale=log_scale)
+        lr = log_scale.exp() * self._decay()
         if self.min_lr is not None or self.max_lr is not None:
             lr = lr.clamp(self.min_lr, self.max_lr)
             # The scale stays where the bound put it; otherwise it would run on, out of reach.

@@ -276,7 +276,7 @@ class FeatureSpec:
         object.__setattr__(self, "names", tuple(self.names))
         if not self.names:
             raise ConfigurationError("names=() selects no feature; name at least one.")
-        unknown = sorted(set(self.names) - set(FEATURES))
+        unknown = sorted(set(self.names) - set(FEATURES))[:5]
         if unknown or self.version != FEATURE_VERSION:
             raise PolicyFileError(
                 f"feature specification version {self.version} with unknown features {unknown}; "

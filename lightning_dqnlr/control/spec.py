@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import POSITIVE, check_choice, check_integer, check_number
+from lightning_dqnlr.checks import (
+    POSITIVE,
+    check_choice,
+    check_fields,
+    check_integer,
+    check_kind,
+    check_number,
+)
 from lightning_dqnlr.control.features import FeatureSpec
 from lightning_dqnlr.errors import ConfigurationError
 
@@ -19,6 +27,19 @@ StartRate = Literal["auto", "optimizer"]
 
 DEFAULT_MULTIPLIERS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
 CLASSIC_MULTIPLIERS = (0.8, 1.0, 1.25)
+_MOST_ACTIONS = 256
+# Inside these every rate is finite and above zero. The classic recipe, with next to no cap and next
+# to no floor, stands at two of the ends.
+_INTERVALS = {
+    "growth": "(0, 1]",
+    "unknown_growth": "(0, 1]",
+    "decay_share": "(0, 1]",
+    "start_ratio": "[1e-9, 1]",
+    "max_update_ratio": "[1e-6, 1e9]",
+    "scale_floor": "[1e-12, 1]",
+}
+# Policies of earlier versions lack these and mean the defaults.
+_ADDED_LATER = ("cuts_in_decay", "decay_share")
 
 
 @dataclass(frozen=True)
@@ -26,7 +47,8 @@ class ActionSpec:
     """The table of LR multipliers, ascending; exactly one of them is 1 ("keep").
 
     Raises:
-        ConfigurationError: if the table is not ascending, not positive, or has no 1.
+        ConfigurationError: if the table is not ascending, has no 1 or more than 256 entries, or
+            one outside 0.001..1000.
 
     Example:
         >>> ActionSpec((0.5, 1.0, 2.0)).log_multiplier(torch.tensor([1, 2]))
@@ -36,12 +58,15 @@ class ActionSpec:
     multipliers: tuple[float, ...] = DEFAULT_MULTIPLIERS
 
     def __post_init__(self) -> None:
-        table = tuple(float(m) for m in self.multipliers)
+        check_integer("number of multipliers", len(self.multipliers), 1, _MOST_ACTIONS)
+        for multiplier in self.multipliers:
+            check_number("multipliers", multiplier, "[0.001, 1000]")
+        table = tuple(map(float, self.multipliers))
         object.__setattr__(self, "multipliers", table)
-        if list(table) != sorted(set(table)) or not table or table[0] <= 0 or 1.0 not in table:
+        if list(table) != sorted(set(table)) or 1.0 not in table:
             raise ConfigurationError(
-                f"multipliers={table!r} must be positive, ascending, without repetition, and "
-                "contain 1.0 (keep the learning rate)."
+                f"multipliers={table!r} must be ascending, without repetition, and contain 1.0 "
+                "(keep the learning rate)."
             )
 
     def __len__(self) -> int:
@@ -101,10 +126,14 @@ class ControllerSpec:
     scale_floor: float = 1 / 256
 
     def __post_init__(self) -> None:
-        for name in ("decisions", "growth", "unknown_growth", "probe_size", "start_ratio"):
-            check_number(name, getattr(self, name), POSITIVE)
+        check_integer("decisions", self.decisions, 1, 100_000)
+        check_integer("probe_size", self.probe_size, 1, 2**20)
         check_choice("decay", self.decay, get_args(Decay))
-        check_number("decay_share", self.decay_share, "(0, 1]")
+        check_kind("cuts_in_decay", self.cuts_in_decay, bool)
+        for name, interval in _INTERVALS.items():
+            check_number(name, getattr(self, name), interval)
+        # Otherwise the cap would lower the rate from the first update on.
+        check_number("max_update_ratio", self.max_update_ratio, f"[{self.start_ratio}, 1e9]")
 
     def interval(self, step: int, horizon: int | None) -> int:
         """Steps from a decision at `step` to the next one: short first, then horizon/decisions."""
@@ -136,11 +165,25 @@ class ControllerSpec:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ControllerSpec:
-        specs = {
-            "features": FeatureSpec(**data["features"]),
-            "actions": ActionSpec(**data["actions"]),
-        }
+    def from_dict(cls, data: Mapping[str, Any]) -> ControllerSpec:
+        """The inverse of `to_dict`, of data that anybody may have written.
+
+        Raises:
+            ConfigurationError: naming the field that is absent, unknown, of another type or out of
+                range.
+            PolicyFileError: the features are unknown, or of another version.
+        """
+        names = {each.name for each in fields(cls)}
+        check_fields("controller", data, names.difference(_ADDED_LATER), _ADDED_LATER)
+        features, actions = data["features"], data["actions"]
+        check_fields("controller.features", features, ("names", "version"))
+        check_kind("controller.features.names", features["names"], list, each=str)
+        for name in features["names"]:
+            check_integer("length of a feature's name", len(name), 1, 100)
+        check_integer("controller.features.version", features["version"], 1)
+        check_fields("controller.actions", actions, ("multipliers",))
+        check_kind("controller.actions.multipliers", actions["multipliers"], list)
+        specs = {"features": FeatureSpec(**features), "actions": ActionSpec(**actions)}
         return cls(**{**data, **specs})
 
 

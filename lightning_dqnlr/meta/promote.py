@@ -21,7 +21,8 @@ from torch import Tensor
 from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
-from lightning_dqnlr.policy.policy import RECORD, WEIGHTS, LRPolicy
+from lightning_dqnlr.policy.folder import RECORD, WEIGHTS
+from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.scoring.cosine import regret
 from lightning_dqnlr.scoring.evaluate import Regrets, Rivals, evaluate
 from lightning_dqnlr.scoring.statistics import interquartile_mean, stratified_bootstrap

@@ -22,7 +22,14 @@ from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import remove_leftovers
-from lightning_dqnlr.meta.checkpoint import check_same_settings, read_checkpoint, write_checkpoint
+from lightning_dqnlr.meta.checkpoint import (
+    FORMAT_VERSION,
+    check_same_settings,
+    check_state,
+    faults_of,
+    read_checkpoint,
+    write_checkpoint,
+)
 from lightning_dqnlr.meta.collect import CollectConfig
 from lightning_dqnlr.meta.failures import Failures, usable_tasks
 from lightning_dqnlr.meta.logs import EpisodeReport, Watch
@@ -307,7 +314,8 @@ class MetaTrainer:
         Raises:
             ConfigurationError: there is none, it is damaged, or it was made with other settings.
         """
-        self.load_state_dict(read_checkpoint(self.folder))
+        with faults_of(self.folder):
+            self.load_state_dict(read_checkpoint(self.folder))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything the next outer step depends on."""
@@ -319,9 +327,11 @@ class MetaTrainer:
             "failures": self.failures.state_dict(),
             "validation": self._last_validation,
             "settings": self._settings(),
+            "format_version": FORMAT_VERSION,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        check_state(state)
         check_same_settings(state["settings"], self._settings())
         self.learner.load_state_dict(state["learner"])
         self.replay.load_state_dict(state["replay"])

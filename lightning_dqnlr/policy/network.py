@@ -10,10 +10,18 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lightning_dqnlr.checks import check_integer
+from lightning_dqnlr.checks import check_fields, check_integer, check_kind, check_number
 from lightning_dqnlr.errors import ConfigurationError
 
 _INITIAL_OUTPUT_SCALE = 0.01
+# What a policy's file may ask for. Far more than learning rates need, and built within a second.
+_MOST_FEATURES = 4096
+_MOST_ACTIONS = 256
+_MOST_LAYERS = 8
+_WIDEST = 2**16
+_MOST_QUANTILES = 1024
+_MOST_STATES = 2**22
+_MOST_MEMBERS = 64
 
 
 class _DuelingStreams(nn.Module):
@@ -28,10 +36,10 @@ class _DuelingStreams(nn.Module):
         outputs_per_action: int = 1,
     ) -> None:
         super().__init__()
-        check_integer("observation_size", observation_size, 1)
-        check_integer("num_actions", num_actions, 1)
+        _check_sizes(observation_size, num_actions)
+        check_integer("number of hidden layers", len(hidden), 0, _MOST_LAYERS)
         for width in hidden:
-            check_integer("hidden", width, 1)
+            check_integer("hidden", width, 1, _WIDEST)
         self.observation_size = observation_size
         self.num_actions = num_actions
         self.hidden = tuple(int(width) for width in hidden)
@@ -42,6 +50,14 @@ class _DuelingStreams(nn.Module):
         self.trunk = _layers(observation_size, shared)
         self.advantage = _head(width, own, num_actions * outputs_per_action)
         self.value = _head(width, own, outputs_per_action) if dueling else None
+
+    @torch.no_grad()
+    def largest_value(self, limits: Tensor) -> Tensor:
+        """A bound of all |Q| where |observation| <= limits (F); that of |SiLU(x)| is |x|."""
+        features = _largest(self.trunk, limits)
+        heads = [self.advantage] if self.value is None else [self.advantage, self.value]
+        # A value, an advantage and the mean advantage are added.
+        return 3 * torch.cat([_largest(head, features) for head in heads]).amax()
 
     @property
     def config(self) -> dict[str, Any]:
@@ -128,7 +144,7 @@ class QuantileNetwork(_DuelingStreams):
         hidden: Sequence[int] = (128, 128),
         dueling: bool = True,
     ) -> None:
-        check_integer("quantiles", quantiles, 1)
+        check_integer("quantiles", quantiles, 1, _MOST_QUANTILES)
         super().__init__(observation_size, num_actions, hidden, dueling, quantiles)
         self.num_quantiles = int(quantiles)
 
@@ -180,16 +196,20 @@ class QTable(nn.Module):
         self, observation_size: int, num_actions: int, bins: Mapping[int, Sequence[float]]
     ) -> None:
         super().__init__()
-        # Columns are strings where the bins come from JSON.
-        self.bins = {int(column): tuple(map(float, edges)) for column, edges in bins.items()}
+        _check_sizes(observation_size, num_actions)
+        self.bins = {
+            _column(column): tuple(_edge(edge) for edge in edges) for column, edges in bins.items()
+        }
         _check_bins(self.bins, observation_size)
-        check_integer("num_actions", num_actions, 1)
         self.observation_size = observation_size
         self.num_actions = num_actions
         states = math.prod(len(edges) + 1 for edges in self.bins.values())
+        check_integer("product of the numbers of bins", states, 1, _MOST_STATES)
         self.register_buffer("table", torch.zeros(states, num_actions))
         for column, edges in self.bins.items():
-            self.register_buffer(_name(column), torch.tensor(edges), persistent=False)
+            # On the CPU even where the table is to be read from a file and has no memory yet.
+            values = torch.tensor(edges, device="cpu")
+            self.register_buffer(_name(column), values, persistent=False)
 
     def state_of(self, observation: Tensor) -> Tensor:
         """The state index (...) of an observation (..., F); the last column varies fastest."""
@@ -205,6 +225,10 @@ class QTable(nn.Module):
         """Q-values (..., A) of observations (..., F)."""
         return self.table[self.state_of(observation)]
 
+    def largest_value(self, limits: Tensor) -> Tensor:
+        """The largest |Q|, whatever the limits."""
+        return self.table.abs().amax()
+
     @property
     def config(self) -> dict[str, Any]:
         """The constructor's arguments as plain data: `QTable(**table.config)` rebuilds it."""
@@ -219,6 +243,19 @@ def _name(column: int) -> str:
     return f"edges_{column}"
 
 
+def _column(name: int | str) -> int:
+    """Columns are strings where the bins come from JSON."""
+    if isinstance(name, str) and name.isdecimal() and len(name) < 10:
+        return int(name)
+    check_integer("column of bins", name, 0)
+    return int(name)
+
+
+def _edge(value: float) -> float:
+    check_number("edge of bins", value)
+    return float(value)
+
+
 def _check_bins(bins: Mapping[int, Sequence[float]], observation_size: int) -> None:
     if not bins:
         raise ConfigurationError("bins is empty; name at least one column of the observation.")
@@ -228,7 +265,7 @@ def _check_bins(bins: Mapping[int, Sequence[float]], observation_size: int) -> N
                 f"bins: column {column} must lie in an observation of {observation_size}."
             )
         if not edges or not all(low < high for low, high in pairwise(edges)):
-            raise ConfigurationError(f"bins[{column}] must ascend strictly; got {list(edges)}.")
+            raise ConfigurationError(f"bins[{column}] must ascend strictly; got {edges[:5]}.")
 
 
 class QEnsemble(nn.Module):
@@ -250,6 +287,7 @@ class QEnsemble(nn.Module):
 
     def __init__(self, members: Sequence[Network]) -> None:
         super().__init__()
+        check_integer("number of members", len(members), 1, _MOST_MEMBERS)
         flat: list[SingleNetwork] = []
         for member in members:
             flat.extend(member.networks if isinstance(member, QEnsemble) else [member])
@@ -270,6 +308,10 @@ class QEnsemble(nn.Module):
         """Q-values (..., A) of observations (..., F)."""
         return torch.stack([member(observation) for member in self.members]).mean(dim=0)
 
+    def largest_value(self, limits: Tensor) -> Tensor:
+        """A bound of the sum of the members' |Q|, whose mean is taken."""
+        return torch.stack([member.largest_value(limits) for member in self.networks]).sum()
+
     @property
     def config(self) -> dict[str, Any]:
         """Plain data from which `build_network` makes the same architecture."""
@@ -280,20 +322,48 @@ SingleNetwork: TypeAlias = QNetwork | QuantileNetwork | QTable
 Network: TypeAlias = SingleNetwork | QEnsemble
 
 
-def build_network(config: dict[str, Any]) -> Network:
+def build_network(config: Any) -> Network:
     """The architecture that a network's `config` describes, with fresh weights.
+
+    Raises:
+        ConfigurationError: a field is absent, unknown, of another type or out of range.
 
     Example:
         >>> build_network({"observation_size": 38, "num_actions": 7}).num_actions
         7
     """
-    if "members" in config:
-        return QEnsemble([build_network(member) for member in config["members"]])
-    if "quantiles" in config:
-        return QuantileNetwork(**config)
+    if not isinstance(config, Mapping) or "members" not in config:
+        return _build_single(config)
+    check_fields("network", config, ("members",))
+    check_kind("network.members", config["members"], list, each=dict)
+    check_integer("number of members", len(config["members"]), 1, _MOST_MEMBERS)
+    return QEnsemble([_build_single(member) for member in config["members"]])
+
+
+def _build_single(config: Any) -> SingleNetwork:
+    sizes = ("observation_size", "num_actions")
+    check_fields("network", config, sizes, ("quantiles", "bins", "hidden", "dueling"))
     if "bins" in config:
+        check_fields("network", config, (*sizes, "bins"))
+        check_kind("network.bins", config["bins"], dict)
+        for edges in config["bins"].values():
+            check_kind("edges of network.bins", edges, list)
         return QTable(**config)
-    return QNetwork(**config)
+    check_kind("network.hidden", config.get("hidden", []), list)
+    check_kind("network.dueling", config.get("dueling", True), bool)
+    return QuantileNetwork(**config) if "quantiles" in config else QNetwork(**config)
+
+
+def _check_sizes(observation_size: int, num_actions: int) -> None:
+    check_integer("observation_size", observation_size, 1, _MOST_FEATURES)
+    check_integer("num_actions", num_actions, 1, _MOST_ACTIONS)
+
+
+def _largest(layers: nn.Sequential, inputs: Tensor) -> Tensor:
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            inputs = layer.weight.abs() @ inputs + layer.bias.abs()
+    return inputs
 
 
 def _layers(inputs: int, widths: Sequence[int]) -> nn.Sequential:

@@ -7,8 +7,6 @@ how it was trained). The JSON holds the weights' SHA-256, so a truncated or swap
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,20 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec, StartRate
-from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
-from lightning_dqnlr.files import write_together
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.files import parse_json
 from lightning_dqnlr.policy.choice import Choice, Policy, choice_by
-from lightning_dqnlr.policy.network import Network, QEnsemble, build_network
+from lightning_dqnlr.policy.folder import (
+    RECORD,
+    WEIGHTS,
+    faults_of,
+    read_record,
+    read_weights,
+    without_weights,
+    write_folder,
+)
+from lightning_dqnlr.policy.network import Network, QEnsemble
 
-FORMAT = "lightning-dqnlr-policy"
-FORMAT_VERSION = 1
-WEIGHTS, RECORD = "policy.safetensors", "policy.json"
 # "default" is the one to use. The others are for comparison: the textbook recipe on raw
 # statistics, and Q-learning in a table.
 BUNDLED = ("default", "classic", "q_table")
@@ -118,21 +119,10 @@ class LRPolicy:
         """Writes the two files into `folder`, atomically; returns the folder.
 
         Raises:
-            ConfigurationError: if the folder cannot be written.
+            ConfigurationError: if the folder cannot be written, or the record is over 2 MiB.
         """
         folder = Path(folder)
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.network.state_dict().items()}
-        weights = save_tensors(tensors)
-        record = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "weights_sha256": hashlib.sha256(weights).hexdigest(),
-            "network": self.network.config,
-            "controller": self.spec.to_dict(),
-            "record": self.record,
-        }
-        text = json.dumps(record, indent=2) + "\n"
-        write_together({folder / WEIGHTS: weights, folder / RECORD: text.encode()})
+        write_folder(folder, self.network, self.spec, self.record)
         return folder
 
     @classmethod
@@ -144,28 +134,20 @@ class LRPolicy:
                 compared with, else the folder that `save` wrote (or one of the two files in it).
 
         Raises:
-            PolicyFileError: if a file is missing, truncated, not one of ours, or made for a
-                feature specification that this code does not compute.
+            PolicyFileError: if a file is missing, damaged, not one of ours, or made for a feature
+                specification that this code does not compute. Whatever the folder holds, nothing
+                of it is executed, and no rate of a policy that loads can be NaN.
         """
         folder = Path(__file__).parent / name if str(name) in BUNDLED else Path(name)
         if folder.name in (WEIGHTS, RECORD):
             folder = folder.parent
-        record = _read_record(folder)
-        weights = _read_weights(folder, record)
-        try:
-            spec = ControllerSpec.from_dict(record["controller"])
-            with torch.random.fork_rng(devices=[]):  # the user's seed is for the user's weights
-                network = build_network(record["network"])
-            network.load_state_dict(load_tensors(weights))
-            policy = cls(network.eval(), spec, record.get("record", {}), folder.name)
-        except PolicyFileError as error:
-            raise PolicyFileError(f"policy={str(folder)!r}: {error}") from error
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-            raise PolicyFileError(
-                f"policy={str(folder)!r} does not fit this version of lightning-dqnlr "
-                f"({type(error).__name__}: {error}); train it again with `dqnlr-train`, or install "
-                f"the version named in {RECORD}."
-            ) from error
+        with faults_of(folder):
+            content = read_record(folder)
+            spec = ControllerSpec.from_dict(content["controller"])
+            network = without_weights(content["network"]).eval()
+            policy = cls(network, spec, content["record"], folder.name)
+            limits = torch.tensor(spec.features.limits)
+            read_weights(folder, content["weights_sha256"], network, limits)
         policy.network.requires_grad_(False)
         return policy
 
@@ -246,16 +228,16 @@ def with_settings(policy: LRPolicy, texts: Sequence[str]) -> LRPolicy:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or name not in own:
-            raise ConfigurationError(f"{text!r} must be NAME=VALUE, with one of {list(own)}.")
+            raise ConfigurationError(f"{text[:100]!r} must be NAME=VALUE, with one of {list(own)}.")
         changes[name] = _parsed(value)
         if _kind(changes[name]) != _kind(own[name]):
-            raise ConfigurationError(f"{text!r}: {name} is now {own[name]!r}; give its like.")
+            raise ConfigurationError(f"{text[:99]!r}: {name} is now {own[name]!r}; give its like.")
     return replace(policy, spec=replace(policy.spec, **changes))
 
 
 def _parsed(text: str) -> Any:
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 
@@ -277,46 +259,3 @@ def _totals(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         for name in ("inner_steps", "minutes")
         if any(name in record for record in records)
     }
-
-
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / RECORD
-    try:
-        record = json.loads(path.read_bytes())
-    except OSError as error:
-        raise PolicyFileError(
-            f"policy={str(folder)!r}: {path} cannot be read ({error.strerror}); pass the folder "
-            "that LRPolicy.save or dqnlr-train wrote, or 'default' for the bundled policy."
-        ) from error
-    except ValueError as error:
-        raise PolicyFileError(
-            f"policy={str(folder)!r}: {path} is damaged or not JSON; copy the folder again."
-        ) from error
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise PolicyFileError(
-            f"policy={str(folder)!r}: {path} is not a lightning-dqnlr policy; pass the folder that "
-            "LRPolicy.save or dqnlr-train wrote."
-        )
-    if record.get("format_version") != FORMAT_VERSION:
-        raise PolicyFileError(
-            f"policy={str(folder)!r} has format version {record.get('format_version')!r}; this "
-            f"lightning-dqnlr reads version {FORMAT_VERSION}. Upgrade, or train it again."
-        )
-    return record
-
-
-def _read_weights(folder: Path, record: dict[str, Any]) -> bytes:
-    path = folder / WEIGHTS
-    try:
-        weights = path.read_bytes()
-    except OSError as error:
-        raise PolicyFileError(
-            f"policy={str(folder)!r}: {path} cannot be read ({error.strerror}); a policy is the "
-            f"two files {WEIGHTS} and {RECORD}, copy both."
-        ) from error
-    if hashlib.sha256(weights).hexdigest() != record.get("weights_sha256"):
-        raise PolicyFileError(
-            f"policy={str(folder)!r}: {path} is truncated or was not saved together with "
-            f"{RECORD}; copy both files again."
-        )
-    return weights

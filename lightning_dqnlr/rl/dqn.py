@@ -182,6 +182,13 @@ class DQNLearner:
             getattr(self, name).load_state_dict(state[name])
         # The optimizer would keep the very tensors it is given and go on to write into them.
         self._optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        for weight, own in self._optimizer.state.items():  # torch does not look at it
+            shapes = {name: value.shape for name, value in own.items()}
+            if shapes != {"step": (), "exp_avg": weight.shape, "exp_avg_sq": weight.shape}:
+                raise ConfigurationError(
+                    f"optimizer was saved with {shapes} for a weight of shape "
+                    f"{tuple(weight.shape)}; pass what DQNLearner.state_dict() returned."
+                )
         self.updates = int(state["updates"])
 
 

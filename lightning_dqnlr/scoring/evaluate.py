@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.checks import POSITIVE, check_choice, check_fields, check_kind, check_number
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, StartKind, Terms
 from lightning_dqnlr.envs.vector import ON_CPU
-from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.files import parse_json, read_regular, write_atomically
 from lightning_dqnlr.policy.choice import Act
 from lightning_dqnlr.scoring.cosine import TunedCosine, regret, tune_cosine
 from lightning_dqnlr.scoring.statistics import interquartile_mean
@@ -28,6 +32,9 @@ class Rivals:
     Args:
         folder: where results are kept, or None to keep them in memory only.
         engine: trains them.
+
+    Raises:
+        ConfigurationError: on access, if a file that is kept was damaged.
 
     Example:
         >>> Rivals("rivals")[task].peak  # doctest: +SKIP
@@ -47,17 +54,44 @@ class Rivals:
 
     def _read(self, key: str) -> TunedCosine | None:
         path = None if self._folder is None else self._folder / f"{key}.json"
-        if path is None or not path.is_file():
+        if path is None or not path.exists():
             return None
-        values = json.loads(path.read_text())
-        return TunedCosine(**{**values, "train_losses": tuple(values["train_losses"])})
+        try:
+            return _tuned(parse_json(read_regular(path, _MOST)))
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"{path} is damaged ({error}); delete it, and the cosine is tuned again."
+            ) from error
 
     def _tune(self, task: Task, key: str) -> TunedCosine:
         tuned = tune_cosine(task, engine=self._engine)
-        if self._folder is not None:
-            content = json.dumps(tuned._asdict()).encode()
+        values = tuned._asdict()
+        # One that is not finite is of a task that nobody uses.
+        if self._folder is not None and math.isfinite(tuned.initial_loss + tuned.validation_loss):
+            content = json.dumps({**values, "sha256": _digest(values)}).encode()
             write_atomically(self._folder / f"{key}.json", content)
         return tuned
+
+
+_MOST = 2**20  # bytes
+
+
+def _tuned(values: Any) -> TunedCosine:
+    """The inverse of `_asdict`, of data that may be damaged; earlier versions kept no checksum."""
+    check_fields("the cosine", values, TunedCosine._fields, ("sha256",))
+    digest = values.pop("sha256", None)
+    check_choice("sha256", digest, (_digest(values),), optional=True)
+    check_kind("train_losses", values["train_losses"], list)
+    for name in ("train_loss", "validation_loss", "initial_loss"):
+        check_number(name, values[name])
+    for loss in values["train_losses"]:
+        check_number("train_losses", loss)
+    check_number("peak", values["peak"], POSITIVE)
+    return TunedCosine(**{**values, "train_losses": tuple(values["train_losses"])})
+
+
+def _digest(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
 def fingerprint(task: Task) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -177,3 +178,116 @@ def test_runs_on_different_tasks_are_not_compared_in_silence(tmp_path):
         )
     with pytest.raises(ConfigurationError, match="must agree"):
         cli._recorded(None, [tmp_path / "a/best", tmp_path / "b/best"])
+
+
+ENGINE = "env: {engine: {_target_: lightning_dqnlr.envs.VectorEngine, _partial_: true}}\n"
+
+
+def recorded(folder, tasks, engine=ENGINE):
+    """A run's folder whose configuration names these tasks; returns that of its policy."""
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / ".hydra/config.yaml").write_text(f"tasks: {tasks}\n{engine}")
+    return folder / "best"
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """A module that leaves a file when it is imported, and another when it is called."""
+    text = "import pathlib; here = pathlib.Path(__file__).parent; (here / 'imported').touch()\n"
+    (tmp_path / "canary_of_others.py").write_text(
+        text + "from lightning_dqnlr.tasks import NoisyQuadratics\n"
+        "def run(**_): (here / 'called').touch(); return NoisyQuadratics()\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    sys.modules.pop("canary_of_others", None)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "canary_of_others.run",
+        "os.system",
+        "torch.hub.load",
+        "lightning_dqnlr.provenance.subprocess.run",
+        "lightning_dqnlr.bench.methods.packages.import_module",
+        "lightning_dqnlr.tasks.task.torch.load",
+        "lightning_dqnlr.cli.policies.instantiate",
+        "lightning_dqnlr.tasks.Task.from_lightning",
+        "lightning_dqnlr.tasks",
+        "[os, system]",
+        "''",
+        "null",
+    ],
+)
+@pytest.mark.parametrize("where", ["{{_target_: {0}}}", "[{{x: {{_target_: {0}}}}}]"])
+def test_a_folder_cannot_have_code_run_that_is_not_ours(canary, target, where):
+    policy = recorded(canary / "run", where.format(target))
+    with pytest.raises(ConfigurationError, match=r"tasks.*_target_=.*--trust"):
+        cli._recorded(None, [policy])
+    policy = recorded(
+        canary / "other",
+        "{_target_: lightning_dqnlr.tasks.NoisyQuadratics}",
+        "env: {engine: " + where.format(target) + "}",
+    )
+    with pytest.raises(ConfigurationError, match=r"env\.engine.*_target_=.*--trust"):
+        cli._recorded(None, [policy])
+    assert not (canary / "imported").exists()
+    assert "canary_of_others" not in sys.modules
+
+
+def test_what_a_user_trusts_is_instantiated(canary):
+    policy = recorded(canary / "run", "{_target_: canary_of_others.run, seed: '${seed}'}\nseed: 3")
+    family, _ = cli._recorded(None, [policy], trust=True)
+    assert (canary / "called").exists()
+    assert family.sample(0, "validation").horizon > 0
+
+
+def test_the_console_script_refuses_foreign_tasks_and_takes_them_with_trust(
+    canary, monkeypatch, capsys
+):
+    save_member(recorded(canary / "run", "{_target_: canary_of_others.run}"), 0)
+    arguments = (canary / "run", "--into", canary / "won", "--tasks", 1, "--seeds", 1)
+    with pytest.raises(SystemExit):
+        promote(monkeypatch, *arguments)
+    assert "canary_of_others.run" in (text := capsys.readouterr().err)
+    assert "--trust" in text
+    assert not (canary / "imported").exists()
+    promote(monkeypatch, *arguments, "--trust")
+    assert (canary / "called").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("a: &a [x, x]\nb: [*a, *a]\ntasks: 1", "alias"),
+        ("tasks: " + "[" * 500 + "]" * 500, "levels"),
+        ("tasks: {_target_: 'x", "cannot be used"),
+        ("tasks: \xff\x00", "cannot be used"),
+        ("[1, 2]", "is no configuration"),
+        ("x" * 300_000, "300000 bytes"),
+        ("tasks: '${oc.env:HOME}'\n" + ENGINE, "tasks=.*would be computed"),
+        ("tasks: {a: '${b}'}\nb: 3\n" + ENGINE, "tasks.a=.*would be computed"),
+        ("tasks: {a: 3}\n" + ENGINE, "no family of tasks"),
+        ("env: 3", "no family of tasks"),
+        ("", "no family of tasks"),
+    ],
+)
+def test_a_configuration_that_is_none_is_one_error(tmp_path, content, reason):
+    policy = recorded(tmp_path / "run", "")
+    (tmp_path / "run/.hydra/config.yaml").write_bytes(content.encode("latin1"))
+    with pytest.raises(ConfigurationError, match=reason):
+        cli._recorded(None, [policy])
+
+
+def test_a_configuration_that_never_ends_is_not_waited_for(tmp_path):
+    policy = recorded(tmp_path / "run", "")
+    path = tmp_path / "run/.hydra/config.yaml"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        cli._recorded(None, [policy])
+    path.unlink()
+    path.symlink_to("/dev/zero")
+    with pytest.raises(ConfigurationError, match="no regular file"):
+        cli._recorded(None, [policy])
