@@ -7,6 +7,8 @@ how it was trained). The JSON holds the weights' SHA-256, so a truncated or swap
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
