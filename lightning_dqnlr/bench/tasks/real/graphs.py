@@ -24,9 +24,6 @@ class IsomorphismLayer(nn.Module):
     """Sums over neighbours and an MLP, beside a skip (GIN, Xu et al. 2019, arXiv:1810.00826).
 
     With BatchNorm over nodes as in Dwivedi et al. (arXiv:2003.00982, appendix C.1).
-
-    Args:
-        width: D of the nodes' states.
     """
 
     def __init__(self, width: int) -> None:
@@ -50,12 +47,7 @@ class IsomorphismLayer(nn.Module):
 
 
 class GraphNetwork(nn.Module):
-    """Layers of GIN, and a linear map of each node's states after all of them (jumping knowledge).
-
-    Args:
-        width: D of the nodes' states.
-        layers: number of layers.
-    """
+    """Layers of GIN, and a linear map of a node's states after all of them (jumping knowledge)."""
 
     def __init__(self, width: int = 128, layers: int = 8) -> None:
         super().__init__()
@@ -88,10 +80,6 @@ def block_graphs(count: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
     """Graphs of a stochastic block model, one node of each community labelled.
 
     The task CLUSTER of Dwivedi et al. (arXiv:2003.00982, section 3.2) with smaller communities.
-
-    Args:
-        count: N.
-        draws: of sizes, edges, and the labelled nodes.
 
     Returns:
         Known labels int64 (N, V), 0 for none and `ABSENT` where there is no node; adjacency bool
