@@ -184,5 +184,5 @@ def how_much_the_lr_matters(comparison: Comparison) -> Section:
         legend_picture(comparison, methods, "sensitivity"),
         tuple(_task_picture(comparison, task) for task in tasks),
     )
-    blocks = (text, *mistuning_picture(comparison), sensitivity_table(comparison), gallery)
-    return Section(title, blocks)
+    table = sensitivity_table(comparison)
+    return Section(title, (text, *mistuning_picture(comparison), table, gallery))
