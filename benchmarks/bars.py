@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
-from lightning_dqnlr.bench.report.comparison import Comparison, Roles
+from lightning_dqnlr.bench.report.comparison import SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import Table
 from lightning_dqnlr.bench.report.duels import duels
 from lightning_dqnlr.bench.report.sensitivity import sensitivities
@@ -25,7 +25,6 @@ from lightning_dqnlr.bench.tasks import TASKS
 from lightning_dqnlr.bench.tasks.task import APART
 from lightning_dqnlr.scoring.statistics import Summary, summarize
 
-SUBJECT = Roles().subject
 CONTROLS = ("untrained", "state-blind", "mean-curve", "classic")
 # Least probability of improvement over each rival.
 RIVALS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from lightning_dqnlr.checks import check_integer
 from lightning_dqnlr.cli.errors import FULL_ERROR, command, errors_in_one_line
 from lightning_dqnlr.cli.targets import with_present_targets
 from lightning_dqnlr.errors import ConfigurationError
@@ -42,11 +44,7 @@ def _app(config: DictConfig) -> None:
 
 
 def run(config: DictConfig, name: str) -> Path | None:
-    """Makes the suite's missing runs, then writes and shows its report.
-
-    Args:
-        config: the composed `conf/bench.yaml`.
-        name: of the suite, and of the report's folder.
+    """Makes the suite's missing runs, then writes and shows its report in the folder of its name.
 
     Returns:
         The report's page; None for a dry run and for packing.
@@ -87,7 +85,7 @@ def run(config: DictConfig, name: str) -> Path | None:
     if config.dry_run:
         return None
     if config.report_only:
-        return _report(_some_stored(runs, store, config.archive), runs, folder / name, suite)
+        return _report(_some_stored(runs, store), runs, folder / name, suite)
     for missing_now in missing_in_rounds(runs, store, margin, retry_failed=retry):
         _make(missing_now, store, workers)
     return _report(_stored(runs, store), runs, folder / name, suite)
@@ -96,8 +94,14 @@ def run(config: DictConfig, name: str) -> Path | None:
 def _make(runs: Sequence[PlannedRun], store: Store, workers: int) -> None:
     from lightning_dqnlr.bench.runs.suite import complete
 
-    with Bar(runs) as bar:
-        refused = complete(runs, store, workers, bar)
+    # A line a second would flood a log file, in which carriage returns do not rewrite.
+    with tqdm(
+        total=len(runs),
+        mininterval=0.2 if sys.stderr.isatty() else 30.0,
+        bar_format="{percentage:3.0f}%|{bar:20}| run {n_fmt}/{total_fmt} {postfix}",
+        disable=not runs,
+    ) as bar:
+        refused = complete(runs, store, workers, partial(_show, bar))
     for method, reason in refused.items():
         print(f"Left out {method}: {reason}")
 
@@ -106,9 +110,10 @@ def _stored(runs: Sequence[PlannedRun], store: Store) -> list[Record]:
     return [record for run in runs if (record := store.get(run.key)) is not None]
 
 
-def _some_stored(runs: Sequence[PlannedRun], store: Store, archive: str | None) -> list[Record]:
+def _some_stored(runs: Sequence[PlannedRun], store: Store) -> list[Record]:
     records = _stored(runs, store)
     if not records:
+        archive = None if store.archive is None else store.archive.folder
         raise ConfigurationError(
             f"report_only=true, and archive={archive} and the folder hold no record of these runs. "
             "The archive's path counts from where the command is started: start it in the "
@@ -129,40 +134,16 @@ def _pack(runs: Sequence[PlannedRun], store: Store) -> None:
     )
 
 
-class Bar:
-    """Runs, time left and the last run on one line of the terminal; failures above it.
-
-    Args:
-        runs: that are about to be made.
-    """
-
-    def __init__(self, runs: Sequence[PlannedRun]) -> None:
-        # A line a second would flood a log file, in which carriage returns do not rewrite.
-        self._bar = tqdm(
-            total=len(runs),
-            mininterval=0.2 if sys.stderr.isatty() else 30.0,
-            bar_format="{percentage:3.0f}%|{bar:20}| run {n_fmt}/{total_fmt} {postfix}",
-            disable=not runs,
-        )
-
-    def __enter__(self) -> Bar:
-        """The bar."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Leaves it as it is and goes to the next line."""
-        self._bar.close()
-
-    def __call__(self, progress: Progress) -> None:
-        """Moves on by one run."""
-        latest = progress.latest
-        minutes, seconds = divmod(round(progress.seconds_left), 60)
-        if progress.failure is not None:
-            text = f"Failed: {latest.method.name} on {latest.task.name}, lr {latest.lr}, seed "
-            self._bar.write(f"{text}{latest.seed}: {progress.failure}", file=sys.stderr)
-        left = f"time left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-        self._bar.set_postfix_str(f"{left}, {latest.task.name}, {latest.method.name}", False)
-        self._bar.update()
+def _show(bar: Any, progress: Progress) -> None:
+    """Time left and the last run on the line of the bar; failures above it."""
+    latest = progress.latest
+    minutes, seconds = divmod(round(progress.seconds_left), 60)
+    if progress.failure is not None:
+        text = f"Failed: {latest.method.name} on {latest.task.name}, lr {latest.lr}, seed "
+        bar.write(f"{text}{latest.seed}: {progress.failure}", file=sys.stderr)
+    left = f"time left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    bar.set_postfix_str(f"{left}, {latest.task.name}, {latest.method.name}", False)
+    bar.update()
 
 
 def _report(
@@ -204,11 +185,9 @@ def _tasks(config: DictConfig) -> Sequence[BenchTask]:
     return [your_own(task, config.lr)]
 
 
-def _workers(wanted: object) -> int:
-    from lightning_dqnlr.bench.runs.suite import available_cores
-
-    if wanted is None:
-        return available_cores()
-    if isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-        raise ConfigurationError(f"workers={wanted!r} must be an integer of at least 1, or null.")
-    return wanted
+def _workers(wanted: int | None) -> int:
+    """As many as wanted, or as there are cores that this process may use."""
+    check_integer("workers", wanted, 1, optional=True)
+    if wanted is None and hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return wanted or os.cpu_count() or 1

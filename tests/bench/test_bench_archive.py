@@ -22,7 +22,7 @@ def test_what_the_folder_lacks_comes_from_the_archive(tmp_path):
     packed(tmp_path / "archive", RECORD, replace(RECORD, seed=1))
     store = Store(tmp_path / "runs", Archive(tmp_path / "archive"))
     assert store.get(RECORD.key) == RECORD
-    assert not store.has(replace(RECORD, seed=2).key)
+    assert not store.get(replace(RECORD, seed=2).key)
     store.put(replace(RECORD, final_train=0.25))
     assert store.get(RECORD.key).final_train == 0.25
     assert Archive(tmp_path / "archive").get(RECORD.key) == RECORD

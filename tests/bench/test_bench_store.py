@@ -50,7 +50,7 @@ def put_many(folder, first):
 def test_what_was_put_comes_back_whole(tmp_path):
     Store(tmp_path).put(RECORD)
     again = Store(tmp_path)
-    assert again.has(RECORD.key)
+    assert again.get(RECORD.key)
     assert again.get(RECORD.key) == RECORD
     assert list(again.records()) == [RECORD]
 
@@ -59,7 +59,7 @@ def test_what_was_put_comes_back_whole(tmp_path):
 def test_a_run_that_differs_in_any_field_of_the_key_is_another_run(field, tmp_path):
     store, other = Store(tmp_path), replace(RECORD, **{field: OTHERS[field]})
     store.put(RECORD)
-    assert not store.has(other.key)
+    assert not store.get(other.key)
     store.put(other)
     assert store.get(RECORD.key) == RECORD
     assert store.get(other.key) == other
@@ -68,7 +68,7 @@ def test_a_run_that_differs_in_any_field_of_the_key_is_another_run(field, tmp_pa
 def test_no_learning_rate_is_not_the_rate_zero(tmp_path):
     store = Store(tmp_path)
     store.put(replace(RECORD, lr=None))
-    assert not store.has(replace(RECORD, lr=0.0).key)
+    assert not store.get(replace(RECORD, lr=0.0).key)
 
 
 @pytest.mark.parametrize("length", [0, 1, 200, -3])
@@ -76,7 +76,7 @@ def test_a_truncated_file_counts_as_missing_and_is_replaced(length, tmp_path):
     store = Store(tmp_path)
     path = store.put(RECORD)
     path.write_bytes(path.read_bytes()[:length])
-    assert not store.has(RECORD.key)
+    assert not store.get(RECORD.key)
     assert list(store.records()) == []
     store.put(RECORD)
     assert store.get(RECORD.key) == RECORD
@@ -87,14 +87,14 @@ def test_a_file_of_something_else_is_not_fatal(content, tmp_path):
     store = Store(tmp_path)
     store.path(RECORD.key).parent.mkdir(parents=True)
     store.path(RECORD.key).write_bytes(content)
-    assert not store.has(RECORD.key)
+    assert not store.get(RECORD.key)
     assert list(store.records()) == []
 
 
 def test_a_file_under_a_wrong_name_is_not_taken_for_the_run(tmp_path):
     store, other = Store(tmp_path), replace(RECORD, seed=7)
     store.put(RECORD).rename(store.path(other.key))
-    assert not store.has(other.key)
+    assert not store.get(other.key)
 
 
 def test_what_a_kill_left_half_written_is_no_record(tmp_path):
@@ -119,6 +119,6 @@ def test_several_processes_may_write_at_once(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file")
-    assert not store.has(RECORD.key)
+    assert not store.get(RECORD.key)
     with pytest.raises(ConfigurationError, match="choose another folder"):
         store.put(RECORD)

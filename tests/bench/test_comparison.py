@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lightning_dqnlr.bench.report.comparison import Comparison, Roles
+from lightning_dqnlr.bench.report.comparison import PLAIN, RIVAL, SUBJECT, Comparison
 from lightning_dqnlr.bench.runs.losses import VALIDATION, diverged
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.scoring.cosine import DIVERGED
@@ -183,7 +183,6 @@ def test_the_order_of_the_records_does_not_matter(shuffle: random.Random):
     )
 
 
-def test_roles_come_first_whatever_their_names():
-    records = [record(method=name) for name in ("a", "z", "m", "k")]
-    roles = Roles(subject="z", rival="m", plain="k")
-    assert Comparison(records, roles).methods == ("z", "m", "k", "a")
+def test_the_methods_that_the_report_is_about_come_first():
+    records = [record(method=name) for name in ("a", PLAIN, RIVAL, SUBJECT)]
+    assert Comparison(records).methods == (SUBJECT, RIVAL, PLAIN, "a")

@@ -6,15 +6,14 @@ import math
 from collections.abc import Iterable
 from statistics import median
 
-from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.comparison import RIVAL, Comparison
 from lightning_dqnlr.bench.report.content import NOTHING, Section, Table, number
 from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, diverged, final_loss
 
 
 def regret_by_task(comparison: Comparison) -> Section:
-    """The heat maps."""
     text = (
-        f"Mean regret over seeds; orange is above the tuned {comparison.roles.rival}, blue below, "
+        f"Mean regret over seeds; orange is above the tuned {RIVAL}, blue below, "
         f"{NOTHING} missing or not run."
     )
     train, validation = (heat_map(comparison, which) for which in (TRAIN, VALIDATION))
@@ -32,13 +31,12 @@ def heat_map(comparison: Comparison, which: str = TRAIN) -> Table:
 
 
 def _regret(comparison: Comparison, task: str, method: str, which: str) -> str:
-    if not comparison.common(method, comparison.roles.rival, among=[task]):
+    if not comparison.common(method, RIVAL, among=[task]):
         return NOTHING
     return number(comparison.mean_regret(task, method, which), 2)
 
 
 def final_losses(comparison: Comparison) -> Section:
-    """The losses that all regrets are made of, with the LR chosen."""
     header = ("task", "method", "LR", "initial", "training", "validation", "diverged", "seeds")
     rows = tuple(_losses(comparison, *key) for key in sorted(comparison.entries))
     text = "Medians over seeds, with the LR chosen. All regrets come from these."

@@ -30,16 +30,11 @@ from lightning_dqnlr.bench.tasks.task import APART
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.scoring.statistics import steps_to
 
+# The methods that the report is about.
+SUBJECT = "dqnlr"  # the one to judge
+RIVAL = "cosine"  # regrets are to this one at its best LR; profiles are relative to it
+PLAIN = "constant"  # overhead is relative to this one
 Runs = tuple[Record, ...]  # one per seed, in the order of the seeds
-
-
-@dataclass(frozen=True)
-class Roles:
-    """Which methods the report is about."""
-
-    subject: str = "dqnlr"  # the one to judge
-    rival: str = "cosine"  # regrets are to this one at its best LR; profiles are relative to it
-    plain: str = "constant"  # overhead is relative to this one
 
 
 @dataclass(frozen=True)
@@ -61,7 +56,6 @@ class Comparison:
 
     Args:
         records: of any number of methods, tasks, LRs and seeds.
-        roles: who is compared with whom.
         race_margin: of the race that the grids were run as, see `survivors`; None for no race.
         apart: splits that ask a question of their own. No table over all tasks has them, and a
             method without any run there was not to run.
@@ -79,11 +73,9 @@ class Comparison:
     def __init__(
         self,
         records: Iterable[Record],
-        roles: Roles | None = None,
         race_margin: float | None = None,
         apart: Collection[str] = frozenset(APART),
     ) -> None:
-        self.roles = roles or Roles()
         self._race_margin = race_margin
         self._apart = frozenset(apart)
         self.records = sorted(records, key=lambda r: (r.split, r.task, r.method, r.lr or 0, r.seed))
@@ -93,24 +85,23 @@ class Comparison:
             self._runs[record.task, record.method].append(record)
         self.splits = {record.task: record.split for record in self.records}
         self.tasks = tuple(self.splits)
-        first = [self.roles.subject, self.roles.rival, self.roles.plain]
+        first = [SUBJECT, RIVAL, PLAIN]
         names = sorted({record.method for record in self.records})
         self.methods = tuple(sorted(names, key=lambda n: first.index(n) if n in first else 3))
 
     @cached_property
     def entries(self) -> dict[tuple[str, str], Entry]:
         """By (task, method); only what is complete."""
-        entries: dict[tuple[str, str], Entry] = {}
-        for (task, method), runs in self._runs.items():
-            entry = _entry(runs, self._seeds(task), self._race_margin)
-            if entry is not None:
-                entries[task, method] = entry
-        return entries
+        return {
+            (task, method): entry
+            for (task, method), runs in self._runs.items()
+            if (entry := _entry(runs, self._seeds(task), self._race_margin)) is not None
+        }
 
     @cached_property
     def ranked(self) -> tuple[str, ...]:
         """The tasks on which the rival is complete, so that there is a regret."""
-        return tuple(task for task in self.tasks if (task, self.roles.rival) in self.entries)
+        return tuple(task for task in self.tasks if (task, RIVAL) in self.entries)
 
     @cached_property
     def shared(self) -> tuple[str, ...]:
@@ -128,7 +119,7 @@ class Comparison:
         return self.splits[task] in self._apart and (task, method) not in self._runs
 
     def _seeds(self, task: str) -> frozenset[int]:
-        runs = self._runs.get((task, self.roles.rival)) or [
+        runs = self._runs.get((task, RIVAL)) or [
             record for record in self.records if record.task == task
         ]
         return frozenset(run.seed for run in runs)
@@ -139,7 +130,7 @@ class Comparison:
         losses: dict[tuple[str, str], float] = {}
         for task in self.tasks:
             runs = [run for (of, _), group in self._runs.items() if of == task for run in group]
-            own = self._runs.get((task, self.roles.rival), [])
+            own = self._runs.get((task, RIVAL), [])
             for which in (TRAIN, VALIDATION):
                 known = (initial_loss(own, which), initial_loss(runs, which))
                 # Where every run raised, any scale gives a regret of zero.
@@ -165,21 +156,16 @@ class Comparison:
         return tuple(n for n in self.methods if len(self.common(n, among=tasks)) == len(tasks))
 
     def regrets(self, task: str, method: str, which: str = TRAIN) -> Tensor:
-        """log((loss + e) / (tuned rival's + e)) per seed, (S,); the rival's is a geometric mean.
-
-        Raises:
-            KeyError: if the method or the rival is missing there.
-        """
+        """log((loss + e) / (tuned rival's + e)) per seed, (S,); the rival's is a geometric mean."""
         return self.regrets_of(self.entries[task, method].runs, which)
 
     def mean_regret(self, task: str, method: str, which: str = TRAIN) -> float:
-        """The mean of `regrets` over seeds."""
         return self.regrets(task, method, which).mean().item()
 
     def regrets_of(self, runs: Sequence[Record], which: str = TRAIN) -> Tensor:
         """The same for any runs of one task, (S,)."""
         task = runs[0].task
-        rival = self.entries[task, self.roles.rival].runs
+        rival = self.entries[task, RIVAL].runs
         initial = self._initial[task, which]
         return log_losses(runs, initial, which) - log_losses(rival, initial, which).mean()
 
@@ -191,24 +177,19 @@ class Comparison:
         """Runs by the LR given, of the seeds that every LR has; empty below two LRs."""
         by_lr = _by_lr(self._runs.get((task, method), []))
         grid = {lr: runs for lr, runs in by_lr.items() if lr is not None}
-        if len(grid) < 2:
-            return {}
-        seeds = frozenset.intersection(*(frozenset(runs) for runs in grid.values()))
-        if not seeds:
+        seeds = frozenset.intersection(*map(frozenset, grid.values())) if grid else frozenset()
+        if len(grid) < 2 or not seeds:
             return {}
         return {lr: tuple(grid[lr][seed] for seed in sorted(seeds)) for lr in sorted(grid)}
 
     def ratios(self, method: str, tasks: Sequence[str], *, seconds: bool = False) -> list[float]:
         """Time to the tuned rival's final validation loss over the rival's own, per task and seed.
 
-        Args:
-            method: whose.
-            tasks: on which it is complete.
-            seconds: of one run, at an even pace over its steps, instead of optimizer steps.
+        The time is in steps, or in seconds of one run at an even pace over its steps.
         """
-        entries, rival = self.entries, self.roles.rival
+        entries = self.entries
         runs = [run for task in tasks for run in entries[task, method].runs]
-        rivals = [run for task in tasks for run in entries[task, rival].runs]
+        rivals = [run for task in tasks for run in entries[task, RIVAL].runs]
         return [_ratio(a, b, seconds) for a, b in zip(runs, rivals, strict=True)]
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -34,6 +34,12 @@ def interval_text(interval: Interval, digits: int = 3) -> str:
 def with_interval(value: float, interval: Interval, digits: int = 3) -> str:
     """`0.069 [0.057, 0.085]`."""
     return f"{number(value, digits)} {interval_text(interval, digits)}"
+
+
+def listed(names: Sequence[str], shown: int) -> str:
+    """The first ones, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def share(value: float) -> str:
@@ -69,7 +75,7 @@ class Table:
         return cls(tuple(columns), cells, marked)
 
     def with_gap(self, name: str, reason: str) -> Table:
-        """With one more row, whose figures are missing for a reason."""
+        """One more row, without figures for a reason."""
         gap = (name, reason, *[NOTHING] * (len(self.header) - 2))
         return replace(self, rows=(*self.rows, gap))
 
@@ -103,11 +109,9 @@ class Picture:
 
     @property
     def file(self) -> str:
-        """Its path in the report's folder."""
         return f"pictures/{re.sub(r'[^A-Za-z0-9_.-]+', '-', self.name)}.svg"
 
     def markdown(self) -> str:
-        """A link to the file."""
         return f"![{self.text}]({self.file})"
 
 
@@ -130,7 +134,6 @@ class Bullets:
     points: tuple[str, ...]
 
     def markdown(self) -> str:
-        """One line per statement."""
         return "\n".join(f"- {point}" for point in self.points)
 
 
@@ -143,7 +146,6 @@ class Case:
     picture: Picture
 
     def markdown(self) -> str:
-        """The title in bold and the statements."""
         return f"**{self.title}**\n\n{self.bullets.markdown()}"
 
 

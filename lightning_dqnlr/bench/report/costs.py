@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from statistics import median
 from typing import NamedTuple
 
-from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.comparison import PLAIN, RIVAL, SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import Block, Section, Table, number
 from lightning_dqnlr.bench.report.headline import headline_rows
 from lightning_dqnlr.bench.runs.losses import final_loss
@@ -35,18 +35,18 @@ def _bytes(count: int) -> str:
 
 def costs(comparison: Comparison) -> list[Cost]:
     """Every method that shares a task with the plain one, cheapest total first."""
-    names = [n for n in comparison.methods if comparison.common(n, comparison.roles.plain)]
+    names = [n for n in comparison.methods if comparison.common(n, PLAIN)]
     return sorted((_cost(comparison, n) for n in names), key=lambda row: (row.total, row.method))
 
 
 def _cost(comparison: Comparison, method: str) -> Cost:
-    roles, entries = comparison.roles, comparison.entries
-    tasks = comparison.common(method, roles.plain)
+    entries = comparison.entries
+    tasks = comparison.common(method, PLAIN)
     mine = [entries[task, method] for task in tasks]
     runs = [run for entry in mine for run in entry.runs]
-    plain = [run for task in tasks for run in entries[task, roles.plain].runs]
+    plain = [run for task in tasks for run in entries[task, PLAIN].runs]
     pairs = [(a, b) for a, b in zip(runs, plain, strict=True) if _finished(a) and _finished(b)]
-    rivals = [entries[task, roles.rival] for task in tasks]
+    rivals = [entries[task, RIVAL] for task in tasks]
     return Cost(
         method=method,
         tasks=len(tasks),
@@ -74,47 +74,41 @@ def _median(values: Iterable[float]) -> float:
 
 
 def cost_table(comparison: Comparison) -> Table:
-    """One row per method."""
-    roles = comparison.roles
     columns: dict[str, Callable[[Cost], str]] = {
         "method": lambda row: row.method,
         "tasks": lambda row: str(row.tasks),
         "runs per result": lambda row: f"{row.tries:.3g}",
-        f"seconds with the search / tuned {roles.rival}'s": lambda row: number(row.total),
-        f"seconds of one run / {roles.plain}'s": lambda row: number(row.overhead, 2),
+        f"seconds with the search / tuned {RIVAL}'s": lambda row: number(row.total),
+        f"seconds of one run / {PLAIN}'s": lambda row: number(row.overhead, 2),
         "extra memory": lambda row: _bytes(row.extra_bytes),
         "copies of the weights": lambda row: number(row.copies, 1),
     }
-    return Table.of(costs(comparison), columns, (roles.subject,))
+    return Table.of(costs(comparison), columns, (SUBJECT,))
 
 
 def _seed_table(comparison: Comparison) -> Table:
     """Standard deviation over seeds of the training regret; equal ones in the headline's order."""
     names = [row.method for row in headline_rows(comparison, comparison.shared, samples=1)]
-    found = {name: _seed_deviation(comparison, name) for name in names}
+    found = {}
+    for name in names:
+        scores = comparison.scores(name, comparison.shared)
+        # A single seed says nothing of it.
+        found[name] = _median(row.std().item() for row in scores if len(row) > 1)
     names.sort(key=lambda name: math.inf if math.isnan(found[name]) else found[name])
     cells = tuple((name, number(found[name])) for name in names)
-    return Table(("method", "median task"), cells, (comparison.roles.subject,))
-
-
-def _seed_deviation(comparison: Comparison, method: str) -> float:
-    """Median over tasks; a single seed says nothing of it."""
-    scores = comparison.scores(method, comparison.shared)
-    return _median(row.std().item() for row in scores if len(row) > 1)
+    return Table(("method", "median task"), cells, (SUBJECT,))
 
 
 def what_it_costs(comparison: Comparison) -> Section:
-    """Both tables."""
-    plain, rival = comparison.roles.plain, comparison.roles.rival
     text = (
         f"Runs per result counts those that chose the LR. Seconds are of training alone: of all "
-        f"these runs against the tuned {rival}'s, and of one run against the {plain} one of the "
+        f"these runs against the tuned {RIVAL}'s, and of one run against the {PLAIN} one of the "
         "same task and seed (medians). Memory is beyond the plain run, in bytes and in copies of "
         "the weights."
     )
     table = cost_table(comparison)
     blocks: tuple[Block, ...] = (text, table)
     if not table.rows:
-        blocks = (f"No task has both {plain} and another method, so there is no overhead.",)
+        blocks = (f"No task has both {PLAIN} and another method, so there is no overhead.",)
     seeds = "Standard deviation over seeds of the training regret:"
     return Section("What it costs", (*blocks, seeds, _seed_table(comparison)))

@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.comparison import PLAIN, RIVAL, SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import Picture
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.scoring.statistics import Interval
@@ -45,11 +45,10 @@ _SETTINGS = {
 
 def styles(comparison: Comparison) -> dict[str, Style]:
     """Colour, dash and width of each method's line."""
-    roles = comparison.roles
     fixed: dict[str, Style] = {
-        roles.plain: {"color": _PLAIN, "linestyle": "-", "linewidth": 1.4},
-        roles.rival: {"color": _RIVAL, "linestyle": "-", "linewidth": 2.2},
-        roles.subject: {"color": _SUBJECT, "linestyle": "-", "linewidth": 2.6},
+        PLAIN: {"color": _PLAIN, "linestyle": "-", "linewidth": 1.4},
+        RIVAL: {"color": _RIVAL, "linestyle": "-", "linewidth": 2.2},
+        SUBJECT: {"color": _SUBJECT, "linestyle": "-", "linewidth": 2.6},
     }
     others = [name for name in sorted(comparison.methods) if name not in fixed]
     for i, name in enumerate(others):
@@ -66,20 +65,40 @@ class Estimate(NamedTuple):
     interval: Interval
 
 
-def intervals(axes: Any, estimates: Sequence[Estimate], look: dict[str, Style]) -> None:
-    """A dot and a bar for each method, from the bottom up."""
-    for y, estimate in enumerate(estimates):
-        color = look[estimate.method]["color"]
-        axes.plot(estimate.interval, [y, y], color=color, linewidth=4, alpha=0.45)
-        axes.plot([estimate.value], [y], "o", color=color, markersize=6)
-    axes.set_yticks(range(len(estimates)), [estimate.method for estimate in estimates])
-    axes.grid(True, axis="x")
+def interval_picture(
+    comparison: Comparison,
+    panels: Mapping[str, Sequence[Estimate]],
+    *,
+    name: str,
+    text: str,
+    middle: float,
+    limits: Interval | None = None,
+) -> Picture:
+    """Panels by label: a dot and a bar for each method, the first on top, beside a middle line."""
+    look = styles(comparison)
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, len(panels), sharey=True)
+        for panel, (label, estimates) in zip(axes, panels.items(), strict=True):
+            for y, estimate in enumerate(estimates):
+                color = look[estimate.method]["color"]
+                panel.plot(estimate.interval, [y, y], color=color, linewidth=4, alpha=0.45)
+                panel.plot([estimate.value], [y], "o", color=color, markersize=6)
+            panel.set_yticks(range(len(estimates)), [estimate.method for estimate in estimates])
+            panel.grid(True, axis="x")
+            panel.axvline(middle, color=INK, linewidth=1)
+            panel.set_xlabel(label)
+            if limits is not None:
+                panel.set_xlim(limits)
+        axes[0].invert_yaxis()
+
+    height = 1.0 + 0.3 * len(next(iter(panels.values())))
+    return picture(name, text, draw, width=9.2, height=height)
 
 
 def add_legend(
     figure: Any, comparison: Comparison, methods: Sequence[str], *, place: str, columns: int = 1
 ) -> None:
-    """Adds the lines of some methods with their names."""
     from matplotlib.lines import Line2D
 
     lines = styles(comparison)
@@ -119,14 +138,9 @@ def log_scale(axes: Any) -> None:
 def picture(
     name: str, text: str, draw: Callable[[Any], None], *, width: float, height: float
 ) -> Picture:
-    """Draws on a new figure.
+    """What `draw` makes of a new figure; width and height are in inches.
 
-    Args:
-        name: of the picture; the SVG's identifiers begin with it, so that a page may hold many.
-        text: says in words what it shows.
-        draw: gets the figure.
-        width: in inches.
-        height: in inches.
+    The SVG's identifiers begin with the name, so that a page may hold many pictures.
 
     Raises:
         ConfigurationError: if matplotlib is not installed.
@@ -154,9 +168,7 @@ def _themed(svg: str, prefix: str) -> str:
     """The bare <svg> element with the page's colours and identifiers of its own."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="([^"]+)"', rf'id="{prefix}-\1"', svg)
-    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{prefix}-\1)", svg)
-    svg = re.sub(r'href="#([^"]+)"', rf'href="#{prefix}-\1"', svg)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}-", svg)
     for colour, css in _CSS.items():
         svg = svg.replace(colour, css)
     return svg.strip()

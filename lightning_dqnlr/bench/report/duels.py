@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.comparison import SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import (
     Picture,
     Section,
@@ -14,8 +14,8 @@ from lightning_dqnlr.bench.report.content import (
     number,
     with_interval,
 )
-from lightning_dqnlr.bench.report.drawing import INK, Estimate, intervals, picture, styles
-from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION
+from lightning_dqnlr.bench.report.drawing import Estimate, interval_picture
+from lightning_dqnlr.bench.runs.losses import VALIDATION
 from lightning_dqnlr.scoring.statistics import (
     Interval,
     improvement_interval,
@@ -61,19 +61,17 @@ def duels(comparison: Comparison) -> list[Duel]:
     P(improvement) is the mean over tasks of P(X < Y) + P(X = Y) / 2, with X and Y the regrets of
     the subject's and of the other's runs.
     """
-    subject = comparison.roles.subject
     rows = [
         _duel(comparison, other, tasks)
         for other in comparison.methods
-        if other != subject and (tasks := comparison.common(subject, other))
+        if other != SUBJECT and (tasks := comparison.common(SUBJECT, other))
     ]
     return sorted(rows, key=lambda row: (row.train, row.method))
 
 
 def _duel(comparison: Comparison, other: str, tasks: Sequence[str]) -> Duel:
-    subject = comparison.roles.subject
-    mine, theirs = (comparison.scores(name, tasks) for name in (subject, other))
-    held_out = [comparison.scores(name, tasks, VALIDATION) for name in (subject, other)]
+    mine, theirs = (comparison.scores(name, tasks) for name in (SUBJECT, other))
+    held_out = [comparison.scores(name, tasks, VALIDATION) for name in (SUBJECT, other)]
     return Duel(
         method=other,
         tasks=len(tasks),
@@ -91,11 +89,9 @@ def _duel(comparison: Comparison, other: str, tasks: Sequence[str]) -> Duel:
     )
 
 
-def duel_table(comparison: Comparison, rows: Sequence[Duel]) -> Table:
-    """One row per other method."""
-    subject = comparison.roles.subject
+def duel_table(rows: Sequence[Duel]) -> Table:
     columns: dict[str, Callable[[Duel], str]] = {
-        f"{subject} against": lambda row: row.method,
+        f"{SUBJECT} against": lambda row: row.method,
         "tasks": lambda row: str(row.tasks),
         "P(improvement), training [95% CI]": lambda row: with_interval(
             row.train, row.train_interval, 2
@@ -105,45 +101,39 @@ def duel_table(comparison: Comparison, rows: Sequence[Duel]) -> Table:
             row.validation, row.validation_interval, 2
         ),
         "worse on tasks": lambda row: f"{row.worse_on} of {row.tasks}",
-        f"IQM of {subject}": lambda row: number(row.iqm),
+        f"IQM of {SUBJECT}": lambda row: number(row.iqm),
         "IQM of the other": lambda row: number(row.other_iqm),
-        f"{subject} is": lambda row: row.verdict,
+        f"{SUBJECT} is": lambda row: row.verdict,
     }
     return Table.of(rows, columns)
 
 
 def against_each(comparison: Comparison, rows: Sequence[Duel]) -> Section:
-    """The duels as a table and a picture."""
-    subject = comparison.roles.subject
     text = (
-        f"The probability that a run of {subject} ends lower than one of the other method on the "
+        f"The probability that a run of {SUBJECT} ends lower than one of the other method on the "
         "same task, mean over tasks (ties count half). The first interval is over seeds, on just "
         "these tasks; the second resamples the tasks, too. Worse if the first lies below 1/2, "
         "better only if the second lies above. The most dangerous rival comes first."
     )
-    blocks = (text, duel_table(comparison, rows), _picture(comparison, rows)) if rows else ()
-    return Section(f"{subject} against each", blocks)
+    blocks = (text, duel_table(rows), _picture(comparison, rows)) if rows else ()
+    return Section(f"{SUBJECT} against each", blocks)
 
 
 def _picture(comparison: Comparison, rows: Sequence[Duel]) -> Picture:
-    subject = comparison.roles.subject
-    train = [Estimate(row.method, row.train, row.train_interval) for row in rows]
-    held_out = [Estimate(row.method, row.validation, row.validation_interval) for row in rows]
-
-    def draw(figure: Any) -> None:
-        axes = figure.subplots(1, 2, sharey=True)
-        for panel, values, which in zip(axes, (train, held_out), (TRAIN, VALIDATION), strict=True):
-            intervals(panel, values, styles(comparison))
-            panel.set_xlim(-0.02, 1.02)
-            panel.axvline(0.5, color=INK, linewidth=1)
-            panel.set_xlabel(f"P({subject} ends lower), {which} loss")
-        axes[0].invert_yaxis()
-
-    text = f"Probability that {subject} ends lower than each other method."
-    return picture("improvement", text, draw, width=9.2, height=1.0 + 0.3 * len(rows))
+    panels = {
+        f"P({SUBJECT} ends lower), train loss": [
+            Estimate(row.method, row.train, row.train_interval) for row in rows
+        ],
+        f"P({SUBJECT} ends lower), validation loss": [
+            Estimate(row.method, row.validation, row.validation_interval) for row in rows
+        ],
+    }
+    text = f"Probability that {SUBJECT} ends lower than each other method."
+    look = {"name": "improvement", "text": text}
+    return interval_picture(comparison, panels, **look, middle=0.5, limits=(-0.02, 1.02))
 
 
-def verdicts(subject: str, rows: Sequence[Duel]) -> list[str]:
+def verdicts(rows: Sequence[Duel]) -> list[str]:
     """The duels in words, the lost ones first: they are what there is to improve."""
     named = {
         verdict: ", ".join(f"{d.method} ({d.train:.2f})" for d in rows if d.verdict == verdict)
@@ -151,15 +141,15 @@ def verdicts(subject: str, rows: Sequence[Duel]) -> list[str]:
     }
     nobody = "none of the others"
     items = [
-        f"On training loss {subject} is worse than: {named['worse'] or nobody}. "
+        f"On training loss {SUBJECT} is worse than: {named['worse'] or nobody}. "
         "(In brackets: the probability that it ends lower.)",
-        f"On training loss {subject} is better than: {named['better'] or nobody}.",
+        f"On training loss {SUBJECT} is better than: {named['better'] or nobody}.",
     ]
     if named["undecided"]:
         items.append(
-            f"On training loss {subject} is neither shown better nor worse compared with: "
+            f"On training loss {SUBJECT} is neither shown better nor worse compared with: "
             f"{named['undecided']}."
         )
     held_out = [f"{d.method} ({d.validation:.2f})" for d in rows if d.validation_interval[1] < 0.5]
-    items.append(f"On validation loss {subject} is worse than: {', '.join(held_out) or nobody}.")
+    items.append(f"On validation loss {SUBJECT} is worse than: {', '.join(held_out) or nobody}.")
     return items

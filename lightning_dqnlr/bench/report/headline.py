@@ -1,11 +1,14 @@
-"""How good each method is: regret over all tasks, and split by split."""
+"""How good each method is: regret over all tasks, and split by split; and how fast it is there.
+
+The performance profiles are those of Dolan & Moré 2002 (arXiv:cs/0102001).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.comparison import RIVAL, SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import (
     Block,
     Picture,
@@ -15,10 +18,12 @@ from lightning_dqnlr.bench.report.content import (
     share,
     with_interval,
 )
-from lightning_dqnlr.bench.report.drawing import INK, Estimate, intervals, picture, styles
+from lightning_dqnlr.bench.report.drawing import INK, Estimate, interval_picture, picture, styles
 from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, diverged
 from lightning_dqnlr.bench.tasks.task import APART
-from lightning_dqnlr.scoring.statistics import SAMPLES, Summary, area, summarize
+from lightning_dqnlr.scoring.statistics import LIMIT, SAMPLES, Summary, area, fractions, summarize
+
+_FACTORS = [LIMIT ** (i / 100) for i in range(-100, 101)]
 
 
 class HeadlineRow(NamedTuple):
@@ -53,11 +58,7 @@ _COLUMNS: dict[str, Callable[[HeadlineRow], str]] = {
 def headline_row(
     comparison: Comparison, method: str, tasks: Sequence[str], samples: int = SAMPLES
 ) -> HeadlineRow:
-    """The figures of one method, with intervals from this many bootstrap samples.
-
-    Raises:
-        KeyError: if it lacks one of the tasks.
-    """
+    """The figures of a method that has these tasks, with so many bootstrap samples."""
     entries = [comparison.entries[task, method] for task in tasks]
     runs = [run for entry in entries for run in entry.runs]
     return HeadlineRow(
@@ -82,13 +83,12 @@ def headline_rows(
     return sorted(rows, key=lambda row: (row.train.iqm, row.method))
 
 
-def headline(comparison: Comparison, tasks: Sequence[str]) -> Table:
-    """Every method that has all the tasks; the others as missing or not run."""
-    return _table(comparison, tasks, headline_rows(comparison, tasks))
-
-
-def _table(comparison: Comparison, tasks: Sequence[str], rows: Sequence[HeadlineRow]) -> Table:
-    table = Table.of(rows, _COLUMNS, (comparison.roles.subject,))
+def headline(
+    comparison: Comparison, tasks: Sequence[str], rows: Sequence[HeadlineRow] | None = None
+) -> Table:
+    """`headline_rows`, and the other methods as missing or not run."""
+    rows = headline_rows(comparison, tasks) if rows is None else rows
+    table = Table.of(rows, _COLUMNS, (SUBJECT,))
     for method in comparison.methods:
         lacking = len(tasks) - len(comparison.common(method, among=tasks))
         if lacking:
@@ -99,35 +99,31 @@ def _table(comparison: Comparison, tasks: Sequence[str], rows: Sequence[Headline
 
 
 def how_good(comparison: Comparison) -> Section:
-    """The headline over all tasks, as a table and a picture."""
     tasks = comparison.shared
     rows = headline_rows(comparison, tasks)
     text = (
-        f"Regret = log((final loss + e) / (tuned {comparison.roles.rival}'s + e)), e = 1% of the "
+        f"Regret = log((final loss + e) / (tuned {RIVAL}'s + e)), e = 1% of the "
         f"initial loss, over {len(tasks)} tasks; 0 is as good, 0.1 is 10% above, below zero is "
         "better. IQM: interquartile mean, with 95% stratified bootstrap intervals. Sorted by it."
     )
     shown = (_picture(comparison, rows),) if rows else ()
-    return Section("How good", (text, _table(comparison, tasks, rows), *shown))
+    return Section("How good", (text, headline(comparison, tasks, rows), *shown))
 
 
 def _picture(comparison: Comparison, rows: Sequence[HeadlineRow]) -> Picture:
-    def draw(figure: Any) -> None:
-        axes = figure.subplots(1, 2, sharey=True)
-        for panel, which in zip(axes, (TRAIN, VALIDATION), strict=True):
-            parts = {row.method: row.train if which == TRAIN else row.validation for row in rows}
-            estimates = [Estimate(name, part.iqm, part.interval) for name, part in parts.items()]
-            intervals(panel, estimates, styles(comparison))
-            panel.axvline(0, color=INK, linewidth=1)
-            panel.set_xlabel(f"regret, {which} loss (IQM, 95% interval)")
-        axes[0].invert_yaxis()
-
+    panels = {
+        "regret, train loss (IQM, 95% interval)": [
+            Estimate(row.method, row.train.iqm, row.train.interval) for row in rows
+        ],
+        "regret, validation loss (IQM, 95% interval)": [
+            Estimate(row.method, row.validation.iqm, row.validation.interval) for row in rows
+        ],
+    }
     text = "Interquartile mean of the regret per method with 95% intervals."
-    return picture("regret", text, draw, width=9.2, height=1.0 + 0.3 * len(rows))
+    return interval_picture(comparison, panels, name="regret", text=text, middle=0)
 
 
 def split_by_split(comparison: Comparison) -> Section:
-    """The headline of each split, if there are several."""
     names = sorted({comparison.splits[task] for task in comparison.ranked})
     blocks: list[Block] = []
     for name in names if len(names) > 1 else ():
@@ -136,3 +132,48 @@ def split_by_split(comparison: Comparison) -> Section:
         blocks.append(f"{name or 'no split'}{apart} ({', '.join(tasks)}):")
         blocks.append(headline(comparison, tasks))
     return Section("Split by split", tuple(blocks))
+
+
+def how_fast(comparison: Comparison) -> Section:
+    text = (
+        f"Performance profiles: the share of (task, seed) on which a method reaches the tuned "
+        f"{RIVAL}'s final validation loss within a factor of the time it took {RIVAL}. The area is "
+        f"the mean over log factor from 1/{LIMIT:.0f} to {LIMIT:.0f}: 0.5 is the tuned {RIVAL} "
+        "itself. A run that never gets there counts as infinitely slow; a method exactly as good "
+        "gets there about every other time. Searching for an LR is not in here, but under the cost."
+    )
+    blocks = (text, _profile_picture(comparison)) if comparison.complete() else ()
+    return Section("How fast", blocks)
+
+
+def _profile_picture(comparison: Comparison) -> Picture:
+    names = comparison.complete()
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, 2, sharey=True)
+        for panel, seconds in zip(axes, (False, True), strict=True):
+            _profiles(panel, comparison, seconds)
+            unit = "seconds of one run" if seconds else "steps"
+            panel.set_xlabel(f"{unit}, relative to the tuned {RIVAL}")
+        axes[0].set_ylabel("share of runs that got there")
+
+    text = "Performance profiles of all methods."
+    return picture("profile", text, draw, width=11.5, height=2.6 + 0.17 * max(8, len(names)))
+
+
+def _profiles(axes: Any, comparison: Comparison, seconds: bool) -> None:
+    look = styles(comparison)
+    names, tasks = comparison.complete(), comparison.shared
+    ratios = {name: comparison.ratios(name, tasks, seconds=seconds) for name in names}
+    areas = {name: area(values) for name, values in ratios.items()}
+    for name in sorted(ratios, key=lambda name: -areas[name]):
+        label = f"{name}  {areas[name]:.2f}"
+        axes.plot(_FACTORS, fractions(ratios[name], _FACTORS), label=label, **look[name])
+    axes.set_xscale("log", base=2)
+    axes.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
+    axes.set_xlim(1 / LIMIT, LIMIT)
+    axes.set_ylim(0, 1.02)
+    axes.axvline(1, color=INK, linewidth=0.8)
+    axes.grid(True)
+    legend = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "title": "area"}
+    axes.legend(frameon=False, fontsize=8, handlelength=2.6, title_fontsize=8, **legend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 
-from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.comparison import PLAIN, RIVAL, SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import Block, Bullets, Section, Table
 from lightning_dqnlr.bench.report.duels import Duel, verdicts
 from lightning_dqnlr.bench.report.headline import headline, headline_row
@@ -14,28 +14,26 @@ from lightning_dqnlr.bench.runs.losses import diverged
 
 
 def in_short(comparison: Comparison, rows: Sequence[Duel], lost: Sequence[LostTask]) -> Section:
-    """The subject against the rival, against the others, and where it loses."""
     return Section("In short", (Bullets(tuple(_statements(comparison, rows, lost))),))
 
 
 def _statements(
     comparison: Comparison, rows: Sequence[Duel], lost: Sequence[LostTask]
 ) -> Iterator[str]:
-    roles = comparison.roles
     if not comparison.ranked:
-        yield f"No regret can be computed: {roles.rival!r} has no task with all of its seeds."
+        yield f"No regret can be computed: {RIVAL!r} has no task with all of its seeds."
     if comparison.records and all(map(diverged, comparison.records)):
         yield "Every run failed or diverged: all regrets are of equally failed runs."
-    mine = comparison.common(roles.subject) if comparison.ranked else ()
+    mine = comparison.common(SUBJECT) if comparison.ranked else ()
     if not mine:
-        yield f"{roles.subject!r} has no finished task to count: nothing can be said of it."
+        yield f"{SUBJECT!r} has no finished task to count: nothing can be said of it."
         return
     yield _against_the_rival(comparison, mine)
-    yield from verdicts(roles.subject, rows)
+    yield from verdicts(rows)
     if comparison.standing_apart:
         named = ", ".join(comparison.standing_apart)
         yield f"Not in here, because they ask a question of their own: {named}."
-    finished = len(comparison.common(roles.subject, among=comparison.ranked))
+    finished = len(comparison.common(SUBJECT, among=comparison.ranked))
     yield (
         f"Some method ends more than 2% below it on {len(lost)} of {finished} tasks; the section "
         "on where it loses has them."
@@ -43,16 +41,15 @@ def _statements(
 
 
 def _against_the_rival(comparison: Comparison, tasks: Sequence[str]) -> str:
-    subject, rival = comparison.roles.subject, comparison.roles.rival
-    row = headline_row(comparison, subject, tasks)
+    row = headline_row(comparison, SUBJECT, tasks)
     low, high = (math.exp(end) - 1 for end in row.train.interval)
-    tries = sum(comparison.entries[task, rival].tries for task in tasks) / len(tasks)
+    tries = sum(comparison.entries[task, RIVAL].tries for task in tasks) / len(tasks)
     return (
-        f"{subject} ends {_distance(row.train.iqm)} the tuned {rival}'s training loss "
+        f"{SUBJECT} ends {_distance(row.train.iqm)} the tuned {RIVAL}'s training loss "
         f"(interquartile mean over {len(tasks)} tasks; 95% interval {low:+.1%} to {high:+.1%}) and "
         f"{_distance(row.validation.iqm)} its validation loss. A result costs {row.tries:.0f} "
-        f"{'run' if row.tries == 1 else 'runs'}, one of the tuned {rival} {tries:.0f}. "
-        f"{row.diverged:.1%} of {subject}'s runs diverged."
+        f"{'run' if row.tries == 1 else 'runs'}, one of the tuned {RIVAL} {tries:.0f}. "
+        f"{row.diverged:.1%} of {SUBJECT}'s runs diverged."
     )
 
 
@@ -62,7 +59,6 @@ def _distance(regret: float) -> str:
 
 
 def what_is_missing(comparison: Comparison, planned: Collection[str]) -> Section:
-    """Tasks, methods and seeds that are not there."""
     items = tuple(_gaps(comparison, planned))
     text = "Methods are averaged only over tasks that all of them have."
     blocks = (text, Bullets(items), *_beside(comparison)) if items else ()
@@ -70,16 +66,15 @@ def what_is_missing(comparison: Comparison, planned: Collection[str]) -> Section
 
 
 def _gaps(comparison: Comparison, planned: Collection[str]) -> Iterator[str]:
-    roles = comparison.roles
     absent = [task for task in planned if task not in comparison.tasks]
     if absent:
         yield f"{', '.join(absent)}: no runs at all, so no table counts these tasks."
-    for role in (roles.subject, roles.rival, roles.plain):
+    for role in (SUBJECT, RIVAL, PLAIN):
         if role not in comparison.methods:
             yield f"{role}: no runs at all."
     unranked = [task for task in comparison.tasks if task not in comparison.ranked]
     if unranked:
-        yield f"{', '.join(unranked)}: no LR of {roles.rival} has all seeds, so there is no regret."
+        yield f"{', '.join(unranked)}: no LR of {RIVAL} has all seeds, so there is no regret."
     for method in comparison.methods:
         lacking = comparison.missing(method)
         if lacking:
@@ -90,7 +85,7 @@ def _gaps(comparison: Comparison, planned: Collection[str]) -> Iterator[str]:
                 f"{method} on {task}: {entry.unfinished} LRs of its grid lack a seed and could "
                 "not be chosen."
             )
-        if method == roles.rival and all(map(diverged, entry.runs)):
+        if method == RIVAL and all(map(diverged, entry.runs)):
             yield f"{task}: the tuned {method} itself diverged; regrets there say little."
 
 
@@ -99,7 +94,7 @@ def _beside(comparison: Comparison) -> Iterator[Block]:
     for method in comparison.methods:
         have = comparison.common(method)
         if 0 < len(have) < len(comparison.shared):
-            shown = {comparison.roles.subject, comparison.roles.rival, method}
+            shown = {SUBJECT, RIVAL, method}
             table = headline(comparison, have)
             yield f"{method} on the {len(have)} tasks it has:"
             rows = tuple(row for row in table.rows if row[0] in shown)

@@ -14,8 +14,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightning_dqnlr.bench.report.comparison import Comparison
-from lightning_dqnlr.bench.report.content import NOTHING, Bullets, Case, Section, Table, number
+from lightning_dqnlr.bench.report.comparison import RIVAL, SUBJECT, Comparison
+from lightning_dqnlr.bench.report.content import (
+    NOTHING,
+    Bullets,
+    Case,
+    Section,
+    Table,
+    listed,
+    number,
+)
 from lightning_dqnlr.bench.report.trajectories import side_by_side
 from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, diverged
 from lightning_dqnlr.bench.runs.record import Record
@@ -35,13 +43,6 @@ class Curve(NamedTuple):
 
     steps: Array
     values: Array
-
-
-class Pair(NamedTuple):
-    """Runs of the subject and of the rival with the same seed."""
-
-    run: Record
-    rival: Record
 
 
 class Gap(NamedTuple):
@@ -75,7 +76,7 @@ class LostTask:
 
 def losing(comparison: Comparison) -> list[LostTask]:
     """The tasks where a method is more than 2% ahead of the subject, the largest gap first."""
-    tasks = comparison.common(comparison.roles.subject, among=comparison.ranked)
+    tasks = comparison.common(SUBJECT, among=comparison.ranked)
     rows = [_lost_task(comparison, task) for task in tasks]
     return sorted((row for row in rows if row.gap > WITHIN), key=lambda row: (-row.gap, row.task))
 
@@ -89,8 +90,8 @@ def _lost_task(comparison: Comparison, task: str) -> LostTask:
         hints.insert(0, "only the training loss is worse: nobody generalises better")
     return LostTask(
         task=task,
-        regret=comparison.mean_regret(task, comparison.roles.subject),
-        validation_regret=comparison.mean_regret(task, comparison.roles.subject, VALIDATION),
+        regret=comparison.mean_regret(task, SUBJECT),
+        validation_regret=comparison.mean_regret(task, SUBJECT, VALIDATION),
         train=train,
         validation=validation,
         hints=tuple(hints),
@@ -98,26 +99,24 @@ def _lost_task(comparison: Comparison, task: str) -> LostTask:
 
 
 def _ahead(comparison: Comparison, task: str, which: str) -> tuple[Gap, ...]:
-    own = comparison.mean_regret(task, comparison.roles.subject, which)
+    own = comparison.mean_regret(task, SUBJECT, which)
     gaps = [
         Gap(method, own - comparison.mean_regret(task, method, which))
         for method in comparison.methods
-        if method != comparison.roles.subject and (task, method) in comparison.entries
+        if method != SUBJECT and (task, method) in comparison.entries
     ]
     ahead = [gap for gap in gaps if gap.by > WITHIN]
     return tuple(sorted(ahead, key=lambda gap: (-round(gap.by, 9), gap.method)))
 
 
 def where_we_lose(comparison: Comparison, rows: Sequence[LostTask]) -> Section:
-    """The tasks as a table, and the worst of them looked at closely."""
-    subject = comparison.roles.subject
     title = "Where we lose, and why"
-    if subject not in comparison.methods:
+    if SUBJECT not in comparison.methods:
         return Section(title, ())
     if not rows:
-        return Section(title, (f"Nobody ends more than 2% below {subject} on any task.",))
+        return Section(title, (f"Nobody ends more than 2% below {SUBJECT} on any task.",))
     text = (
-        f"Tasks where a method ends more than 2% below {subject} (mean over seeds), largest gap "
+        f"Tasks where a method ends more than 2% below {SUBJECT} (mean over seeds), largest gap "
         "first. The reasons are read off the recorded runs: where to look, not proof."
     )
     header = ("task", "split", "regret", "ahead on training loss", "ahead on validation loss")
@@ -132,15 +131,12 @@ def _cells(comparison: Comparison, row: LostTask) -> tuple[str, ...]:
     return (row.task, split, regrets, _gaps(row.train), _gaps(row.validation))
 
 
-def _gaps(gaps: Sequence[Gap], shown: int = 5) -> str:
-    listed = ", ".join(f"{gap.method} by {gap.by:.2f}" for gap in gaps[:shown])
-    more = f" and {len(gaps) - shown} more" if len(gaps) > shown else ""
-    return listed + more or NOTHING
+def _gaps(gaps: Sequence[Gap]) -> str:
+    return listed([f"{gap.method} by {gap.by:.2f}" for gap in gaps], 5) or NOTHING
 
 
 def _case(comparison: Comparison, row: LostTask) -> Case:
-    roles = comparison.roles
-    methods = list(dict.fromkeys((roles.subject, roles.rival, row.best)))
+    methods = list(dict.fromkeys((SUBJECT, RIVAL, row.best)))
     split = comparison.splits[row.task]
     return Case(
         title=f"{row.task} ({split})" if split else row.task,
@@ -150,16 +146,15 @@ def _case(comparison: Comparison, row: LostTask) -> Case:
 
 
 def _hints(comparison: Comparison, task: str) -> list[str]:
-    runs = comparison.entries[task, comparison.roles.subject].runs
-    rivals = comparison.entries[task, comparison.roles.rival].runs
-    name = f"the tuned {comparison.roles.rival}'s"
-    pairs = [Pair(run, rival) for run, rival in zip(runs, rivals, strict=True)]
+    runs = comparison.entries[task, SUBJECT].runs
+    rivals = comparison.entries[task, RIVAL].runs
+    name = f"the tuned {RIVAL}'s"
     told = comparison.splits[task] != UNKNOWN_HORIZON
     hints = [
         _diverged(runs),
         "" if told else "it was not told how long the run is",
-        _rates(pairs, name),
-        _since(pairs, name),
+        _rates(runs, rivals, name),
+        _since(runs, rivals, name),
         _cuts(runs),
         _no_decay(runs, told),
     ]
@@ -173,44 +168,44 @@ def _diverged(runs: Sequence[Record]) -> str:
     return text + (f" ({'; '.join(failures)[:120]})" if failures else "")
 
 
-def _rates(pairs: Sequence[Pair], name: str) -> str:
+def _rates(runs: Sequence[Record], rivals: Sequence[Record], name: str) -> str:
     """How far the LR lies from the rival's in each third of the run."""
     parts = []
     for i, third in enumerate(THIRDS):
-        ratios = np.concatenate([_log_ratios(pair, i / 3, (i + 1) / 3) for pair in pairs])
+        ratios = np.concatenate([_log_ratios(a, b, i) for a, b in zip(runs, rivals, strict=True)])
         middle = ratios.mean() if len(ratios) else 0.0
         if abs(middle) > math.log(FACTOR):
             way = "above" if middle > 0 else "below"
             parts.append(f"{math.exp(abs(middle)):.1f}x {way} in the {third} third")
-    if not any(len(_curve(pair.run, "lr").steps) for pair in pairs):
+    if not any(len(_curve(run, "lr").steps) for run in runs):
         return ""
     return f"LR {', '.join(parts)} of {name}" if parts else f"LR within {FACTOR:.0f}x of {name}"
 
 
-def _log_ratios(pair: Pair, start: float, end: float) -> Array:
-    """Of the LRs, at the points of the run between two shares of it; none without a rival's LR."""
-    mine, other = _curve(pair.run, "lr"), _curve(pair.rival, "lr")
-    horizon = pair.run.horizon
-    inside = (start * horizon < mine.steps) & (mine.steps <= end * horizon)
+def _log_ratios(run: Record, rival: Record, third: int) -> Array:
+    """Of the LRs, at the points in a third of the run; none without a rival's LR."""
+    mine, other = _curve(run, "lr"), _curve(rival, "lr")
+    start, end = (place / 3 * run.horizon for place in (third, third + 1))
+    inside = (start < mine.steps) & (mine.steps <= end)
     if not len(other.steps):
         return np.empty(0)
     return np.log(mine.values / np.interp(mine.steps, *other))[inside]
 
 
-def _since(pairs: Sequence[Pair], name: str) -> str:
+def _since(runs: Sequence[Record], rivals: Sequence[Record], name: str) -> str:
     """From when on the running training loss stays above the rival's."""
     shares = []
-    for pair in pairs:
-        mine, other = _curve(pair.run, "train"), _curve(pair.rival, "train")
+    for run, rival in zip(runs, rivals, strict=True):
+        mine, other = _curve(run, "train"), _curve(rival, "train")
         reference = np.interp(mine.steps, *other) if len(other.steps) else np.zeros_like(mine.steps)
         ahead = mine.values <= reference
         if len(ahead) and not ahead[-1]:
-            shares.append(max(mine.steps[ahead], default=0.0) / pair.run.horizon)
+            shares.append(max(mine.steps[ahead], default=0.0) / run.horizon)
     if not shares:
         return ""
     middle = sorted(shares)[len(shares) // 2]
     since = "from the start" if middle < 0.05 else f"only after {middle:.0%} of the run"
-    return f"training loss above {name} {since} (in {len(shares)} of {len(pairs)} seeds)"
+    return f"training loss above {name} {since} (in {len(shares)} of {len(runs)} seeds)"
 
 
 def _cuts(runs: Sequence[Record]) -> str:

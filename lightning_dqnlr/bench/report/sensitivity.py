@@ -10,15 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from lightning_dqnlr.bench.report.comparison import Comparison
-from lightning_dqnlr.bench.report.content import (
-    Gallery,
-    Picture,
-    Section,
-    Table,
-    number,
-    share,
-)
+from lightning_dqnlr.bench.report.comparison import RIVAL, SUBJECT, Comparison
+from lightning_dqnlr.bench.report.content import Gallery, Picture, Section, Table, number, share
 from lightning_dqnlr.bench.report.drawing import INK, legend_picture, log_scale, picture, styles
 from lightning_dqnlr.bench.runs.losses import diverged
 from lightning_dqnlr.scoring.statistics import interquartile_mean
@@ -49,7 +42,7 @@ _COLUMNS: dict[str, Callable[[Sensitivity], str]] = {
 
 def swept(comparison: Comparison) -> tuple[str, ...]:
     """The tasks on which the subject (the rival, if the subject has none) ran over LRs."""
-    for method in (comparison.roles.subject, comparison.roles.rival):
+    for method in (SUBJECT, RIVAL):
         tasks = tuple(task for task in comparison.shared if comparison.sweep(task, method))
         if tasks:
             return tasks
@@ -91,7 +84,7 @@ def _mean_regrets(comparison: Comparison, task: str, method: str) -> dict[float,
 def sensitivity_table(comparison: Comparison) -> Table:
     """One row per method; methods swept on fewer tasks as missing."""
     rows = sensitivities(comparison)
-    table = Table.of(rows, _COLUMNS, (comparison.roles.subject,))
+    table = Table.of(rows, _COLUMNS, (SUBJECT,))
     tasks = swept(comparison)
     for method in comparison.methods:
         have = sum(bool(comparison.sweep(task, method)) for task in tasks)
@@ -119,7 +112,7 @@ def mistuned(comparison: Comparison, method: str) -> dict[float, float]:
 
 def _curve(comparison: Comparison, task: str, method: str) -> dict[float, float]:
     """Mean regrets by log10 of the LR over the best peak, ascending."""
-    peak = comparison.entries[task, comparison.roles.rival].lr
+    peak = comparison.entries[task, RIVAL].lr
     if peak is None:
         return {}
     # Rounded, or the last LR of a grid might lie short of the factor that it stands for.
@@ -136,7 +129,6 @@ def mistuning_picture(comparison: Comparison) -> tuple[Picture, ...]:
     if not curves:
         return ()
     look = styles(comparison)
-    rival = comparison.roles.rival
 
     def draw(figure: Any) -> None:
         axes = figure.subplots()
@@ -147,8 +139,8 @@ def mistuning_picture(comparison: Comparison) -> tuple[Picture, ...]:
             lines[name] = axes.plot(list(curves[name]), ratios, **look[name])[0]
         axes.set_xscale("log")
         log_scale(axes)
-        axes.set_xlabel(f"learning rate given, over the best peak of the {rival}")
-        axes.set_ylabel(f"training loss, over the tuned {rival}'s")
+        axes.set_xlabel(f"learning rate given, over the best peak of the {RIVAL}")
+        axes.set_ylabel(f"training loss, over the tuned {RIVAL}'s")
         axes.grid(True)
         place = {"loc": "outside right center", "frameon": False, "handlelength": 2.6}
         figure.legend([lines[name] for name in curves], list(curves), **place)
@@ -158,7 +150,6 @@ def mistuning_picture(comparison: Comparison) -> tuple[Picture, ...]:
 
 
 def _task_picture(comparison: Comparison, task: str) -> Picture:
-    """Mean regret over seeds against the LR given, for each method that was swept there."""
     look = styles(comparison)
 
     def draw(figure: Any) -> None:
@@ -178,7 +169,6 @@ def _task_picture(comparison: Comparison, task: str) -> Picture:
 
 
 def how_much_the_lr_matters(comparison: Comparison) -> Section:
-    """All tasks in one picture, the table, and a picture per task."""
     title = "How much the given LR matters"
     tasks = swept(comparison)
     if not tasks:

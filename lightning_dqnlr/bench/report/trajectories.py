@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_dqnlr.bench.report.comparison import Comparison, Runs
+from lightning_dqnlr.bench.report.comparison import PLAIN, RIVAL, SUBJECT, Comparison, Runs
 from lightning_dqnlr.bench.report.content import Gallery, Picture, Section
 from lightning_dqnlr.bench.report.drawing import (
     Style,
@@ -21,9 +21,7 @@ _LR_RANGE = 3e4
 
 
 def learning_rates_and_losses(comparison: Comparison) -> Section:
-    """A small picture per task, of the three methods that the report is about."""
-    roles = comparison.roles
-    named = dict.fromkeys((roles.subject, roles.rival, roles.plain))
+    named = dict.fromkeys((SUBJECT, RIVAL, PLAIN))
     methods = [name for name in named if name in comparison.methods]
     gallery = Gallery(
         legend_picture(comparison, methods, "trajectories"),
@@ -48,7 +46,6 @@ def _stacked(comparison: Comparison, task: str, methods: Sequence[str]) -> Pictu
 
 
 def side_by_side(comparison: Comparison, task: str, methods: Sequence[str]) -> Picture:
-    """Some methods on one task, with a legend."""
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, 3)

@@ -9,15 +9,14 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined
 
 from lightning_dqnlr.bench.report.by_task import final_losses, regret_by_task
-from lightning_dqnlr.bench.report.comparison import Comparison
-from lightning_dqnlr.bench.report.content import NOTHING, Block, Bullets, Section
+from lightning_dqnlr.bench.report.comparison import SUBJECT, Comparison
+from lightning_dqnlr.bench.report.content import NOTHING, Bullets, Section, listed
 from lightning_dqnlr.bench.report.costs import what_it_costs
 from lightning_dqnlr.bench.report.drawing import standalone
 from lightning_dqnlr.bench.report.duels import Duel, against_each, duels
-from lightning_dqnlr.bench.report.headline import how_good, split_by_split
+from lightning_dqnlr.bench.report.headline import how_fast, how_good, split_by_split
 from lightning_dqnlr.bench.report.in_short import in_short, what_is_missing
 from lightning_dqnlr.bench.report.losing import LostTask, losing, where_we_lose
-from lightning_dqnlr.bench.report.profiles import how_fast
 from lightning_dqnlr.bench.report.sensitivity import how_much_the_lr_matters
 from lightning_dqnlr.bench.report.trajectories import learning_rates_and_losses
 from lightning_dqnlr.bench.runs.record import Record
@@ -32,16 +31,10 @@ _WORSE, _BETTER = "213,94,0", "0,114,178"
 
 
 class WrittenReport(NamedTuple):
-    """What came of a report.
+    """What came of a report."""
 
-    Attributes:
-        page: the HTML file.
-        headline: for a terminal, in Markdown: what is said in short, what is missing, and the
-            table of how good each method is.
-    """
-
-    page: Path
-    headline: str
+    page: Path  # HTML
+    headline: str  # Markdown for a terminal: in short, what is missing, how good each method is
 
 
 def write_report(
@@ -72,7 +65,7 @@ def write_report(
     if not records:
         raise ConfigurationError("records is empty; run the benchmark first.")
     comparison = Comparison(records, race_margin=race_margin)
-    title = f"{comparison.roles.subject} against {len(comparison.methods) - 1} other methods"
+    title = f"{SUBJECT} against {len(comparison.methods) - 1} other methods"
     rows = duels(comparison)
     lost = losing(comparison)
     short = [in_short(comparison, rows, lost), what_is_missing(comparison, planned)]
@@ -107,23 +100,21 @@ def _details(
 
 
 def _markdown(title: str, parts: Sequence[Section], *, pictures: bool = True) -> str:
-    """The report for a README, or without pictures for a terminal."""
     texts = [f"# {title}", *(part.markdown(pictures=pictures) for part in parts)]
     return "\n\n".join(texts) + "\n"
 
 
 def _page(title: str, parts: Sequence[Section]) -> str:
-    """The whole document, which fetches nothing."""
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    names = {"kind": _kind, "heat_colour": _heat_colour, "nothing": NOTHING}
+    names = {
+        "kind": lambda block: type(block).__name__,
+        "heat_colour": _heat_colour,
+        "nothing": NOTHING,
+    }
     return template.render(title=title, parts=parts, **names)
-
-
-def _kind(block: Block) -> str:
-    return type(block).__name__
 
 
 def _heat_colour(cell: str) -> str:
@@ -150,11 +141,6 @@ def _origin(comparison: Comparison, command: str) -> Section:
         f"Machine: {machine['platform']}, {machine['cpus']} CPUs, {accelerators}.",
         f"{len(records)} runs, {hours:.1f} hours of training, {len(comparison.tasks)} tasks, "
         f"{len(comparison.methods)} methods, seeds {seeds}.",
-        f"Versions of runs: {_some(made_by)}. Policy hashes: {_some(policies)}.",
+        f"Versions of runs: {listed(made_by, 6)}. Policy hashes: {listed(policies, 6) or 'none'}.",
     ]
     return Section("Where it comes from", (Bullets(tuple(filter(None, items))),))
-
-
-def _some(names: Sequence[str], shown: int = 6) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return (", ".join(names[:shown]) or "none") + more

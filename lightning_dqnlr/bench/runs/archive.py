@@ -21,10 +21,8 @@ _SUFFIX = ".jsonl.xz"
 class Archive:
     """The records of a folder, one file `<task>.jsonl.xz` per task, one record per line.
 
-    Each file is read once, when a record of its task is first asked for.
-
-    Args:
-        folder: one that does not exist is empty.
+    Each file is read once, when a record of its task is first asked for. A folder that does not
+    exist is empty.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -32,11 +30,7 @@ class Archive:
         self._read: dict[str, Mapping[RunKey, Record]] = {}
 
     def get(self, key: RunKey) -> Record | None:
-        """The record of this key; None if there is none.
-
-        Raises:
-            ConfigurationError: the task's file is damaged.
-        """
+        """The record of this key; None if there is none; errors as `of`."""
         return self.of(key.task).get(key)
 
     def of(self, task: str) -> Mapping[RunKey, Record]:
@@ -55,13 +49,8 @@ class Archive:
 
         The same records give the same bytes. Files are replaced only when all are written.
 
-        Args:
-            records: to be added; they replace those of the same key.
-            keys: of today's runs. What the archive has of a task and method among them, but with
-                a version or a policy of none of them, is dropped.
-
-        Returns:
-            How many records the files of these tasks hold now.
+        What the archive has of a task and method among today's keys, but with a version or a policy
+        of none of them, is dropped. The result is how many records the files of these tasks hold.
 
         Raises:
             ConfigurationError: a file that is there is damaged, or the folder cannot be written.
@@ -75,13 +64,8 @@ class Archive:
         for record in records:
             files[slug(record.task)][record.key] = record
         kept = {name: _current(found, today) for name, found in files.items()}
-        write_together(
-            {
-                self.folder / f"{name}{_SUFFIX}": _dump(found)
-                for name, found in kept.items()
-                if found
-            }
-        )
+        full = {f"{name}{_SUFFIX}": _dump(found) for name, found in kept.items() if found}
+        write_together({self.folder / name: content for name, content in full.items()})
         self._read.clear()
         return sum(map(len, kept.values()))
 
@@ -135,11 +119,8 @@ class Store:
 
     Files are written beside their place and renamed into it, so a kill leaves whole files only,
     and several processes may write to one store. A file that was damaged later, or written by
-    another version, counts as missing: its run is made again and replaces it.
-
-    Args:
-        folder: need not exist yet.
-        archive: asked for what the folder does not have; never written to.
+    another version, counts as missing: its run is made again and replaces it. The archive is asked
+    for what the folder does not have, and is never written to.
     """
 
     def __init__(self, folder: str | Path, archive: Archive | None = None) -> None:
@@ -149,10 +130,6 @@ class Store:
         """Where the record of this key lies, or will lie."""
         digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
         return self.folder / slug(key.task) / f"{slug(key.method)}-{digest}.json"
-
-    def has(self, key: RunKey) -> bool:
-        """Whether the run of this key is there, and whole; errors as `get`."""
-        return self.get(key) is not None
 
     def get(self, key: RunKey) -> Record | None:
         """The record of this key, else the archive's; None if it is missing or damaged.

@@ -22,20 +22,17 @@ from lightning_dqnlr.tasks.task import Task
 PART = 2048
 # How many batches the authors of Schedule-Free take to renew BatchNorm's statistics.
 _RENEWING_BATCHES = 50
+_LOGS = ("log", "log_dict")
 
 
 class Evaluation:
-    """Mean training and validation losses in eval mode, of whole sets or a fixed part of them.
-
-    Args:
-        task: whose data and loss.
-    """
+    """A task's mean losses in eval mode, of whole sets or a fixed part of them."""
 
     def __init__(self, task: Task) -> None:
-        parts = (_part(task.train_data), _part(task.validation_data))
-        self._task = replace(
-            task, train_data=parts[0], validation_data=parts[1], batch_size=_batch(task, parts[0])
-        )
+        train = _part(task.train_data)
+        size = min(task.batch_size, len(pytree.tree_leaves(train)[0]))
+        held_out = _part(task.validation_data)
+        self._task = replace(task, train_data=train, validation_data=held_out, batch_size=size)
 
     def __call__(self, module: LightningModule, optimizer: Optimizer) -> tuple[float, float]:
         """Training and validation loss; module, optimizer and random state stay as they are."""
@@ -71,7 +68,7 @@ def _undisturbed(module: LightningModule) -> Iterator[None]:
     modes = {part: part.training for part in module.modules()}
     buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     logs = {name: module.__dict__[name] for name in _LOGS if name in module.__dict__}
-    module.__dict__.update(dict.fromkeys(_LOGS, _nothing))
+    module.__dict__.update(dict.fromkeys(_LOGS, lambda *_, **__: None))
     try:
         yield
     finally:
@@ -98,13 +95,6 @@ def _averaged(module: nn.Module, optimizer: Averaging) -> Iterator[None]:
                 parameter.copy_(value)
 
 
-_LOGS = ("log", "log_dict")
-
-
-def _nothing(*_: object, **__: object) -> None:
-    """Takes what `self.log` takes."""
-
-
 def _part(data: object) -> object:
     """At most `PART` examples, drawn once for all."""
     count = len(pytree.tree_leaves(data)[0])
@@ -112,7 +102,3 @@ def _part(data: object) -> object:
         return data
     rows = torch.randperm(count, generator=torch.Generator().manual_seed(0))[:PART].sort().values
     return pytree.tree_map(lambda leaf: leaf[rows], data)
-
-
-def _batch(task: Task, part: object) -> int:
-    return min(task.batch_size, len(pytree.tree_leaves(part)[0]))

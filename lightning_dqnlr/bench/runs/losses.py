@@ -45,15 +45,9 @@ def diverged(run: Record) -> bool:
 def survivors(runs: Sequence[Record], margin: float) -> frozenset[float | None]:
     """The LRs of a grid that may still become the best by the mean over seeds.
 
-    An LR survives if log(loss + e) <= best + margin, or if it is among the best three.
-
-    Args:
-        runs: of one task, method and seed, one per LR.
-        margin: in nats of training loss; 0.7 is a factor of two. A run that diverged counts at ten
-            times the initial loss.
-
-    Returns:
-        The survivors; of equal LRs, the lower ones are among the best three.
+    An LR survives if log(loss + e) <= best + margin, or if it is among the best three (of equal
+    ones the lower). The runs are of one task, method and seed, one per LR. The margin is in nats
+    of training loss; 0.7 is a factor of two. A diverged run counts at ten times the initial loss.
     """
     initial = initial_loss(runs)
     losses = log_losses(runs, 1.0 if math.isnan(initial) else initial).tolist()

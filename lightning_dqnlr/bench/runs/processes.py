@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from lightning_dqnlr.bench.runs.record import Record
@@ -14,27 +13,17 @@ from lightning_dqnlr.processes import NotSent, ProcessDied, Processes
 from lightning_dqnlr.tasks.task import Task
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """Why a method cannot be run on this machine at all."""
-
-    reason: str
-
-
 def make_runs(
     runs: Sequence[PlannedRun], workers: int, skip: Callable[[PlannedRun], bool]
-) -> Iterator[tuple[int, Record | Refusal | None]]:
+) -> Iterator[tuple[int, Record | str | None]]:
     """Makes runs in several processes, which end when this iterator does.
 
-    Args:
-        runs: those of a task should follow each other, because a process keeps the last task that
-            it opened.
-        workers: number of processes.
-        skip: asked right before a run would begin.
+    Runs of a task should follow each other, because a process keeps the last task that it opened.
+    `skip` is asked right before a run would begin.
 
     Yields:
-        The place in `runs`, and what became of it (None if skipped), in the order in which runs
-        end.
+        The place in `runs`, in the order in which runs end, and what became of it: a record, why
+        the method cannot be run on this machine at all, or None if it was skipped.
 
     Raises:
         ConfigurationError: a task or method cannot be sent to another process, or one was killed.
@@ -77,11 +66,11 @@ class _Maker:
         self._runs = runs
         self._opened: tuple[BenchTask, Task] | None = None
 
-    def __call__(self, index: int) -> Record | Refusal:
+    def __call__(self, index: int) -> Record | str:
         run = self._runs[index]
         if self._opened is None or self._opened[0] is not run.task:
             self._opened = (run.task, run.task.open())
         try:
             return run.make(self._opened[1])
         except MissingPackageError as error:
-            return Refusal(str(error))
+            return str(error)

@@ -34,63 +34,34 @@ class Record:
     """One run of one method on one task, as one JSON file holds it.
 
     Losses are means over the whole data set, or over a fixed large part of it, in eval mode. What
-    is not a finite number is None.
-
-    Attributes:
-        task: its name.
-        split: which question the task belongs to ("new families", say); "" for none.
-        optimizer: the task's own, in words.
-        method: the rival's name.
-        lr: the learning rate or peak given to the method; None for the module's own.
-        seed: of weights, data order and dropout.
-        horizon: optimizer steps.
-        batch_size: examples per step.
-        parameters: trainable numbers of the model.
-        initial_train: training loss before the first step.
-        initial_validation: validation loss before the first step.
-        final_train: training loss after the last step; None if the run diverged.
-        final_validation: validation loss after the last step; None if the run diverged.
-        curve: lists of one length under "step", "train", "validation" (losses) and "lr" (of the
-            step just made). It begins at step 0 and ends where the run did.
-        seconds: of training and of choosing the learning rate; evaluations are not counted.
-        extra_bytes: memory that the method keeps beyond a plain run of the task's optimizer.
-        tries: runs that this one cost, those inside the method that choose its rate included.
-        failure: an exception's text; the run counts as diverged.
-        version: of the method, the task and what else decides the result (`run_version`).
-        policy: hash of the policy's weights; None for methods without one.
+    is not a finite number is None. The curve has lists of one length under "step", "train",
+    "validation" (losses) and "lr" (of the step just made), from step 0 to where the run ended.
     """
 
     task: str
-    split: str
-    optimizer: str
+    split: str  # which question the task belongs to ("new families", say); "" for none
+    optimizer: str  # the task's own, in words
     method: str
-    lr: float | None
-    seed: int
-    horizon: int
+    lr: float | None  # the learning rate or peak given to the method; None for the module's own
+    seed: int  # of weights, data order and dropout
+    horizon: int  # optimizer steps
     batch_size: int
-    parameters: int
-    initial_train: float
+    parameters: int  # trainable numbers of the model
+    initial_train: float  # losses before the first step
     initial_validation: float
-    final_train: float | None
+    final_train: float | None  # losses after the last step; None if the run diverged
     final_validation: float | None
     curve: dict[str, list[Any]]
-    seconds: float
-    extra_bytes: int
-    tries: int
-    failure: str | None
-    version: str
-    policy: str | None
+    seconds: float  # of training and of choosing the learning rate, without evaluations
+    extra_bytes: int  # that the method keeps beyond a plain run of the task's optimizer
+    tries: int  # runs that this one cost, those inside the method that choose its rate included
+    failure: str | None  # an exception's text; the run counts as diverged
+    version: str  # of the method, the task and what else decides the result (`run_version`)
+    policy: str | None  # hash of the policy's weights; None for methods without one
 
     @property
     def key(self) -> RunKey:
-        """Tells this run from others."""
         return RunKey(self.task, self.method, self.lr, self.seed, self.version, policy=self.policy)
-
-    @property
-    def diverged(self) -> bool:
-        """Whether the run failed or has no finite loss at its end."""
-        ends = (self.final_train, self.final_validation)
-        return self.failure is not None or None in ends
 
     def to_json(self) -> str:
         """One JSON object, strictly: a number that is not finite becomes null."""

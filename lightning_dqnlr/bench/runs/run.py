@@ -43,7 +43,7 @@ def run(
     device: str = "cpu",
     version: str | None = None,
 ) -> Record:
-    """Trains a task once.
+    """Trains a task once, and returns the record of a run that diverged or raised as well.
 
     Args:
         method: sets the learning rate.
@@ -54,9 +54,6 @@ def run(
         evaluations: about how many points the curve has besides the one before training.
         device: kind of device to train on.
         version: of a task of the benchmark; None for any other, whose content counts.
-
-    Returns:
-        The record, of a run that diverged or raised as well.
 
     Raises:
         MissingPackageError: if the method's own package is not installed.
@@ -87,17 +84,7 @@ def run_key(
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a suite, and the key that its record has or will have.
-
-    Attributes:
-        task: of the benchmark, not yet opened.
-        method: sets the learning rate.
-        lr: the user's, or the peak of a schedule; None for the module's own.
-        seed: of weights, data order and dropout.
-        key: of the record.
-        device: kind of device to train on.
-        evaluations: about how many points the curve has.
-    """
+    """One run of a suite: the arguments of `run`, the task not yet opened, and the record's key."""
 
     task: BenchTask
     method: Method
@@ -108,12 +95,7 @@ class PlannedRun:
     evaluations: int = 24
 
     def make(self, task: Task) -> Record:
-        """The record of the run, made now; `task` is what `self.task.open()` gave.
-
-        Raises:
-            MissingPackageError: if the method's own package is not installed.
-            PolicyFileError: if the method's policy cannot be read.
-        """
+        """The record of the run, of the opened task; errors as `run`."""
         where = {"device": self.device, "version": self.task.version}
         split = self.task.split
         return run(self.method, task, self.lr, self.seed, split, self.evaluations, **where)
@@ -133,7 +115,6 @@ class _Attempt:
         self._failure: str | None = None
 
     def make(self) -> None:
-        """Trains; remembers a failure."""
         try:
             with interruptible():
                 self._train()
@@ -158,14 +139,13 @@ class _Attempt:
             trainer.fit(module, task_loader(task, setting.seed))
 
     def record(self, split: str) -> Record:
-        """What is known."""
         seen = self._observer
         task = self._setting.task
         key = self._key
         curve = seen.curve()
+        train, validation = curve["train"], curve["validation"]
         ended = seen.ended and self._failure is None
-        train = curve["train"]
-        validation = curve["validation"]
+        chose = self._plan.tries > 1  # else planning was reading files, not training
         return Record(
             task=task.name,
             split=split,
@@ -176,23 +156,18 @@ class _Attempt:
             horizon=task.horizon,
             batch_size=task.batch_size,
             parameters=self._parameters,
-            initial_train=_number(train[0]) if train else float("nan"),
-            initial_validation=_number(validation[0]) if validation else float("nan"),
+            initial_train=_first(train),
+            initial_validation=_first(validation),
             final_train=train[-1] if ended else None,
             final_validation=validation[-1] if ended else None,
             curve=curve,
-            seconds=self._planning + seen.seconds if self._chooses else seen.seconds,
+            seconds=self._planning + seen.seconds if chose else seen.seconds,
             extra_bytes=seen.extra_bytes,
             tries=self._plan.tries,
             failure=self._failure,
             version=key.version,
             policy=key.policy,
         )
-
-    @property
-    def _chooses(self) -> bool:
-        """Whether planning was training; else it was reading files."""
-        return self._plan.tries > 1
 
 
 class Observer(Callback):
@@ -215,14 +190,12 @@ class Observer(Callback):
         self.seconds, self.extra_bytes, self.ended = 0.0, 0, False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates the initial weights and starts the clock."""
         trainer.optimizers[0].register_step_post_hook(self._note_rate)
         self._look(trainer, pl_module)
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Evaluates where the curve has a point."""
         step = trainer.global_step
         if step in self._points and step > self._rows[-1][0]:
             self._look(trainer, pl_module)
@@ -230,12 +203,11 @@ class Observer(Callback):
                 trainer.should_stop = True  # such weights stay so
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Evaluates the final weights."""
         self._stop_clock()
         optimizer = trainer.optimizers[0]
         kept = _tensor_bytes([self.plan.keeps(), *(c.state_dict() for c in self.plan.callbacks)])
         if self.plan.optimizer is not None:
-            kept += state_bytes(optimizer) - self.plain_bytes
+            kept += _tensor_bytes(dict(optimizer.state)) - self.plain_bytes
         self.extra_bytes = kept
         self._look(trainer, pl_module)
         self._stop_clock(count=False)
@@ -244,7 +216,6 @@ class Observer(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Stops the clock."""
         self._stop_clock()
 
     def curve(self) -> dict[str, list[Any]]:
@@ -304,12 +275,7 @@ def _bytes_after_a_step(optimizer: Optimizer) -> int:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
     copy.step()
-    return state_bytes(copy)
-
-
-def state_bytes(optimizer: Optimizer) -> int:
-    """Memory of an optimizer's state."""
-    return _tensor_bytes(dict(optimizer.state))
+    return _tensor_bytes(dict(copy.state))
 
 
 def _tensor_bytes(tree: Any) -> int:
@@ -325,5 +291,5 @@ def _finite_or_none(value: float | None) -> float | None:
     return None if value is None or not abs(value) < float("inf") else value
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else value
+def _first(losses: list[float | None]) -> float:
+    return float("nan") if not losses or losses[0] is None else losses[0]

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple, TypeVar, get_args
 
 from lightning_dqnlr.bench.methods.plan import Method
 from lightning_dqnlr.bench.runs.archive import Store
 from lightning_dqnlr.bench.runs.losses import survivors
-from lightning_dqnlr.bench.runs.processes import Refusal, make_runs
+from lightning_dqnlr.bench.runs.processes import make_runs
 from lightning_dqnlr.bench.runs.record import Record, RunKey
 from lightning_dqnlr.bench.runs.run import PlannedRun
 from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
@@ -79,40 +80,22 @@ class Suite:
 
 
 class Progress(NamedTuple):
-    """How far a benchmark has come.
+    """How far a benchmark has come."""
 
-    Attributes:
-        done: how many of the missing runs are over.
-        total: how many were missing.
-        seconds_left: by the pace so far and what a run of each task usually takes.
-        latest: the last run that ended.
-        failure: why it failed, if it did.
-    """
-
-    done: int
-    total: int
-    seconds_left: float
-    latest: PlannedRun
-    failure: str | None
+    done: int  # missing runs that are over
+    seconds_left: float  # by the pace so far and what a run of each task usually takes
+    latest: PlannedRun  # the last run that ended
+    failure: str | None  # of the latest
 
 
-@dataclass(frozen=True)
-class Opened:
-    """Serves as `BenchTask.build` for a task that is there already."""
-
-    task: Task
-
-    def __call__(self) -> Task:
-        """The task."""
-        return self.task
+def _opened(task: Task) -> Task:
+    return task
 
 
 def your_own(task: Task, lr: float | None = None) -> BenchTask:
-    """A user's task as one of a benchmark.
+    """A user's task as one of a benchmark, with its grids around the LR.
 
-    Args:
-        task: by `Task.from_lightning`, say.
-        lr: the centre of the grids; None for the largest one of the module's own optimizer.
+    None stands for the largest LR of the module's own optimizer.
 
     Raises:
         ConfigurationError: the module's optimizer has no usable LR, and none is given.
@@ -125,10 +108,13 @@ def your_own(task: Task, lr: float | None = None) -> BenchTask:
                 f"the LR of {task.name!r} cannot be told from its configure_optimizers ({error}); "
                 "give the one you would begin with: lr=0.001."
             ) from error
-    seconds = task.horizon / 300
-    version = task_digest(task)
     return BenchTask(
-        task.name, "your own", Opened(task), float(lr), seconds=seconds, version=version
+        task.name,
+        "your own",
+        partial(_opened, task),
+        float(lr),
+        seconds=task.horizon / 300,
+        version=task_digest(task),
     )
 
 
@@ -178,18 +164,19 @@ def _restricted(suite: Suite, task: BenchTask) -> bool:
 def plan(
     suite: Suite, tasks: Sequence[BenchTask], methods: Sequence[Method]
 ) -> Iterator[PlannedRun]:
-    """All runs of a suite, task by task. No task is opened.
+    """All runs of a suite, task by task, of the tasks and methods that there are.
 
-    Args:
-        suite: what to compare.
-        tasks: to choose from.
-        methods: to choose from.
+    No task is opened.
 
     Raises:
         ConfigurationError: an unknown name.
         PolicyFileError: a method's policy cannot be read.
     """
-    chosen = _ordered(choose(methods, suite.methods, "suite.methods"), suite.first)
+    places = {name: place for place, name in enumerate(suite.first)}
+    chosen = sorted(
+        choose(methods, suite.methods, "suite.methods"),
+        key=lambda method: places.get(method.name, len(places)),
+    )
     if suite.first:
         choose(methods, suite.first, "suite.first")
     if suite.sensitivity:
@@ -215,11 +202,6 @@ def _runs(
             yield PlannedRun(task, method, lr, seed, key, suite.device, suite.evaluations)
 
 
-def _ordered(methods: Sequence[Method], first: Sequence[str]) -> list[Method]:
-    places = {name: place for place, name in enumerate(first)}
-    return sorted(methods, key=lambda method: places.get(method.name, len(places)))
-
-
 def missing(
     runs: Sequence[PlannedRun], store: Store, *, retry_failed: bool = False
 ) -> list[PlannedRun]:
@@ -238,20 +220,12 @@ def estimate(runs: Sequence[PlannedRun], workers: int) -> float:
 
 
 def complete(
-    runs: Sequence[PlannedRun],
-    store: Store,
-    workers: int,
-    report: Callable[[Progress], None],
+    runs: Sequence[PlannedRun], store: Store, workers: int, report: Callable[[Progress], None]
 ) -> dict[str, str]:
     """Makes runs in several processes and stores each as soon as it is over.
 
-    A run that raises is recorded as failed. When interrupted, what is stored is whole.
-
-    Args:
-        runs: that are missing.
-        store: gets the records.
-        workers: number of processes.
-        report: called after each run.
+    A run that raises is recorded as failed. When interrupted, what is stored is whole. `report` is
+    called after each run.
 
     Returns:
         The methods that could not be run at all, and why (a package is missing, say).
@@ -273,19 +247,12 @@ def complete(
         if isinstance(outcome, Record):
             store.put(outcome)
             failure = outcome.failure
-        elif isinstance(outcome, Refusal):
-            refused[run.method.name] = outcome.reason
+        elif outcome is not None:
+            refused[run.method.name] = outcome
         over += run.task.seconds
         left = (time.monotonic() - started) / over * (whole - over)
-        report(Progress(done, len(runs), max(0.0, left), run, failure))
+        report(Progress(done, max(0.0, left), run, failure))
     return refused
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 SHARE = 1 / 3  # of an undecided grid that stays, at most, as a rule; for estimates
@@ -294,10 +261,8 @@ SHARE = 1 / 3  # of an undecided grid that stays, at most, as a rule; for estima
 class Rounds(NamedTuple):
     """A suite's runs as far as its races are decided.
 
-    Attributes:
-        wanted: to be made in any case: the first seed of every peak, the further seeds of peaks
-            that stayed, and all runs of methods without a grid.
-        undecided: the further seeds of grids whose first seed is not over.
+    Wanted are the first seed of every peak, the further seeds of peaks that stayed, and all runs
+    of methods without a grid. Undecided are the further seeds of grids whose first is not over.
     """
 
     wanted: list[PlannedRun]
@@ -305,12 +270,9 @@ class Rounds(NamedTuple):
 
 
 def rounds(runs: Sequence[PlannedRun], store: Store, margin: float | None) -> Rounds:
-    """Tells which runs of a suite are to be made, in the order given.
+    """Which of a suite's runs are to be made, by the stored ones of the first seed.
 
-    Args:
-        runs: all of the suite.
-        store: has the records of the first seed, as far as they are.
-        margin: as for `survivors`; None if all peaks run with all seeds.
+    The margin is that of `survivors`; None if all peaks run with all seeds.
 
     Raises:
         ConfigurationError: the store's archive is damaged.
@@ -346,10 +308,10 @@ def _decided(
     runs: Sequence[PlannedRun], store: Store, margin: float
 ) -> dict[tuple[str, str], frozenset[float | None]]:
     """The peaks that stay, by task and method, where the first seed of all of them is over."""
-    first: dict[tuple[str, str], list[PlannedRun]] = {}
+    first: dict[tuple[str, str], list[PlannedRun]] = defaultdict(list)
     for run in runs:
         if run.method.tuned and run.seed == 0:
-            first.setdefault((run.task.name, run.method.name), []).append(run)
+            first[run.task.name, run.method.name].append(run)
     stay = {}
     for grid, peaks in first.items():
         records = [record for run in peaks if (record := store.get(run.key)) is not None]

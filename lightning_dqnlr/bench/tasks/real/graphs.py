@@ -28,9 +28,6 @@ class SampleAndAggregate(nn.Module):
 
     GraphSAGE with all neighbours (Hamilton et al. 2017, arXiv:1706.02216), with BatchNorm over
     nodes as in Dwivedi et al. (arXiv:2003.00982, appendix C.1).
-
-    Args:
-        width: D of the nodes' states.
     """
 
     def __init__(self, width: int) -> None:
@@ -49,12 +46,7 @@ class SampleAndAggregate(nn.Module):
 
 
 class GraphNetwork(nn.Module):
-    """Layers of GraphSAGE, and a linear map of each node's states after all of them.
-
-    Args:
-        width: D of the nodes' states.
-        layers: number of layers.
-    """
+    """Layers of GraphSAGE, and a linear map of each node's states after all of them."""
 
     def __init__(self, width: int = 128, layers: int = 8) -> None:
         super().__init__()
@@ -88,10 +80,6 @@ def block_graphs(count: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
     """Graphs of a stochastic block model, one node of each community labelled.
 
     The task CLUSTER of Dwivedi et al. (arXiv:2003.00982, section 3.2) with smaller communities.
-
-    Args:
-        count: N.
-        draws: of sizes, edges, and the labelled nodes.
 
     Returns:
         Known labels int64 (N, V), 0 for none and `ABSENT` where there is no node; adjacency bool

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from functools import cache, partial
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 from lightning_dqnlr.bench.tasks.real.mixed_precision import mixed
 from lightning_dqnlr.bench.tasks.real.package_data import package_folder
 from lightning_dqnlr.bench.tasks.task import fixed_draws, own_task
-from lightning_dqnlr.errors import MissingPackageError
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
@@ -40,11 +40,8 @@ class BasicBlock(nn.Module):
     """Two convolutions with BatchNorm beside a shortcut that only subsamples and pads.
 
     Option A of He et al. 2016 (arXiv:1512.03385, section 4.2), which needs no weights. The last
-    BatchNorm starts from zero, so that the block does nothing at first (arXiv:1706.02677).
-
-    Args:
-        before: channels of the input.
-        channels: of the output; more than `before` halve height and width.
+    BatchNorm starts from zero, so that the block does nothing at first (arXiv:1706.02677). More
+    channels than `before` halve height and width.
     """
 
     def __init__(self, before: int, channels: int) -> None:
@@ -72,9 +69,6 @@ class ResNet20(nn.Module):
     """The residual network for small images of He et al. 2016 (arXiv:1512.03385, section 4.2).
 
     Three stages of three blocks with 16, 32 and 64 channels, and He's initial weights.
-
-    Args:
-        classes: C of the logits.
     """
 
     def __init__(self, classes: int = len(PHOTOGRAPHS)) -> None:
@@ -129,10 +123,8 @@ class UNet(nn.Module):
     """Encoder and decoder with skips at every resolution (Ronneberger et al. 2015).
 
     arXiv:1505.04597, with padded convolutions, BatchNorm, and torch's own initial weights, as most
-    implementations have them; it predicts what to take away (DnCNN, arXiv:1608.03981).
-
-    Args:
-        widths: channels at each resolution, the finest first.
+    implementations have them; it predicts what to take away (DnCNN, arXiv:1608.03981). The widths
+    are channels at each resolution, the finest first.
     """
 
     def __init__(self, widths: Sequence[int] = (24, 48, 96)) -> None:
@@ -179,37 +171,20 @@ class Denoising(nn.Module):
 
 @cache
 def photographs(task: str) -> tuple[Tensor, ...]:
-    """Grey values in 0..1 of all photographs, each float32 (H, W).
-
-    Raises:
-        MissingPackageError: scikit-image or Pillow is not installed.
-    """
+    """Grey values in 0..1 of all photographs, each float32 (H, W); errors of `package_folder`."""
     folder = package_folder("skimage", "scikit-image", task) / "data"
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingPackageError(
-            f"the task {task!r} needs Pillow, which is not installed; run `pip install pillow`."
-        ) from error
-    return tuple(_pixels(Image.open(folder / name).convert("L")) for name in PHOTOGRAPHS)
+    package_folder("PIL", "pillow", task)
+    from PIL import Image
 
-
-def _pixels(image: object) -> Tensor:
-    import numpy as np  # Pillow's images turn into its arrays
-
-    return torch.tensor(np.asarray(image), dtype=torch.float32) / 255.0
+    images = (np.asarray(Image.open(folder / name).convert("L")) for name in PHOTOGRAPHS)
+    return tuple(torch.tensor(image, dtype=torch.float32) / 255.0 for image in images)
 
 
 def cut_out(images: Sequence[Tensor], count: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Patches at random places; those on which there is nothing to be seen are drawn again.
 
-    Args:
-        images: photographs (H, W), each as probable as any other.
-        count: N, number of patches.
-        draws: decides which and where.
-
     Returns:
-        Patches (N, 1, SIDE, SIDE), and the numbers of their photographs, int64 (N,).
+        Patches (N, 1, SIDE, SIDE), and the numbers of their photographs (H, W), int64 (N,).
     """
     cut: list[Tensor] = []
     owners: list[int] = []

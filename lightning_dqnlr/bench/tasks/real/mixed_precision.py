@@ -9,11 +9,7 @@ from torch import Tensor, nn
 
 
 class InBfloat16(nn.Module):
-    """Computes a network in bfloat16 where autocast does so; weights and loss stay in float32.
-
-    Args:
-        net: the network; it may take several inputs.
-    """
+    """Computes a network in bfloat16 where autocast does so; weights and loss stay in float32."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

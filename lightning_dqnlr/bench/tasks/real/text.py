@@ -44,14 +44,8 @@ class GPT(nn.Module):
 
     All matrices are drawn from N(0, 0.02^2), those that write into the residual stream from
     N(0, 0.02^2 / 2L), L the number of blocks; the head is tied to the embedding. The default is the
-    character-level model of nanoGPT (Karpathy 2022), of 10.7 million parameters.
-
-    Args:
-        context: T, the most tokens that it reads.
-        width: D of the tokens.
-        layers: L, number of blocks.
-        heads: of the attention.
-        dropout: of attention and of what is added to the residual stream.
+    character-level model of nanoGPT (Karpathy 2022), of 10.7 million parameters. It reads at most
+    `context` tokens.
     """
 
     mask: Tensor
@@ -109,11 +103,6 @@ class WordLSTM(nn.Module):
     """The LSTM of PyTorch's own example `word_language_model` (after arXiv:1409.2329).
 
     Embedding and decoder start uniform in -0.1..0.1, the LSTM from torch's own initial weights.
-
-    Args:
-        width: of embedding and states.
-        layers: of the LSTM.
-        dropout: of embedding, states between layers, and output.
     """
 
     def __init__(self, width: int = 200, layers: int = 2, dropout: float = 0.2) -> None:
@@ -135,10 +124,8 @@ class WordLSTM(nn.Module):
 class NextToken(nn.Module):
     """Cross-entropy of the next tokens in windows of a text that is cut into long rows.
 
-    Windows lie at random places of their rows in training, and at their beginning in evaluation.
-
-    Args:
-        context: T, tokens that the network reads.
+    Windows of `context` tokens lie at random places of their rows in training, and at their
+    beginning in evaluation.
     """
 
     def __init__(self, context: int) -> None:
@@ -164,11 +151,7 @@ def in_rows(tokens: Tensor, rows: int) -> tuple[Tensor]:
 
 
 def library_files(folders: tuple[str, ...] | None, task: str) -> list[Path]:
-    """Source files of the standard library, sorted; tests are left out.
-
-    Args:
-        folders: packages to read, or None for the whole library.
-        task: that reads them, for the message.
+    """Source files of some packages of the standard library or of all, sorted, without tests.
 
     Raises:
         ConfigurationError: this Python was installed without them.
@@ -188,11 +171,7 @@ def library_files(folders: tuple[str, ...] | None, task: str) -> list[Path]:
 
 @cache
 def source_text() -> tuple[Tensor, Tensor]:
-    """The packages' sources as codes (characters,); every tenth file is held out.
-
-    Raises:
-        ConfigurationError: their sources are not installed.
-    """
+    """The packages' sources as codes (characters,); every tenth file is held out."""
     texts = [encode(path) for path in library_files(PACKAGES, "GPT")]
     train = [text for place, text in enumerate(texts) if place % 10]
     return torch.cat(train), torch.cat(texts[::10])
@@ -214,9 +193,6 @@ def word_text() -> tuple[Tensor, Tensor]:
     """Docstrings and `help()`'s topics as words (words,); 0 for those that are rare.
 
     Every tenth file, and every tenth topic, is held out; the vocabulary is of the rest.
-
-    Raises:
-        ConfigurationError: sources or topics are not installed.
     """
     texts = [docstrings(path) for path in library_files(None, "word LSTM")]
     texts += [topic.lower() for topic in help_topics()]
@@ -250,11 +226,8 @@ def gpt(
 ) -> Task:
     """The next character of Python's sources; AdamW, clipped gradients.
 
-    Args:
-        name: of the task; another name gives other initial weights.
-        sequences: windows per step.
-        context: characters per window.
-        horizon: steps of a run.
+    A step has so many sequences (windows) of `context` characters. Another name gives other initial
+    weights.
     """
     train, held_out = source_text()
     adamw = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)

@@ -68,10 +68,8 @@ class Classifier(nn.Module):
 class LowRank(nn.Module):
     """Adds a matrix of low rank to one that stays as it is (LoRA, arXiv:2106.09685).
 
-    W + (alpha / rank) B A, with A as torch initialises linear maps and B zero at first.
-
-    Args:
-        weight: W, (outputs, inputs).
+    W + (alpha / rank) B A, with A as torch initialises linear maps and B zero at first; the weight
+    W has shape (outputs, inputs).
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -117,9 +115,6 @@ def packages(task: str) -> Examples:
     """Pieces of the packages; those for validation are of every tenth file, which GPT never saw.
 
     Licences and the like stand in several files; such pieces are not held out.
-
-    Raises:
-        ConfigurationError: their sources are not installed.
     """
     draws = fixed_draws(task)
     files = library_files(PACKAGES, task)
@@ -131,18 +126,15 @@ def packages(task: str) -> Examples:
     return Examples(train, (codes[held_out], labels[held_out]))
 
 
+# Batches of 32 and clipped gradients, of both.
+_tuned = partial(own_task, horizon=1500, batch_size=32, gradient_clip=1.0)
+
+
 def fine_tuned_gpt() -> Task:
     """All weights; AdamW at the rate that Hugging Face's Trainer has by default."""
-    return own_task(
-        "fine-tuned GPT",
-        Classifier,
-        CrossEntropy(),
-        partial(torch.optim.AdamW, lr=5e-5, weight_decay=0.01),
-        packages("fine-tuned GPT"),
-        horizon=1500,
-        batch_size=32,
-        gradient_clip=1.0,
-    )
+    name = "fine-tuned GPT"
+    adamw = partial(torch.optim.AdamW, lr=5e-5, weight_decay=0.01)
+    return _tuned(name, Classifier, CrossEntropy(), adamw, packages(name))
 
 
 def trained_only(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -152,13 +144,5 @@ def trained_only(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 def lora_gpt() -> Task:
     """Low-rank changes and the head; AdamW."""
-    return own_task(
-        "LoRA GPT",
-        adapted,
-        CrossEntropy(),
-        trained_only,
-        packages("LoRA GPT"),
-        horizon=1500,
-        batch_size=32,
-        gradient_clip=1.0,
-    )
+    name = "LoRA GPT"
+    return _tuned(name, adapted, CrossEntropy(), trained_only, packages(name))
