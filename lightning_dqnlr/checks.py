@@ -145,7 +145,7 @@ def _contains(interval: str, given: Real) -> bool:
 
 
 def _refuse(name: str, value: object, wanted: str, optional: bool) -> NoReturn:
-    hint = " Text is no number: YAML reads 1e-6 as text, and 1.0e-6 as a number."
+    hint = " YAML reads 1e-6 as text, 1.0e-6 as a number."
     hint = hint if isinstance(value, str) and "number" in wanted else ""
     text = _short(repr(value))
     raise ConfigurationError(f"{name}={text} must be {wanted}{', or None' * optional}.{hint}")

@@ -79,8 +79,9 @@ def identity(policy: Policy) -> dict[str, str]:
     The hash is empty for a policy without one, such as a scripted one.
 
     Example:
-        >>> identity(ScriptedPolicy(torch.argmax, ControllerSpec()))["policy"]
-        'ScriptedPolicy'
+        >>> from lightning_dqnlr.policy.policy import LRPolicy
+        >>> identity(LRPolicy.load("classic"))["policy"]
+        'classic'
     """
     return {
         "policy": getattr(policy, "name", type(policy).__name__),

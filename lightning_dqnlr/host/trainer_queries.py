@@ -20,6 +20,8 @@ def is_a(thing: object, *classes: type) -> bool:
     `pytorch_lightning` has all classes of `lightning.pytorch` a second time.
 
     Example:
+        >>> import lightning.pytorch
+        >>> import pytorch_lightning
         >>> is_a(pytorch_lightning.callbacks.Timer(), lightning.pytorch.callbacks.Timer)
         True
     """

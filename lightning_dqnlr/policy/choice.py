@@ -20,6 +20,11 @@ class Choice(NamedTuple):
     Attributes:
         action: int64, shape `lead`.
         q_values: (*lead, actions).
+
+    Example:
+        >>> q_values = torch.tensor([0.1, 0.7, 0.2])
+        >>> Choice(q_values.argmax(), q_values).action
+        tensor(1)
     """
 
     action: Tensor

@@ -321,7 +321,7 @@ def test_the_policies_compared_with_are_what_they_are_called():
 
 
 def test_names_are_unique_and_peaks_are_tuned_where_there_are_any():
-    assert len({method.name for method in METHODS}) == len(METHODS) == 19
+    assert len({method.name for method in METHODS}) == len(METHODS) == 20
     tuned = {method.name for method in METHODS if method.tuned}
     assert tuned == {"constant", "linear", "cosine", "wsd", "onecycle", "schedule-free"}
 
