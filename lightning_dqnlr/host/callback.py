@@ -122,6 +122,7 @@ class DQNLRCallback(Callback):
         self._driver: OptimizerDriver | None = None
         self._trace: list[DecisionRecord] = []
         self._resume: dict[str, Any] = {}  # state of the checkpoint that was restored last
+        self._named = False  # whether the run's loggers know the policy
         self._stale = False  # whether driver and checkpoint are those of an earlier call
         self._log_every = 0
         self._first_step = 0  # the Trainer's global_step when control began
@@ -230,18 +231,20 @@ class DQNLRCallback(Callback):
         driver.watch_steps()
         if driver.stepped:  # saved between a step and the end of its batch
             self._take(resume.get("open_loss"))
-        for logger in trainer.loggers if self._logs else ():
-            named = identity(self.policy)
-            logger.log_hyperparams({f"dqnlr/{key}": value for key, value in named.items()})
+        self._named = not self._logs
 
     # The number of batches, or max_epochs, may have changed since the last epoch.
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._driver is None or self.options.horizon is not None:
             return
         estimate = horizon_of(trainer, self._first_step)
-        if estimate != self._estimate:
+        horizon = estimate and horizon_from_here(trainer, self._first_step)
+        # A resumed run's earlier epochs may have had another length. Then the product of epochs
+        # and batches, which is the Trainer's estimate, is wrong or has not changed at all.
+        moved = horizon != self._horizon and not trainer.fit_loop.restarted_mid_epoch
+        if estimate != self._estimate or moved:
             self._estimate = estimate
-            self._horizon = estimate and horizon_from_here(trainer, self._first_step)
+            self._horizon = horizon
             self._driver.change_horizon(self._expected_horizon(trainer))
 
     def on_before_backward(
@@ -269,6 +272,8 @@ class DQNLRCallback(Callback):
     ) -> None:
         if self._driver is None:
             return
+        if not self._named:
+            self._name_policy(trainer)
         if self.monitor is None:
             self._add_loss(outputs, trainer.accumulate_grad_batches)
         self._open = None
@@ -415,6 +420,16 @@ class DQNLRCallback(Callback):
             pl_module.log(
                 "dqnlr/log10_lr", power, on_step=True, on_epoch=False, prog_bar=True, logger=False
             )
+
+    def _name_policy(self, trainer: Trainer) -> None:
+        """Adds the policy to the hyperparameters, after the module has logged its own.
+
+        TensorBoard shows the first entry of a run only, and callbacks begin before the module.
+        """
+        self._named = True
+        named = {f"dqnlr/{key}": value for key, value in identity(self.policy).items()}
+        for logger in trainer.loggers:
+            logger.log_hyperparams(named)
 
     def _monitored(self, trainer: Trainer) -> Tensor:
         metrics = trainer.callback_metrics

@@ -157,11 +157,22 @@ class LRPolicy:
 def as_policy(given: str | Path | Policy) -> Policy:
     """The policy itself, or the one that `LRPolicy.load` reads by this name or folder.
 
+    Raises:
+        ConfigurationError: for anything else.
+        PolicyFileError: if it cannot be read.
+
     Example:
         >>> as_policy("default").start
         'auto'
     """
-    return LRPolicy.load(given) if isinstance(given, str | Path) else given
+    if isinstance(given, str | Path):
+        return LRPolicy.load(given)
+    if not hasattr(given, "choose") or not hasattr(given, "spec"):
+        raise ConfigurationError(
+            f"policy={given!r} must be a bundled policy's name, a folder, or a policy such as "
+            "LRPolicy.load(...)."
+        )
+    return given
 
 
 def combine(policies: Sequence[LRPolicy]) -> LRPolicy:

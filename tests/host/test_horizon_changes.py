@@ -52,6 +52,27 @@ def test_data_that_grow_are_followed(tmp_path):
     assert callback.controller.horizon == callback.controller.step == run.global_step == 84
 
 
+@pytest.mark.parametrize(
+    ("size", "epochs", "steps"),
+    [(4, 4, 24 + 48), (16, 4, 24 + 12), (16, 3, 24 + 6)],
+    ids=["smaller batches", "the same product", "fewer steps than made"],
+)
+def test_a_resumed_run_with_other_batches_counts_the_epochs_that_are_left(
+    tmp_path, size, epochs, steps
+):
+    """Two epochs of 12 batches, then others; epochs times batches may even be what they were."""
+    saver = pl.callbacks.ModelCheckpoint(tmp_path / "saved", save_last=True)
+    first = DQNLRCallback(constant_policy(KEEP))
+    fit(tmp_path, first, max_epochs=2, more_callbacks=[saver], enable_checkpointing=True)
+    assert first.controller.horizon == 24
+    callback = DQNLRCallback(constant_policy(KEEP))
+    inputs, labels = examples(96)
+    others = DataLoader(TensorDataset(inputs, labels), size)
+    run = trainer(callback, tmp_path, max_epochs=epochs)
+    run.fit(Net(), others, ckpt_path=tmp_path / "saved" / "last.ckpt", weights_only=True)
+    assert callback.controller.horizon == callback.controller.step == run.global_step == steps
+
+
 def test_a_given_horizon_that_is_too_short_is_said_once(tmp_path, caplog):
     fit(tmp_path, DQNLRCallback(constant_policy(KEEP), horizon=20), max_epochs=4)
     assert said(caplog, "goes on past its horizon of 20 steps") == 1

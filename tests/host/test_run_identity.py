@@ -2,13 +2,14 @@
 
 import csv
 import logging
+from pathlib import Path
 
 import lightning.pytorch as lp
 import numpy as np
 import pytest
 import pytorch_lightning
 import torch
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
 from lightning_dqnlr import DQNLRCallback, DQNLRScheduler, LRPolicy
@@ -223,3 +224,22 @@ def test_nothing_is_said_of_a_run_that_goes_well(tmp_path, caplog):
     with caplog.at_level(logging.INFO, "lightning_dqnlr"):
         fit(tmp_path, DQNLRCallback(constant_policy(KEEP)), max_steps=24)
     assert not [r for r in caplog.records if r.name == "lightning_dqnlr"]
+
+
+@pytest.mark.parametrize("policy", [None, 3, {}, object()])
+def test_what_is_no_policy_is_refused_before_training(policy):
+    with pytest.raises(ConfigurationError, match=r"policy=.* must be a bundled policy's name"):
+        DQNLRCallback(policy)
+
+
+class LogsItsOwn(Net):
+    def on_train_start(self):
+        self.logger.log_hyperparams({"width": 5}, {"hp/val": 0.0})
+
+
+def test_a_modules_own_entry_among_tensorboards_hyperparameters_stays_the_first(tmp_path):
+    logger = TensorBoardLogger(tmp_path)
+    run = trainer(DQNLRCallback(), tmp_path, max_steps=4, logger=logger)
+    run.fit(LogsItsOwn(), loader())
+    events = b"".join(path.read_bytes() for path in Path(logger.log_dir).glob("events*"))
+    assert 0 < events.index(b"width") < events.index(b"dqnlr/policy_hash")
