@@ -19,6 +19,8 @@ from lightning_dqnlr.bench.tasks.task import BenchTask
 
 _real = partial(BenchTask, split="real size")
 
+# On two tasks the best peak of the cosine was the highest around the usual rate; their grids are
+# centred a decade higher, or the rivals would not be tuned.
 REAL_TASKS: tuple[BenchTask, ...] = (
     _real("GPT", build=gpt, lr=1e-3, seconds=300.0),
     _real("GPT 16x128", build=partial(gpt, "GPT 16x128", 16, 128), lr=1e-3, seconds=900.0),
@@ -26,9 +28,9 @@ REAL_TASKS: tuple[BenchTask, ...] = (
     _real("GPT 32x256", build=partial(gpt, "GPT 32x256", 32, 256, 4000), lr=1e-3, seconds=9000.0),
     _real("word LSTM", build=word_lstm, lr=20.0, seconds=190.0),
     _real("words to sounds", build=words_to_sounds, lr=5e-4, seconds=230.0),
-    _real("flights MLP", build=flights_mlp, lr=1e-3, seconds=80.0),
+    _real("flights MLP", build=flights_mlp, lr=1e-3, centre=1e-2, seconds=80.0),
     _real("ResNet-20", build=resnet20, lr=0.1, seconds=180.0),
-    _real("U-Net", build=unet, lr=1e-3, seconds=140.0),
+    _real("U-Net", build=unet, lr=1e-3, centre=1e-2, seconds=140.0),
     _real("printed characters", build=printed_characters, lr=1e-3, seconds=150.0),
     _real("communities", build=communities, lr=1e-3, seconds=130.0),
     # Rates that are usual for networks a hundred times as large are low for a small one.
