@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
@@ -25,25 +24,22 @@ from torch import Tensor
 
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import StartRate
-from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
+from lightning_dqnlr.errors import CallOrderError, UnsupportedTrainingError
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.driver import OptimizerDriver, silent_optimizer
 from lightning_dqnlr.host.options import ControlOptions, Place, identity
+from lightning_dqnlr.host.run_horizon import RunHorizon
+from lightning_dqnlr.host.step_loss import StepLoss
 from lightning_dqnlr.host.trace import plot_trace, save_trace
 from lightning_dqnlr.host.trainer_queries import (
     averages,
     check_training,
     gradient_scale,
-    horizon_from_here,
-    horizon_of,
 )
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
-_SKIPS = 64  # steps in a row that a gradient scaler may make an optimizer skip at the start
-_SHARE_STEPS = 16  # steps with a loss that the share of steps without one begins with
 _LOGGER = logging.getLogger("lightning_dqnlr")
-_SILENT = 1  # some wrappers get torch's hooks only in `zero_grad`, within their first step
 
 
 class DQNLRCallback(Callback):
@@ -125,16 +121,9 @@ class DQNLRCallback(Callback):
         self._named = False  # whether the run's loggers know the policy
         self._stale = False  # whether driver and checkpoint are those of an earlier call
         self._log_every = 0
-        self._first_step = 0  # the Trainer's global_step when control began
-        self._loss: Tensor | None = None  # sum over the batches of one optimizer step
-        self._batches = 0
-        self._open: Tensor | None = None  # loss of the batch under way
-        self._attempted = False
+        self._loss = StepLoss(monitor)
+        self._horizon: RunHorizon | None = None  # of the run
         self._passed = False  # whether it has been said that a step went past the hooks
-        self._estimate: int | None = None  # the horizon that was given, or that the Trainer names
-        self._horizon: int | None = None  # the same, but for data that grew
-        self._lossless = 0  # steps whose training_step returned None
-        self._skips: int | None = 0  # in a row at the start; None after the first real step
 
     start = property(attrgetter("options.start"))
     horizon = property(attrgetter("options.horizon"))
@@ -203,63 +192,43 @@ class DQNLRCallback(Callback):
         self._unhook()
         resume = self._resume
         self._trainer = trainer
-        self._first_step = resume.get("first_step", trainer.global_step)
-        self._lossless = resume.get("lossless", 0)
-        self._estimate = self.options.horizon or horizon_of(trainer, self._first_step)
-        self._horizon = self._estimate
+        self._horizon = horizon = RunHorizon(trainer, self.options.horizon, resume)
+        self._loss = StepLoss(self.monitor)
         driver = OptimizerDriver(
             trainer.optimizers[0],
             self.policy,
-            replace(self.options, horizon=self._horizon),
+            replace(self.options, horizon=horizon.expected),
             module=pl_module,
             averages=averages(trainer),
             across_ranks=trainer.world_size > 1,
         )
         if resume:
             driver.load_state_dict(resume["driver"])
-            estimate, horizon = resume.get("horizons", (-1, -1))
-            if estimate == self._estimate:
-                self._horizon = horizon
-            else:
-                driver.change_horizon(self._expected_horizon(trainer))
+            if not horizon.resumes:
+                driver.change_horizon(horizon.expected)
         self._resume = {}
-        self._skips = 0
         self._driver = driver
         self._trace = driver.trace
         self._log_every = self._steps_per_log(trainer)
-        self._forget_batches()
         driver.watch_steps()
         if driver.stepped:  # saved between a step and the end of its batch
             self._take(resume.get("open_loss"))
         self._named = not self._logs
 
-    # The number of batches, or max_epochs, may have changed since the last epoch.
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._driver is None or self.options.horizon is not None:
-            return
-        estimate = horizon_of(trainer, self._first_step)
-        horizon = estimate and horizon_from_here(trainer, self._first_step)
-        # A resumed run's earlier epochs may have had another length. Then the product of epochs
-        # and batches, which is the Trainer's estimate, is wrong or has not changed at all.
-        moved = horizon != self._horizon and not trainer.fit_loop.restarted_mid_epoch
-        if estimate != self._estimate or moved:
-            self._estimate = estimate
-            self._horizon = horizon
-            self._driver.change_horizon(self._expected_horizon(trainer))
+        if self._driver is not None and self._horizon is not None and self._horizon.moves():
+            self._driver.change_horizon(self._horizon.expected)
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        self._open = loss.detach()
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            self._open = self._open / scaler.scale(torch.ones_like(self._open))
+        self._loss.open_batch(trainer, loss)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         if self._driver is not None:
-            self._attempted = True
+            self._loss.attempted = True
             self._driver.before_step(lambda: gradient_scale(trainer, optimizer))
 
     def on_train_batch_end(
@@ -274,20 +243,18 @@ class DQNLRCallback(Callback):
             return
         if not self._named:
             self._name_policy(trainer)
-        if self.monitor is None:
-            self._add_loss(outputs, trainer.accumulate_grad_batches)
-        self._open = None
+        self._loss.end_batch(trainer, outputs)
         if self._driver.stepped:
-            self._skips = None
+            self._loss.end_skips()
             self._check_passed(pl_module)
             self._finish_step(trainer, pl_module)
-        elif self._attempted:  # mixed precision skipped the step
-            if self._loss is None and self.monitor is None:
-                self._count_lossless(trainer)
-            else:
-                self._count_skip(trainer)
+        elif self._loss.attempted:  # mixed precision skipped the step
+            if self._loss.missing:
+                self._count_lossless()
+            elif self._loss.one_skip_too_many(trainer):
+                raise silent_optimizer(self._driver.optimizer)
             self._driver.forget_step()
-            self._forget_batches()
+            self._loss.forget()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._unhook()
@@ -303,13 +270,11 @@ class DQNLRCallback(Callback):
         self._stale = True
 
     def state_dict(self) -> dict[str, Any]:
-        if self._resume or self._driver is None:
+        if self._resume or self._driver is None or self._horizon is None or self._trainer is None:
             return self._resume
         return {
-            "first_step": self._first_step,
-            "horizons": [self._estimate, self._horizon],
-            "lossless": self._lossless,
-            "open_loss": self._open_loss() if self._driver.stepped else None,
+            **self._horizon.state_dict(),
+            "open_loss": self._loss.read(self._trainer) if self._driver.stepped else None,
             "driver": self._driver.state_dict(),
         }
 
@@ -320,42 +285,15 @@ class DQNLRCallback(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the run: the driver, and Lightning's bound `log` functions."""
         kept = {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
-        return {**kept, "_driver": None, "_trainer": None, "_loss": None, "_open": None}
-
-    def _add_loss(self, outputs: Any, accumulated: int) -> None:
-        """Adds up the losses of an accumulation window; Lightning has divided each of them."""
-        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
-        if loss is None:
-            return
-        self._loss = self._summed(loss, accumulated)
-        self._batches += 1
-
-    def _summed(self, loss: Tensor, accumulated: int) -> Tensor:
-        loss = loss.detach().reshape(())
-        loss = loss if accumulated == 1 else loss.float() * accumulated
-        return loss if self._loss is None else self._loss + loss
-
-    def _open_loss(self) -> Tensor | None:
-        """The loss that `on_train_batch_end` is going to see."""
-        assert self._trainer is not None
-        if self.monitor is not None:
-            return self._monitored(self._trainer)
-        if self._open is None:
-            return self._mean(self._loss, self._batches)
-        loss = self._summed(self._open, self._trainer.accumulate_grad_batches)
-        return self._mean(loss, self._batches + 1)
-
-    def _mean(self, loss: Tensor | None, batches: int) -> Tensor | None:
-        """The mean loss of an accumulation window; None without a loss in it."""
-        return loss if loss is None or batches == 1 else loss / batches
+        of_run = {"_driver": None, "_trainer": None, "_horizon": None}
+        return {**kept, **of_run, "_loss": StepLoss(self.monitor)}
 
     def _finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._driver is not None
-        mean = self._mean(self._loss, self._batches)
-        loss = mean if self.monitor is None else self._monitored(trainer)
-        self._forget_batches()
+        loss = self._loss.read(trainer)
+        self._loss.forget()
         if loss is None:
-            self._count_lossless(trainer)
+            self._count_lossless()
         used = self._driver.lr
         self._take(loss)
         if loss is not None and self._log_every and trainer.global_step % self._log_every == 0:
@@ -369,32 +307,17 @@ class DQNLRCallback(Callback):
         else:
             self._driver.finish_step(loss)
 
-    def _count_lossless(self, trainer: Trainer) -> None:
+    def _count_lossless(self) -> None:
         """Takes the steps without a loss off the horizon, which counts those with one."""
         assert self._driver is not None
-        self._lossless += 1
-        if self.options.horizon is not None or trainer.world_size > 1:
-            return
-        self._driver.controller.horizon = self._expected_horizon(trainer)
-        if self._lossless == 1:
-            _LOGGER.warning(
-                "training_step returned None; such a step does not count, and the horizon shrinks "
-                "by the share of them."
-            )
-
-    def _expected_horizon(self, trainer: Trainer) -> int | None:
-        """The steps with a loss in the whole run, by the share of those without one so far."""
-        if self._horizon is None or not self._lossless:
-            return self._horizon
-        done = trainer.global_step - self._first_step
-        left = self._horizon - done
-        missing = self._lossless * (1 + left / (done + _SHARE_STEPS))
-        return max(done - self._lossless + 1, self._horizon - round(missing))
+        assert self._horizon is not None
+        if self._horizon.shrinks():
+            self._driver.controller.horizon = self._horizon.expected
 
     def _check_passed(self, pl_module: LightningModule) -> None:
         """Raises UnsupportedTrainingError for a first step that Lightning did not make."""
         assert self._driver is not None
-        if self._attempted or self._passed:
+        if self._loss.attempted or self._passed:
             return
         words = (
             f"{type(pl_module).__name__}.optimizer_step steps the optimizer inside Lightning's "
@@ -430,31 +353,6 @@ class DQNLRCallback(Callback):
         named = {f"dqnlr/{key}": value for key, value in identity(self.policy).items()}
         for logger in trainer.loggers:
             logger.log_hyperparams(named)
-
-    def _monitored(self, trainer: Trainer) -> Tensor:
-        metrics = trainer.callback_metrics
-        if self.monitor not in metrics:
-            raise ConfigurationError(
-                f"monitor={self.monitor!r} is not logged by training_step; the metrics there are: "
-                f"{sorted(metrics) or 'none'}. Log it at every step with "
-                f"self.log({self.monitor!r}, loss), or leave monitor out to follow the loss itself."
-            )
-        return metrics[self.monitor].detach().reshape(())
-
-    def _forget_batches(self) -> None:
-        self._loss = None
-        self._batches = 0
-        self._attempted = False
-
-    def _count_skip(self, trainer: Trainer) -> None:
-        """Raises UnsupportedTrainingError for an optimizer that steps without telling."""
-        if self._skips is None:
-            return
-        self._skips += 1
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        if self._skips > (_SKIPS if scaled else _SILENT):
-            assert self._driver is not None
-            raise silent_optimizer(self._driver.optimizer)
 
     def _unhook(self) -> None:
         if self._driver is not None:

@@ -1,0 +1,101 @@
+"""`StepLoss`: the training loss of one optimizer step, gathered from its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lightning_dqnlr.errors import ConfigurationError
+
+_SKIPS = 64  # steps in a row that a gradient scaler may make an optimizer skip at the start
+_SILENT = 1  # some wrappers get torch's hooks only in `zero_grad`, within their first step
+
+
+class StepLoss:
+    """Averages the losses of an accumulation window, or reads a metric instead.
+
+    Args:
+        monitor: name of the metric, which `training_step` logs; None for the loss itself.
+
+    Attributes:
+        attempted: whether the optimizer has been asked for the step.
+    """
+
+    def __init__(self, monitor: str | None) -> None:
+        self.attempted = False
+        self._monitor = monitor
+        self._sum: Tensor | None = None  # over the batches that have ended
+        self._batches = 0
+        self._open: Tensor | None = None  # loss of the batch under way
+        self._skips: int | None = 0  # in a row at the start; None after the first real step
+
+    @property
+    def missing(self) -> bool:
+        """Whether no batch so far has had a loss."""
+        return self._sum is None and self._monitor is None
+
+    def open_batch(self, trainer: Trainer, loss: Tensor) -> None:
+        """Notes the loss that the backward pass begins with; a gradient scaler has scaled it."""
+        self._open = loss.detach()
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        if scaler is not None:
+            self._open = self._open / scaler.scale(torch.ones_like(self._open))
+
+    def end_batch(self, trainer: Trainer, outputs: Any) -> None:
+        """Adds what `training_step` returned."""
+        self._open = None
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else None
+        if loss is not None and self._monitor is None:
+            self._sum = self._summed(loss, trainer.accumulate_grad_batches)
+            self._batches += 1
+
+    def read(self, trainer: Trainer) -> Tensor | None:
+        """The step's loss, shape (); None if none of its batches had one."""
+        if self._monitor is not None:
+            return self._monitored(trainer)
+        if self._open is None:
+            return _mean(self._sum, self._batches)
+        return _mean(self._summed(self._open, trainer.accumulate_grad_batches), self._batches + 1)
+
+    def forget(self) -> None:
+        """Begins the next step."""
+        self._sum = None
+        self._batches = 0
+        self.attempted = False
+
+    def end_skips(self) -> None:
+        """Notes that the optimizer has told of a real step."""
+        self._skips = None
+
+    def one_skip_too_many(self, trainer: Trainer) -> bool:
+        """Counts a step that was not made; whether the optimizer does not tell of its steps."""
+        if self._skips is None:
+            return False
+        self._skips += 1
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        return self._skips > (_SKIPS if scaled else _SILENT)
+
+    def _summed(self, loss: Tensor, accumulated: int) -> Tensor:
+        """Takes a batch's loss, which Lightning has divided, into the sum."""
+        loss = loss.detach().reshape(())
+        loss = loss if accumulated == 1 else loss.float() * accumulated
+        return loss if self._sum is None else self._sum + loss
+
+    def _monitored(self, trainer: Trainer) -> Tensor:
+        metrics = trainer.callback_metrics
+        if self._monitor not in metrics:
+            raise ConfigurationError(
+                f"monitor={self._monitor!r} is not logged by training_step; the metrics there are: "
+                f"{sorted(metrics) or 'none'}. Log it at every step with "
+                f"self.log({self._monitor!r}, loss), or leave monitor out to follow the loss "
+                "itself."
+            )
+        return metrics[self._monitor].detach().reshape(())
+
+
+def _mean(total: Tensor | None, batches: int) -> Tensor | None:
+    return total if total is None or batches == 1 else total / batches
