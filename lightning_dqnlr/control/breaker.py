@@ -23,14 +23,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.control.features import compressed_loss
+from lightning_dqnlr.control.features import compressed_loss, expanded_loss
 from lightning_dqnlr.control.history import NO_CEILING, History
+from lightning_dqnlr.control.scales import DEFAULT_NOISE
 from lightning_dqnlr.control.telemetry import IntervalStats
+
+# Whether intervals are undone; "finite" undoes those only in which something is not finite.
+BreakerMode = bool | Literal["finite"]
 
 CUT = math.log(4.0)
 TRIP_MARGIN = math.log(2.0)
@@ -39,26 +43,39 @@ INITIAL_MARGIN = 0.5
 LOST_SHARE = 0.25  # a run that has kept no more of its progress is lost
 KEPT_SHARE = 0.75  # a state that has kept less of it is not stored
 ORIGIN_INTERVALS = 4  # several, because the first loss may be that of a lucky batch
-DEFAULT_NOISE = 0.25
 PEAK_ABOVE_CUT = math.log(16.0)
 CEILING = math.log(0.5)  # relative to the scale that blew up; 16 decisions lead back to it
 CEILING_RISE = math.log(2.0) / 16
 PATIENCE = 4.0  # high intervals in a row; noise alone does not cause that many
+RUIN_MARGIN = math.log(8.0)  # above the limit, of a step that is plainly ruined
+RELAPSE = 16  # decisions within which a second trip is no accident
+_MEASURED_ANEW = ("level", "fast", "slow", "low")
+CUTS_IN_A_ROW = 4  # a cause that outlives so many is not the learning rate
 
 
 class Verdict(NamedTuple):
     """Masks of shape `lead`: undo the interval, or store its end; neither: keep on, store nothing.
 
     `high` counts intervals in a row, this one included: 1 if the mean loss was above the limit by
-    more than its standard error, 1/2 if it had only lost its progress.
+    more than its standard error, 1/2 if it had only lost its progress. Of tripped intervals,
+    `blamed` are those whose learning rate is to be cut, and `barred` those that leave a ceiling.
     """
 
     tripped: Tensor
     healthy: Tensor
     high: Tensor
+    blamed: Tensor
+    barred: Tensor
 
 
-def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdict:
+def judge(
+    stats: IntervalStats,
+    history: History,
+    *,
+    early: bool = False,
+    alarm: Tensor | None = None,
+    mode: BreakerMode = True,
+) -> Verdict:
     """Compares the end of the interval with the last healthy state, in units of log loss.
 
     The reference is the last healthy state's loss; the origin is the largest loss of the first few
@@ -83,7 +100,13 @@ def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdic
         stats: the interval that just ended.
         history: the history before it.
         early: whether it is one of the first `ORIGIN_INTERVALS`.
+        alarm: mask of the runs that a host found ruined within the interval.
+        mode: what is undone.
     """
+    found = torch.zeros_like(stats.finite) if alarm is None else alarm
+    if mode == "finite":
+        tripped = found | ~stats.finite
+        return _with_blame(stats, history, tripped, ~tripped, torch.zeros_like(history.high))
     bins = stats.losses.shape[-1]
     quarter = max(1, bins // 4)
     recent = compressed_loss(stats.losses[..., -quarter:].mean(-1), history.initial_loss)
@@ -91,8 +114,7 @@ def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdic
     whole = compressed_loss(stats.losses.mean(-1), history.initial_loss)
     # The initial loss, which it is compared with, is that of a single batch and noisy itself.
     whole_error = history.noise * math.sqrt(1 + 1 / stats.steps)
-    limit = torch.minimum(history.reference + TRIP_MARGIN, history.origin + INITIAL_MARGIN)
-    limit = torch.maximum(limit, history.reference + HEALTHY_MARGIN)
+    limit = _limit(history)
     above = whole > limit + whole_error
     # A run that blew up is noisy, and that noise must not hide it.
     lost_error = history.noise.clamp_max(DEFAULT_NOISE) / math.sqrt(stats.steps)
@@ -103,11 +125,44 @@ def judge(stats: IntervalStats, history: History, early: bool = False) -> Verdic
     if early:
         high = torch.zeros_like(high)
         tripped = torch.zeros_like(tripped)
-    tripped = tripped | ~stats.finite
+    tripped = (tripped | ~stats.finite | found) & bool(mode)
     good = torch.minimum(history.reference + HEALTHY_MARGIN, history.best + 2 * HEALTHY_MARGIN)
     kept = whole <= history.origin - KEPT_SHARE * progress + lost_error
     healthy = (recent <= good + 2 * error) & ~above & kept
-    return Verdict(tripped, ~tripped & healthy, high)
+    return _with_blame(stats, history, tripped, healthy & ~tripped, high)
+
+
+def alarm_level(history: History) -> Tensor:
+    """The loss, as the host sees it, above which a step is plainly ruined.
+
+    In units of log loss it is the limit of `judge`, plus log 8 and four deviations of a step.
+    """
+    level = _limit(history) + RUIN_MARGIN + 4 * history.noise
+    return expanded_loss(level, history.initial_loss) + history.offset
+
+
+def _limit(history: History) -> Tensor:
+    limit = torch.minimum(history.reference + TRIP_MARGIN, history.origin + INITIAL_MARGIN)
+    return torch.maximum(limit, history.reference + HEALTHY_MARGIN)
+
+
+def _with_blame(
+    stats: IntervalStats, history: History, tripped: Tensor, healthy: Tensor, high: Tensor
+) -> Verdict:
+    """The verdict, with what a trip says about the learning rate.
+
+    A loss that turns NaN from one step to the next, at a rate that has proved healthy, is the work
+    of a batch. A rate that had just been raised is cut, but leaves no ceiling unless it trips again
+    soon. Trips in a row are the rate's, until cuts have not helped either.
+    """
+    level = compressed_loss(stats.losses, history.initial_loss[..., None])
+    grew = ((level > _limit(history)[..., None]) & level.isfinite()).any(-1)
+    sudden = ~stats.finite & ~grew
+    raised = history.log_scale > history.peak_log_scale + 1e-3
+    again = (history.streak >= 1) & (history.streak < CUTS_IN_A_ROW)
+    blamed = tripped & (~sudden | raised | again)
+    barred = tripped & (~sudden | (raised & (history.since_trip < RELAPSE)))
+    return Verdict(tripped, healthy, high, blamed, barred)
 
 
 def after_restore(stats: IntervalStats, history: History) -> History:
@@ -115,30 +170,43 @@ def after_restore(stats: IntervalStats, history: History) -> History:
 
     After a restore the restored state's own loss, the first of the interval, becomes the reference.
     The alarm was false if this loss is nearer to that of the undone interval than to the old
-    reference. The old reference then came from a lucky batch or from a part of the data, and the
-    ceiling is lifted.
+    reference. The old reference then came from a lucky batch or from a part of the data, or the
+    data have changed. The ceiling is lifted. If noise cannot explain it, the loss is measured anew:
+    what was best and lowest counts no more. The cut stays, since taking it back was no gain.
     """
     own = compressed_loss(stats.losses[..., 0], history.initial_loss)
     fresh = (history.restored > 0) & own.isfinite()
     false_alarm = fresh & (own > torch.lerp(history.reference, history.undone, 0.5))
+    # Noise alone does not lift a single loss so far: the restored state shows the rise as well.
+    shown = false_alarm & (own > _limit(history) + 4 * history.noise)
+    anew = {name: torch.where(shown, own, getattr(history, name)) for name in _MEASURED_ANEW}
     return replace(
         history,
+        **anew,
         ceiling=torch.where(false_alarm, NO_CEILING, history.ceiling),
         reference=torch.where(fresh, torch.maximum(history.reference, own), history.reference),
         best=torch.where(fresh, torch.maximum(history.best, own), history.best),
+        origin=torch.where(shown, torch.maximum(history.origin, own), history.origin),
     )
 
 
-def cut(history: History, tripped: Tensor) -> History:
-    """Divides the scale by four where the breaker tripped, and moves its floor and its ceiling.
+def cut(history: History, verdict: Verdict) -> History:
+    """Divides the scale by four where it is to blame, and moves its floor and its ceiling.
 
-    There log_scale falls by log 4, the ceiling becomes the old log_scale - log 2, and the peak, by
-    which the floor is measured, at most the new log_scale + log 16.
+    There log_scale falls by log 4. The peak, by which the floor is measured, becomes at most the
+    new log_scale + log 16. A ceiling is the old log_scale - log 2.
     """
     h = history
-    ceiling = torch.where(tripped, h.log_scale + CEILING, h.ceiling + CEILING_RISE)
-    log_scale = torch.where(tripped, h.log_scale - CUT, h.log_scale)
+    ceiling = torch.where(verdict.barred, h.log_scale + CEILING, h.ceiling + CEILING_RISE)
+    log_scale = torch.where(verdict.blamed, h.log_scale - CUT, h.log_scale)
     peak = torch.where(
-        tripped, torch.minimum(h.peak_log_scale, log_scale + PEAK_ABOVE_CUT), h.peak_log_scale
+        verdict.blamed,
+        torch.minimum(h.peak_log_scale, log_scale + PEAK_ABOVE_CUT),
+        h.peak_log_scale,
     )
-    return replace(h, log_scale=log_scale, peak_log_scale=peak, ceiling=ceiling)
+    return replace(
+        h,
+        log_scale=log_scale,
+        peak_log_scale=peak,
+        ceiling=ceiling,
+    )

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.control.breaker import (
-    DEFAULT_NOISE,
     ORIGIN_INTERVALS,
+    BreakerMode,
     Verdict,
     after_restore,
+    alarm_level,
     cut,
     judge,
 )
@@ -35,14 +36,18 @@ from lightning_dqnlr.control.features import (
     predicted_drop,
     step_noise,
 )
-from lightning_dqnlr.control.history import UNSEEN, History
+from lightning_dqnlr.control.history import History
 from lightning_dqnlr.control.probe import Probe
+from lightning_dqnlr.control.scales import all_fixed, fix_scales, from_origin, lower_origin
 from lightning_dqnlr.control.spec import ControllerSpec, check_limits
 from lightning_dqnlr.control.telemetry import IntervalStats
 
 _TINY = 1e-30
 _EXTREME = math.log(1e30)  # of a log scale; below and above it a rate could be zero or infinite
-_LEVELS = ("level", "fast", "slow", "best", "reference", "origin", "low")
+_LARGEST_START = math.log(300.0)  # of the first update, over `start_ratio`; see `_stalled_change`
+_STALLED_RAISE = math.log(10.0)  # per decision
+_UNLIMITED_AFTER = 12  # decisions; no wrapper gathers the gradients of so many steps
+_LARGEST_CORRECTION = 1e6  # of a start at once
 _DROPS = 0.7  # decay per decision of what was gained and what was forecast
 
 
@@ -69,7 +74,8 @@ class LRController:
         horizon: optimizer steps of the whole run; None if unknown.
         lead: leading dimensions of every tensor.
         min_lr, max_lr: hard bounds of the learning rate.
-        circuit_breaker: whether `observe` may ask for a restore.
+        circuit_breaker: whether `observe` may ask for a restore; "finite" for a restore of what is
+            not finite only.
         device: where the state lives.
 
     Attributes:
@@ -95,7 +101,7 @@ class LRController:
         lead: tuple[int, ...] = (),
         min_lr: float | None = None,
         max_lr: float | None = None,
-        circuit_breaker: bool = True,
+        circuit_breaker: BreakerMode = True,
         device: torch.device | str = "cpu",
     ) -> None:
         check_limits(horizon, min_lr, max_lr)
@@ -111,7 +117,7 @@ class LRController:
         self.lr = torch.zeros(lead, device=device)
         self.start_multiplier: Tensor | float = 1.0
         self._rescale = False
-        self._fixed = False  # whether losses and gradients have something to be measured by
+        self._settled = False  # whether the start and what the run is measured by are fixed
         self._ratio = torch.zeros(lead, device=device)
 
     def safe_start(
@@ -137,11 +143,17 @@ class LRController:
         self._rescale = not follows_gradient
         weights = weight_norm.clamp_min(probe.weight_floor)
         lr = (self.spec.start_ratio * weights / unit).nan_to_num(1e-8).clamp(1e-12, 1e3)
-        return self.start(lr * self.start_multiplier)
+        self.start(lr * self.start_multiplier)
+        likely = unit if follows_gradient else root
+        largest = (self.spec.start_ratio * weights / likely).nan_to_num(0.0).clamp_min(lr)
+        self.history = replace(self.history, start_limit=largest.log() + _LARGEST_START)
+        return self.lr
 
     def start(self, lr: Tensor) -> Tensor:
         """Sets the first learning rate to `lr`, shape `lead`; returns it within the bounds."""
-        self._start_at(lr.to(self.history.level).clamp_min(_TINY).log())
+        scale = lr.to(self.history.level).clamp_min(_TINY).log()
+        self._start_at(scale, torch.ones_like(scale, dtype=torch.bool))
+        self.history = replace(self.history, start_limit=scale + _LARGEST_START)
         return self._set_lr()
 
     @property
@@ -149,20 +161,23 @@ class LRController:
         """||dtheta|| / ||theta|| in the last interval, shape `lead`."""
         return self._ratio
 
-    def observe(self, stats: IntervalStats) -> Decision:
-        """Takes in the interval that just ended, on the controller's device."""
+    def observe(self, stats: IntervalStats, alarm: Tensor | None = None) -> Decision:
+        """Takes in the interval that just ended, on the controller's device.
+
+        Args:
+            stats: of the interval.
+            alarm: (*lead) bool, which runs a host found ruined while the interval went on.
+        """
         self.step += stats.steps
-        if not self._fixed:
-            self._fix_scales(stats)
-        if self.decisions == 0 and self._rescale:
-            self._correct_start(stats)
+        if not self._settled:
+            self._settle(stats)
+        self.history = lower_origin(from_origin(stats, self.history), self.history)
+        stats = from_origin(stats, self.history)
         before = after_restore(stats, self.history)
         early = self.decisions < ORIGIN_INTERVALS
-        verdict = judge(stats, before, early)
-        if not self.circuit_breaker:
-            verdict = verdict._replace(tripped=torch.zeros_like(verdict.tripped))
+        verdict = judge(stats, before, early=early, alarm=alarm, mode=self.circuit_breaker)
         self._ratio = _update_ratio(stats)
-        self.history = cut(_remember(before, stats, verdict, early), verdict.tripped)
+        self.history = cut(_remember(before, stats, verdict, early), verdict)
         self.decisions += 1
         self.interval = self.spec.interval(self.step, self.horizon)
         clock = Clock(self.step, self.interval, self.horizon, self.decisions)
@@ -178,6 +193,8 @@ class LRController:
         change = torch.where(h.since_trip < 2, change.clamp_max(0.0), change)
         if not self.may_cut:
             change = change.clamp_min(0.0)
+        if bool((h.stalled > 0).any()):
+            change = torch.where(h.stalled > 0, self._stalled_change(), change)
         floor = h.peak_log_scale + math.log(self.spec.scale_floor)
         log_scale = torch.maximum(h.log_scale + change, torch.minimum(floor, h.log_scale))
         allowed = torch.minimum(self._allowed_log_scale(), torch.maximum(h.ceiling, h.log_scale))
@@ -190,53 +207,34 @@ class LRController:
         )
         return self._set_lr()
 
+    def alarm_level(self) -> Tensor:
+        """The loss, shape `lead`, above which a step is plainly ruined; infinite at first."""
+        early = self.decisions < ORIGIN_INTERVALS or self.circuit_breaker is not True
+        return torch.full_like(self.lr, torch.inf) if early else alarm_level(self.history)
+
     @property
     def may_cut(self) -> bool:
         """Whether an action may lower the scale now; the circuit breaker always may."""
         return self.spec.may_cut(self.step, self.interval, self.horizon)
 
-    def _fix_scales(self, stats: IntervalStats) -> None:
-        """Measures losses and gradients by the first ones that are neither zero nor infinite."""
-        self._fix_loss_scale(stats)
-        self._fix_gradient_scale(stats)
-        h = self.history
-        self._fixed = bool(((h.initial_loss != 0) & (h.first_log_gradient != UNSEEN)).all())
-
-    def _fix_loss_scale(self, stats: IntervalStats) -> None:
-        h = self.history
-        unfixed = h.initial_loss == 0
-        losses = stats.losses.nan_to_num(0.0, 0.0, 0.0)
-        initial = losses.gather(-1, losses.abs().argmax(-1, keepdim=True)).squeeze(-1)
-        level = compressed_loss(initial, initial)
-        fixed = {
-            "initial_loss": initial,
-            "loss": initial,
-            "noise": torch.full_like(level, DEFAULT_NOISE),
-            **dict.fromkeys(_LEVELS, level),
-        }
-        self.history = replace(
-            h, **{name: torch.where(unfixed, v, getattr(h, name)) for name, v in fixed.items()}
-        )
-
-    def _fix_gradient_scale(self, stats: IntervalStats) -> None:
-        h = self.history
-        norm = stats.gradient_norm
-        unfixed = (h.first_log_gradient == UNSEEN) & (norm > 0) & norm.isfinite()
-        first = torch.where(unfixed, norm.log(), h.first_log_gradient)
-        log_gradient = torch.where(unfixed, first, h.log_gradient)
-        self.history = replace(h, first_log_gradient=first, log_gradient=log_gradient)
-
-    def _correct_start(self, stats: IntervalStats) -> None:
-        h = self.history
+    def _settle(self, stats: IntervalStats) -> None:
+        """Fixes what the run is measured by, and corrects a start by the first updates seen."""
+        self.history = fix_scales(stats, self.history)
         ratio = _update_ratio(stats)
-        factor = (self.spec.start_ratio / ratio.clamp_min(_TINY)).clamp(1.0, 1e6)
-        # A first update of exactly zero (a masked or frozen start) tells nothing about the scale.
-        factor = torch.where((ratio > 0) & ratio.isfinite(), factor, torch.ones_like(factor))
-        self._start_at(h.log_scale + factor.log())
+        first = (self.history.moved == 0) & (ratio > 0) & ratio.isfinite()
+        missing = self.spec.start_ratio / ratio.clamp_min(_TINY)
+        if self._rescale:
+            factor = missing.clamp(1.0, _LARGEST_CORRECTION)
+            self._start_at(self.history.log_scale + factor.log(), first)
+        moved = first & (missing <= _LARGEST_CORRECTION)
+        self.history = replace(self.history, moved=torch.where(moved, 1.0, self.history.moved))
+        self._settled = all_fixed(self.history) and bool((self.history.moved > 0).all())
 
-    def _start_at(self, scale: Tensor) -> None:
+    def _start_at(self, scale: Tensor, where: Tensor) -> None:
         h = self.history
-        self.history = replace(h, log_scale=scale, start_log_scale=scale, peak_log_scale=scale)
+        names = ("log_scale", "start_log_scale", "peak_log_scale")
+        started = {name: torch.where(where, scale, getattr(h, name)) for name in names}
+        self.history = replace(h, **started)
 
     def _allowed_log_scale(self) -> Tensor:
         """The largest scale that keeps the update within its cap, by the last interval's ratio.
@@ -248,6 +246,18 @@ class LRController:
         log_lr = self.lr.clamp_min(_TINY).log() + factor.clamp_max(1e12).log()
         allowed = log_lr - math.log(self._decay())
         return torch.where(self.history.restored > 0, torch.inf, allowed)
+
+    def _stalled_change(self) -> Tensor:
+        """The change of the scale where the last interval moved nothing: none, as a rule.
+
+        A first update may be lost in rounding: under bfloat16, or if the loss has large units. The
+        rate then rises until something moves. The first decisions do not raise it above 300 times
+        what moves most optimizers, because one that gathers gradients moves nothing at first.
+        """
+        h = self.history
+        limit = h.start_limit if self.decisions <= _UNLIMITED_AFTER else _EXTREME
+        room = (limit - h.log_scale).clamp(0.0, _STALLED_RAISE)
+        return torch.where(h.stalled > 1, room, 0.0)
 
     def _decay(self) -> float:
         return self.spec.decay_at(self.step, self.interval, self.horizon)
@@ -286,23 +296,31 @@ class LRController:
         self.step, self.decisions, self.interval = state["counters"]
         self.horizon = state["horizon"]
         self._rescale = state["rescale"]
-        self._fixed = False  # looked at anew
+        self._settled = False  # looked at anew
 
 
 def _update_ratio(stats: IntervalStats) -> Tensor:
     return stats.update_norm / stats.weight_norm.clamp_min(_TINY)
 
 
+def _undone_level(s: IntervalStats, h: History) -> Tensor:
+    """Compressed loss of an interval; infinite if anything in it was not finite."""
+    level = compressed_loss(s.losses.mean(-1), h.initial_loss)
+    return torch.where(s.finite & level.isfinite(), level, torch.inf)
+
+
 def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> History:
     """The history with the interval in it; a tripped interval leaves the loss terms alone."""
     tripped = verdict.tripped
+    pulled = s.gradient_norm > 0
+    still = ~pulled | (s.update_norm == 0)
     loss = torch.where(tripped, h.loss, s.losses.mean(-1))
     level = torch.where(tripped, h.reference, compressed_loss(loss, h.initial_loss))
     ok = ~tripped
     raised = ok & (early | (h.since_trip < ORIGIN_INTERVALS))
     origin = torch.where(raised, torch.maximum(h.origin, level), h.origin)
     low = origin if early else torch.where(ok, torch.minimum(h.low, level), h.low)
-    seen = ok & (s.gradient_norm > 0)
+    seen = ok & pulled
     # Variances average without bias; few bins tell little, so they move the average little.
     rate = s.losses.shape[-1] / 32
     measured = step_noise(s.losses, h.level, h.initial_loss, s.steps).square()
@@ -328,7 +346,9 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
         since_trip=torch.where(tripped, torch.zeros_like(h.trips), h.since_trip + 1),
         trips=h.trips + tripped,
         restored=tripped.to(h.level),
-        undone=torch.where(tripped, compressed_loss(s.losses.mean(-1), h.initial_loss), h.undone),
+        streak=torch.where(tripped, h.streak + 1, torch.where(verdict.healthy, 0.0, h.streak)),
+        undone=torch.where(tripped, _undone_level(s, h), h.undone),
+        stalled=(still & ok) * (1.0 + (pulled & (h.moved == 0))),
         high=torch.where(ok, verdict.high, 0.0),
         drop=torch.where(ok, torch.lerp(drop, h.drop, _DROPS), 0.0).nan_to_num(0.0),
         forecast=torch.where(ok, torch.lerp(forecast, h.forecast, _DROPS), 0.0).nan_to_num(0.0),

@@ -45,6 +45,16 @@ def compressed_loss(loss: Tensor, initial_loss: Tensor) -> Tensor:
     return loss.sign() * torch.log1p(loss.abs() / _floor(initial_loss))
 
 
+def expanded_loss(level: Tensor, initial_loss: Tensor) -> Tensor:
+    """The inverse of `compressed_loss`.
+
+    Example:
+        >>> expanded_loss(torch.tensor([4.6151, 0.0]), initial_loss=torch.tensor(2.0))
+        tensor([2.0000, 0.0000])
+    """
+    return level.sign() * torch.expm1(level.abs()) * _floor(initial_loss)
+
+
 def predicted_drop(stats: IntervalStats, loss: Tensor, initial_loss: Tensor) -> Tensor:
     """How far the compressed loss falls in one step, by its gradient: -g . dtheta dy/dL.
 
@@ -53,16 +63,16 @@ def predicted_drop(stats: IntervalStats, loss: Tensor, initial_loss: Tensor) -> 
     step by (Nocedal and Wright 2006, eq. 4.4).
     """
     fall = -stats.cos_gradient_update * stats.gradient_norm * stats.update_norm
-    return fall / _slope(loss, initial_loss)
+    return fall / slope(loss, initial_loss)
 
 
-def _slope(loss: Tensor, initial_loss: Tensor) -> Tensor:
+def slope(loss: Tensor, initial_loss: Tensor) -> Tensor:
     """dL/dy of the compressed loss y: |L| + e."""
     return loss.abs() + _floor(initial_loss)
 
 
 def _floor(initial_loss: Tensor) -> Tensor:
-    return (LOSS_FLOOR * initial_loss.abs()).clamp_min(1e-8)
+    return (LOSS_FLOOR * initial_loss.abs()).clamp_min(_TINY)
 
 
 class Clock(NamedTuple):
@@ -121,7 +131,7 @@ def _descent_features(
 ) -> dict[str, Tensor]:
     predicted = predicted_drop(s, h.loss, h.initial_loss)
     # The relative fall of the loss that a step of the weights' own norm, straight down, promises.
-    elasticity = s.gradient_norm * s.weight_norm / _slope(h.loss, h.initial_loss)
+    elasticity = s.gradient_norm * s.weight_norm / slope(h.loss, h.initial_loss)
     return {
         "descent": (_log10(predicted.clamp_min(1e-12)) + 2) / 1.5,
         "descent_ahead": (_log10((predicted * clock.interval).clamp_min(1e-12)) + 1) / 1.5,

@@ -18,6 +18,7 @@ NO_CEILING = 100.0  # a natural log of a learning rate, out of reach
 class History:
     """What is remembered from one decision to the next; every tensor has the shape `lead`."""
 
+    offset: Tensor  # what losses are measured from: 0 unless zero is no natural origin of theirs
     initial_loss: Tensor  # the largest of the first interval in which not all are zero
     loss: Tensor  # mean loss of the last interval
     level: Tensor  # compressed loss of the last interval (after a restore: of the restored state)
@@ -30,12 +31,16 @@ class History:
     path: Tensor  # sum of squared update norms
     log_scale: Tensor  # natural log of the learning rate before the built-in decay
     start_log_scale: Tensor
+    start_limit: Tensor  # largest log_scale that a start without any effect is raised to
     peak_log_scale: Tensor  # largest that survived an interval
+    moved: Tensor  # 1 once an update has changed the weights
+    stalled: Tensor  # 1 if nothing moved or pulled in the last interval, 2 if nothing ever moved
     last_action: Tensor  # natural log of the last multiplier
     previous_action: Tensor
     since_trip: Tensor  # decisions since the circuit breaker tripped
     trips: Tensor
     restored: Tensor  # 1 right after a restore
+    streak: Tensor  # trips since the last healthy interval
     undone: Tensor  # compressed loss of the interval that was undone last
     reference: Tensor  # compressed loss of the last healthy state
     origin: Tensor  # largest compressed loss of the first few intervals, and of those after a trip

@@ -81,15 +81,25 @@ def test_a_restored_state_above_the_threshold_does_not_trip_again_at_once():
     assert not decision.tripped.item()
 
 
-def test_repeated_trips_always_lower_the_rate_and_never_below_the_floor_forever():
+def test_repeated_blow_ups_always_lower_the_rate():
+    rates = rates_over_trips([1.0, 1e2, 1e4, 1e6], finite=True)
+    assert [b / a for a, b in pairwise(rates)] == pytest.approx([0.25] * 5)
+
+
+def test_nan_in_every_batch_is_not_answered_by_ever_lower_rates():
+    """Of a rate that had proved healthy: the first trip cuts nothing, three more do, then none."""
+    rates = rates_over_trips([math.nan] * 4, finite=False)
+    assert [b / a for a, b in pairwise(rates)] == pytest.approx([0.25] * 3 + [1.0] * 2)
+
+
+def rates_over_trips(losses, finite):
     controller = settled()
     rates = []
     for _ in range(6):
-        interval = stats([math.nan] * 4)._replace(finite=torch.tensor(False))
+        interval = stats(losses)._replace(finite=torch.tensor(finite))
         assert controller.observe(interval).tripped.item()
         rates.append(controller.apply(torch.tensor(KEEP)).item())
-    ratios = [b / a for a, b in pairwise(rates)]
-    assert ratios == pytest.approx([0.25] * 5)
+    return rates
 
 
 def test_switched_off_it_never_asks_for_a_restore():
@@ -189,7 +199,7 @@ def test_after_a_trip_no_action_climbs_back_at_once():
     """Half of the scale that blew up, and twice that again after 16 decisions."""
     controller = settled()
     before = controller.history.log_scale.item()
-    controller.observe(stats([math.nan] * 4)._replace(finite=torch.tensor(False)))
+    controller.observe(stats([1.0, 10.0, 100.0, 1000.0]))
     scales = []
     for _ in range(40):
         controller.apply(torch.tensor(DOUBLE))
