@@ -61,6 +61,7 @@ class Decision(NamedTuple):
     observation: Tensor  # (*lead, features)
     tripped: Tensor
     healthy: Tensor
+    blamed: Tensor  # tripped, and the rate was cut
 
 
 class LRController:
@@ -183,7 +184,7 @@ class LRController:
         clock = Clock(self.step, self.interval, self.horizon, self.decisions)
         features = all_features(stats, self.history, before, clock)
         observation = self.spec.features.select(features)
-        return Decision(observation, verdict.tripped, verdict.healthy)
+        return Decision(observation, verdict.tripped, verdict.healthy, verdict.blamed)
 
     def apply(self, action: Tensor) -> Tensor:
         """Turns actions, int64 of shape `lead`, into the learning rate of the coming interval."""

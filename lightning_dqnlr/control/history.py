@@ -11,6 +11,8 @@ from torch import Tensor
 from lightning_dqnlr.errors import ConfigurationError
 
 UNSEEN = -100.0
+# Saved states of version 0.1.0 lack these and mean a run that has begun.
+_ADDED = {"offset": 0.0, "start_limit": 0.0, "moved": 1.0, "stalled": 0.0, "streak": 0.0}
 NO_CEILING = 100.0  # a natural log of a learning rate, out of reach
 
 
@@ -68,6 +70,9 @@ class History:
         Raises:
             ConfigurationError: if the state is of a version that remembered less.
         """
+        level = state.get("level", torch.zeros(()))
+        added = {name: torch.full_like(level, value) for name, value in _ADDED.items()}
+        state = added | dict(state)
         names = [f.name for f in fields(cls)]
         missing = [name for name in names if name not in state]
         if missing:

@@ -49,7 +49,7 @@ class IntervalStats(NamedTuple):
     weight_scale: Tensor  # that over what LeCun's initialisation would have given
     displacement: Tensor  # ||theta_end - theta_begin|| over the interval
     distance: Tensor  # ||theta_end - theta_0||
-    finite: Tensor  # bool: no loss, gradient or weight was NaN or infinite
+    finite: Tensor  # bool: no loss and no weight is NaN or infinite
     steps: int
 
 
@@ -177,7 +177,7 @@ class Telemetry:
         device: torch.device | str | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> IntervalStats:
-        """The finished interval's statistics.
+        """The statistics of the interval, or of its steps so far.
 
         Args:
             weights: the probe's weights now, (*lead, n).
@@ -193,13 +193,14 @@ class Telemetry:
         summaries = dict(zip(_SUMMARIES, packed[..., -count:].unbind(-1), strict=True))
         # The mean over processes is 1 only where all of them were finite.
         summaries["finite"] = summaries["finite"] > 0.999
-        return IntervalStats(losses=packed[..., :-count], steps=self.steps, **summaries)
+        return IntervalStats(losses=packed[..., :-count], steps=self.step, **summaries)
 
     def _mean_losses(self) -> Tensor:
         bins = min(self.steps, MAX_BINS)
-        edges = [math.ceil(i * self.steps / bins) for i in range(bins + 1)]
-        counts = [stop - start for start, stop in pairwise(edges)]
-        return self._losses[..., :bins] / torch.tensor(counts, device=self._losses.device)
+        edges = [min(math.ceil(i * self.steps / bins), self.step) for i in range(bins + 1)]
+        counts = [stop - start for start, stop in pairwise(edges) if stop > start]
+        filled = self._losses[..., : len(counts)]
+        return filled / torch.tensor(counts, device=self._losses.device)
 
     def _summaries(self, weights: Tensor) -> Tensor:
         grams = self._observed_grams()
@@ -234,7 +235,7 @@ class Telemetry:
         odd = [(self._observations - count + i) % 2 == 1 for i in range(count)]
         grams = self._grams[:count].movedim(0, -3)
         swapped = torch.tensor(odd, device=grams.device)[:, None, None]
-        return torch.where(swapped, grams.flip(-1, -2), grams)
+        return _without_bad(torch.where(swapped, grams.flip(-1, -2), grams))
 
     def state_dict(self) -> dict[str, object]:
         """Everything needed to go on in the middle of an interval: tensors and builtins."""
@@ -257,6 +258,22 @@ class Telemetry:
         self._seen_before = self._seen_after = state.get("seen", False)
         for name, count in zip(_COUNTERS, state["counters"], strict=True):
             setattr(self, name, count)
+
+
+def _without_bad(grams: Tensor) -> Tensor:
+    """Replaces observations that are not finite by the first that is, (*lead, M, 5, 5).
+
+    The gradient of a bad batch, which the user leaves out, says nothing. Zeros stand where no
+    observation is finite. Weights that are not finite show in the end of the interval.
+    """
+    if grams.shape[-3] == 0:
+        return grams
+    # A step before that was bad spoils the cosines with it, which are zero then, and no more.
+    bad = ~grams[..., :_D_PREV, :_D_PREV].isfinite().all(-1).all(-1)
+    first = bad.to(torch.uint8).argmin(-1)[..., None, None, None].expand(*grams.shape[:-3], 1, 5, 5)
+    good = grams.gather(-3, first).nan_to_num(0.0, 0.0, 0.0)
+    good = torch.where(bad.all(-1)[..., None, None, None], 0.0, good)
+    return torch.where(bad[..., None, None], good, grams)
 
 
 def _cosine(grams: Tensor, a: int, b: int) -> Tensor:

@@ -22,6 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lightning_dqnlr.control.breaker import BreakerMode
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, UnsupportedTrainingError
@@ -35,6 +36,7 @@ from lightning_dqnlr.host.trainer_queries import (
     averages,
     check_training,
     gradient_scale,
+    saves_within_epochs,
 )
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
@@ -61,8 +63,9 @@ class DQNLRCallback(Callback):
         monitor: name of a metric that `training_step` logs at every step. The callback follows it
             instead of the loss that `training_step` returns; it must be a training loss.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
-            weights, buffers and optimizer state. Two copies of them are then kept. None for what
-            the policy was trained with.
+            weights, buffers and optimizer state. Two copies of them are then kept. "finite" undoes
+            only what is not finite, for a loss that does not fall as training succeeds. None for
+            what the policy was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
         snapshot: "device" to keep the breaker's two copies where the weights are, "cpu" to keep
@@ -92,7 +95,7 @@ class DQNLRCallback(Callback):
         min_lr: float | None = None,
         max_lr: float | None = None,
         monitor: str | None = None,
-        circuit_breaker: bool | None = None,
+        circuit_breaker: BreakerMode | None = None,
         epsilon: float = 0.0,
         seed: int = 0,
         snapshot: Place = "device",
@@ -248,6 +251,8 @@ class DQNLRCallback(Callback):
             self._loss.end_skips()
             self._check_passed(pl_module)
             self._finish_step(trainer, pl_module)
+            if saves_within_epochs(trainer):
+                self._secure()
         elif self._loss.attempted:  # mixed precision skipped the step
             if self._loss.missing:
                 self._count_lossless()
@@ -256,7 +261,14 @@ class DQNLRCallback(Callback):
             self._driver.forget_step()
             self._loss.forget()
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._secure()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._secure()
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._secure()
         self._unhook()
 
     # A checkpoint that `test` or an already finished `fit` restored is not for the next `fit`.
@@ -266,12 +278,15 @@ class DQNLRCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        if self._driver is not None:
+            self._driver.rescue()
         self._unhook()
         self._stale = True
 
     def state_dict(self) -> dict[str, Any]:
         if self._resume or self._driver is None or self._horizon is None or self._trainer is None:
             return self._resume
+        self._secure()
         return {
             **self._horizon.state_dict(),
             "open_loss": self._loss.read(self._trainer) if self._driver.stepped else None,
@@ -287,6 +302,11 @@ class DQNLRCallback(Callback):
         kept = {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
         of_run = {"_driver": None, "_trainer": None, "_horizon": None}
         return {**kept, **of_run, "_loss": StepLoss(self.monitor)}
+
+    def _secure(self) -> None:
+        """Nothing outside is to see a ruined model."""
+        if self._driver is not None and self._driver.begun:
+            self._driver.secure()
 
     def _finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert self._driver is not None

@@ -29,6 +29,7 @@ class AppliedDecision(NamedTuple):
     applied: float  # change of the scale, natural log
     tripped: bool  # whether the interval was undone
     restored_step: int | None  # the step that the circuit breaker went back to
+    cut: bool  # whether the trip was blamed on the learning rate
 
 
 class DecisionLog:
@@ -79,7 +80,8 @@ class DecisionLog:
         finite = bool(made.stats.finite)
         what = "loss blew up" if finite else "loss not finite"
         if made.restored_step is not None:
-            return f"{what}: restored step {made.restored_step}, LR cut to a quarter"
+            then = ", LR cut to a quarter" if made.cut else ""
+            return f"{what}: restored step {made.restored_step}{then}"
         return "" if finite else f"{what}, circuit breaker off"
 
     def _choice(self, made: AppliedDecision) -> str:
@@ -108,6 +110,8 @@ class DecisionLog:
             bound = getattr(self._controller, name)
             if bound is not None and math.isclose(made.next_lr, bound, rel_tol=1e-6):
                 return f"held at {name}"
+        if bool(self._controller.history.stalled > 0):
+            return "no update and no gradient to go by"
         if bool(self._controller.history.capped > 0):
             return "limited by the update cap, or by the ceiling that a trip leaves"
         excess = made.applied - math.log(self._multipliers[made.action])

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from lightning_dqnlr.control.alarm import Alarm, alarm_on
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.probe import Probe, norm, real_shape
 from lightning_dqnlr.control.telemetry import IntervalStats, Telemetry
@@ -30,12 +31,15 @@ from lightning_dqnlr.errors import (
 from lightning_dqnlr.host.decisions import AppliedDecision, DecisionLog, DecisionRecord
 from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.host.options import ControlOptions, identity
+from lightning_dqnlr.host.ranks import from_rank_zero, largest_over_ranks, mean_over_ranks
 from lightning_dqnlr.host.snapshot import Snapshot
 from lightning_dqnlr.policy.choice import Choice, Policy
 
 _STATE = (
-    "base_lrs", "probed", "sizes", "controller", "telemetry", "snapshot", "generator", "record",
+    "base_lrs", "probed", "sizes", "controller", "telemetry", "snapshot", "generator",
+    "record",
 )  # fmt: skip
+_MOST_HALVINGS = 16
 _LOGGER = logging.getLogger("lightning_dqnlr")
 
 GradientScale = Callable[[], float | Tensor | None]
@@ -85,7 +89,7 @@ class OptimizerDriver:
             horizon=options.horizon,
             min_lr=options.min_lr,
             max_lr=options.max_lr,
-            circuit_breaker=bool(options.circuit_breaker),
+            circuit_breaker=options.circuit_breaker or False,
         )
         self._across_ranks = across_ranks
         self._generator = torch.Generator().manual_seed(options.seed)
@@ -100,6 +104,7 @@ class OptimizerDriver:
         self._parameters: list[Tensor] = []
         self._weights = torch.zeros(0)  # the probe's, ahead of the step under way
         self._telemetry: Telemetry | None = None  # None before the first step
+        self._alarm = Alarm()  # that of the losses' device from the first step on
 
     @property
     def trace(self) -> list[DecisionRecord]:
@@ -193,11 +198,49 @@ class OptimizerDriver:
             self.forget_step()
             return False
         self.stepped = False
-        telemetry.add_loss(loss)
-        decides = telemetry.complete
+        usable = self._alarm.add(loss)
+        telemetry.add_loss(usable if telemetry.total_steps else loss)
+        ruined = self._snapshot is not None and self._ruined(self._snapshot)
+        decides = telemetry.complete or ruined
         if decides:
-            self._decide(telemetry)
+            self._decide(telemetry, ruined)
         return decides
+
+    def _ruined(self, snapshot: Snapshot) -> bool:
+        """Whether the interval cannot go on; the same on all processes."""
+        if self._alarm.known_bad and not snapshot.sound():
+            self._alarm.ring()
+        return self._alarm.rings()
+
+    def secure(self) -> bool:
+        """Undoes the open interval if anything in it is ruined; for before anything outside looks.
+
+        Validation, a checkpoint and the end of an epoch fall between two decisions. All processes
+        of a data-parallel run call this at the same time.
+
+        Returns:
+            Whether the interval was undone.
+        """
+        telemetry = self._telemetry
+        if telemetry is None or self._snapshot is None or not (telemetry.step or self.stepped):
+            return False
+        if self._all_agree(self._snapshot.sound() and not self._alarm.suspects):
+            return False
+        if telemetry.step and not self.stepped:
+            self._decide(telemetry, ruined=True)
+        else:  # between an update and its loss, which is going to raise the alarm
+            self.rescue()
+        return True
+
+    @torch.no_grad()
+    def rescue(self) -> None:
+        """Puts the last proven state back without a decision, if the present one is not sound.
+
+        For the moment of an exception, when the processes of a run no longer agree.
+        """
+        if self._snapshot is not None and self.begun and not self._snapshot.sound():
+            self._snapshot.restore()
+            self._alarm.ring()
 
     def forget_step(self) -> None:
         """Drops what was seen of a step that is not to be counted."""
@@ -235,6 +278,9 @@ class OptimizerDriver:
             lecun_norm=self._probe.lecun_norm,
             weight_floor=self._probe.weight_floor,
         )
+        device = self._parameters[0].device
+        agree = partial(largest_over_ranks, device=device) if self._across_ranks else None
+        self._alarm = alarm_on(device, agree)
         if self._snapshot is not None:
             self._snapshot.take(step)
         return self._telemetry
@@ -253,19 +299,19 @@ class OptimizerDriver:
         self._rates.set(float(self.controller.lr))
 
     @torch.no_grad()
-    def _decide(self, telemetry: Telemetry) -> None:
+    def _decide(self, telemetry: Telemetry, ruined: bool = False) -> None:
         self._rates.hold()
         self._rates.adopt_new_groups()
-        stats = self._read(telemetry)
+        stats = self._read(telemetry, ruined)
         used_lr = self.lr
-        decision = self.controller.observe(stats)
+        decision = self.controller.observe(stats, torch.tensor(ruined))
         tripped = bool(decision.tripped)
         restored_step = self._restore_or_keep(tripped, bool(decision.healthy))
         choice = self._choose(decision.observation)
         before = self.controller.history.log_scale
         self.controller.apply(choice.action)
         self._rates.set(float(self.controller.lr))
-        telemetry.begin(self.controller.interval)
+        self._begin_interval(telemetry)
         self._log.add(
             AppliedDecision(
                 stats=stats,
@@ -276,10 +322,29 @@ class OptimizerDriver:
                 applied=float(self.controller.history.log_scale - before),
                 tripped=tripped,
                 restored_step=restored_step,
+                cut=bool(decision.blamed),
             )
         )
 
-    def _read(self, telemetry: Telemetry) -> IntervalStats:
+    def _begin_interval(self, telemetry: Telemetry) -> None:
+        """Shorter ones after trips in a row, so that one of them can end before the next mishap."""
+        controller = self.controller
+        history = controller.history
+        steps = controller.interval >> min(int(history.streak), _MOST_HALVINGS)
+        telemetry.begin(max(1, steps))
+        typical = history.loss + history.offset
+        self._alarm.begin(float(controller.alarm_level()), float(typical))
+
+    def _all_agree(self, sound: bool) -> bool:
+        """Whether it holds on all processes."""
+        if not self._across_ranks:
+            return sound
+        return not largest_over_ranks(float(not sound), self._parameters[0].device)
+
+    def _read(self, telemetry: Telemetry, ruined: bool) -> IntervalStats:
+        sound = self._snapshot is None or self._snapshot.sound()
+        if not sound:  # as a checkpoint would have done that was saved before this
+            self.rescue()
         weights = self._probe.read_parameters(self._parameters)
         reduce = mean_over_ranks if self._across_ranks else None
         stats = telemetry.read(weights, "cpu", reduce)
@@ -289,6 +354,9 @@ class OptimizerDriver:
                 "learning rate can mend that. Look for NaN or infinite inputs, a log or a division "
                 "of zero in the loss, or an initialisation that overflows."
             )
+        if self._snapshot is not None:
+            finite = sound and (self._alarm.finite or not ruined)
+            stats = stats._replace(finite=stats.finite & self._all_agree(finite))
         return stats
 
     def _choose(self, observation: Tensor) -> Choice:
@@ -318,6 +386,7 @@ class OptimizerDriver:
         return {
             "policy": identity(self.policy),
             "stepped": self.stepped,
+            "alarm": self._alarm.state_dict(),
             "base_lrs": list(self._rates.base),
             "probed": list(self._probed),
             "sizes": [p.numel() for p in self._parameters],
@@ -346,6 +415,8 @@ class OptimizerDriver:
         if state["probed"]:
             step = state["telemetry"]["counters"][2]
             self._begin(state["probed"], step).load_state_dict(state["telemetry"])
+            if "alarm" in state:  # older versions had none
+                self._alarm.load_state_dict(state["alarm"])
             self._rates.set(float(self.controller.lr))
         if self._snapshot is not None and state["snapshot"] and state["snapshot"]["copies"]:
             self._snapshot.load_state_dict(state["snapshot"])
@@ -385,30 +456,6 @@ class OptimizerDriver:
                 "state: the saved learning-rate control is of another model or of an optimizer "
                 "with other parameter groups; resume with those it was saved with."
             )
-
-
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean of a tensor over all processes; NaN where any of them has NaN."""
-    total = values.clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
-
-
-def from_rank_zero(value: Tensor, device: torch.device) -> Tensor:
-    """Rank 0's value, on the host.
-
-    Args:
-        value: of the same shape and type on every process.
-        device: where the process group communicates (the device of the weights).
-    """
-    on_device = value.to(device)
-    dist.broadcast(on_device, src=0)
-    return on_device.cpu()
-
-
-def several_ranks() -> bool:
-    """Whether this is one of several processes of an initialised process group."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def silent_optimizer(optimizer: torch.optim.Optimizer) -> UnsupportedTrainingError:

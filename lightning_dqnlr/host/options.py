@@ -7,10 +7,12 @@ from typing import Literal, get_args
 
 from lightning_dqnlr import __version__
 from lightning_dqnlr.checks import check_choice, check_integer, check_number
+from lightning_dqnlr.control.breaker import BreakerMode
 from lightning_dqnlr.control.spec import StartRate, check_limits
 from lightning_dqnlr.policy.choice import Policy
 
 Place = Literal["device", "cpu"]
+_BREAKERS = (True, False, "finite")
 _PLAIN = {"horizon": int, "min_lr": float, "max_lr": float, "epsilon": float, "seed": int}
 
 
@@ -24,9 +26,10 @@ class ControlOptions:
         horizon: optimizer steps of the run; None if unknown.
         min_lr: lower bound of the learning rate of the reference group.
         max_lr: upper bound of it.
-        circuit_breaker: whether blown-up intervals are undone, None for what the policy was
-            trained with. The breaker keeps two copies of the trained weights, of their optimizer
-            state and of the rest of the training state.
+        circuit_breaker: whether blown-up intervals are undone, "finite" to undo only those that
+            are not finite, None for what the policy was trained with. The breaker keeps two
+            copies of the trained weights, of their optimizer state and of the rest of the training
+            state.
         epsilon: probability of a random action.
         seed: of these random actions.
         snapshot: where the breaker keeps its two copies: "device" for that of the weights, "cpu"
@@ -45,7 +48,7 @@ class ControlOptions:
     horizon: int | None = None
     min_lr: float | None = None
     max_lr: float | None = None
-    circuit_breaker: bool | None = None
+    circuit_breaker: BreakerMode | None = None
     epsilon: float = 0.0
     seed: int = 0
     snapshot: Place = "device"
@@ -54,7 +57,7 @@ class ControlOptions:
     def __post_init__(self) -> None:
         check_choice("start", self.start, get_args(StartRate), optional=True)
         check_limits(self.horizon, self.min_lr, self.max_lr)
-        check_choice("circuit_breaker", self.circuit_breaker, (True, False), optional=True)
+        check_choice("circuit_breaker", self.circuit_breaker, _BREAKERS, optional=True)
         check_choice("snapshot", self.snapshot, get_args(Place))
         check_choice("save_snapshot", self.save_snapshot, (True, False))
         check_number("epsilon", self.epsilon, "[0, 1]")

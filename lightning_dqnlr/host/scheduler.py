@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_dqnlr.control.breaker import BreakerMode
 from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.host.decisions import DecisionRecord
-from lightning_dqnlr.host.driver import OptimizerDriver, several_ranks
+from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.host.options import ControlOptions, Place
+from lightning_dqnlr.host.ranks import several_ranks
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
@@ -43,8 +45,8 @@ class DQNLRScheduler:
         min_lr: lower bound of the learning rate (of the parameter group with the largest one).
         max_lr: upper bound.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
-            weights and optimizer state. Two copies of them are then kept. None for what the policy
-            was trained with.
+            weights and optimizer state. Two copies of them are then kept. "finite" undoes only what
+            is not finite. None for what the policy was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
         snapshot: "device" to keep the breaker's two copies where the weights are, "cpu" to keep
@@ -72,7 +74,7 @@ class DQNLRScheduler:
         start: StartRate | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
-        circuit_breaker: bool | None = None,
+        circuit_breaker: BreakerMode | None = None,
         epsilon: float = 0.0,
         seed: int = 0,
         snapshot: Place = "device",

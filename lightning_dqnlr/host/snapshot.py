@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -102,6 +103,17 @@ class Snapshot:
         self._copies.append(_Copy(step, _copied(live, self._spare, self._device)))
         self._spare = {}
         self._know_frozen()
+
+    @torch.no_grad()
+    def sound(self) -> bool:
+        """Whether all weights are finite, and nothing else of the state is NaN.
+
+        Masks in buffers and some optimizers' states are infinite on purpose.
+        """
+        weights = _norms(self._trained().values())
+        states = [_flat(s) for o in self._optimizers for s in o.state.values()]
+        rest = _norms([*self._tensors().values(), *(v for state in states for v in state.values())])
+        return bool(weights.isfinite().all() & ~rest.isnan().any())
 
     def adopt(self) -> None:
         """Adds what became trainable after a copy was taken; the host calls it before each step.
@@ -285,6 +297,19 @@ def _nested(saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         first, _, rest = key.partition("/")
         nested[first][rest] = value
     return nested
+
+
+def _norms(values: Iterable[Any]) -> Tensor:
+    """The largest absolute value of each tensor of numbers with a fraction; NaN if one is NaN."""
+    # Other kinds of tensors may know no norm; those of a quantised state come in plain parts.
+    plain = (v.detach() for v in values if type(v) in (Tensor, nn.Parameter))
+    numbers = [v for v in plain if v.numel() and not v.is_meta]
+    numbers = [v for v in numbers if v.is_floating_point() or v.is_complex()]
+    if not numbers:
+        return torch.zeros(1)
+    dense = [v.coalesce().values() if v.is_sparse else v for v in numbers]
+    norms = torch._foreach_norm(dense, ord=math.inf)
+    return torch.stack([n.float().to(norms[0].device) for n in norms])
 
 
 def _expanded(tensor: Tensor) -> bool:

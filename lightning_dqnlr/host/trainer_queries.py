@@ -68,6 +68,20 @@ def averages(trainer: Trainer) -> list[nn.Module]:
     return [c._average_model for c in found if c._average_model is not None]
 
 
+def saves_within_epochs(trainer: Trainer) -> bool:
+    """Whether a checkpoint callback may write the weights after the batch that just ended.
+
+    It may write nothing but weights, and then it asks no other callback.
+    """
+    step = trainer.global_step
+    for callback in trainer.checkpoint_callbacks:
+        every = getattr(callback, "_every_n_train_steps", 0)
+        timed = getattr(callback, "_train_time_interval", None) is not None
+        if timed or (every and step % every == 0):
+            return True
+    return False
+
+
 def horizon_of(trainer: Trainer, first_step: int) -> int | None:
     """Optimizer steps from `first_step` to the run's end; None if the end is unknown."""
     for callback in trainer.callbacks:  # type: ignore[attr-defined]

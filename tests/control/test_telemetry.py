@@ -73,12 +73,37 @@ class TestTelemetry:
         assert stats.losses[0].item() == pytest.approx(31.0)
         assert stats.losses[-1].item() == pytest.approx((938 + 999) / 2)
 
-    def test_one_nan_loss_or_gradient_marks_the_interval(self):
-        for gradient, loss in ((1.0, float("nan")), (float("inf"), 1.0), (1.0, float("inf"))):
-            telemetry = Telemetry(1)
-            one = torch.ones(1)
-            end = drive(telemetry, one, [gradient * one], [one * 0], [loss], steps=1)
-            assert not telemetry.read(end).finite.item()
+    @pytest.mark.parametrize(
+        ("update", "loss"), [(0.0, math.nan), (math.inf, 1.0), (0.0, math.inf), (math.nan, 1.0)]
+    )
+    def test_one_loss_or_weight_that_is_not_finite_marks_the_interval(self, update, loss):
+        telemetry = Telemetry(1)
+        one = torch.ones(1)
+        end = drive(telemetry, one, [one], [one * update], [loss], steps=1)
+        assert not telemetry.read(end).finite.item()
+
+    @pytest.mark.parametrize("bad", [0, 1, 2])
+    def test_a_gradient_that_the_user_left_out_is_no_observation(self, bad):
+        """As if the first good gradient of the interval had been seen there once more."""
+        one = torch.ones(2)
+        gradients = [2.0 * one, 2.0 * one, 2.0 * one]
+        gradients[bad] = torch.tensor([1.0, math.nan])
+        telemetry = Telemetry(2)
+        end = drive(telemetry, one, gradients, [-0.1 * one] * 3, [1.0] * 3, steps=3)
+        stats = telemetry.read(end)
+        assert stats.finite.item()
+        assert stats.gradient_norm.item() == pytest.approx(2 * math.sqrt(2))
+        assert stats.cos_gradient_update.item() == pytest.approx(-1.0)
+
+    def test_an_interval_cut_short_is_read_by_the_steps_that_it_had(self):
+        """Bins of three steps each: two full ones and one that has a single step."""
+        telemetry = Telemetry(1)
+        one = torch.ones(1)
+        losses = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 9.0]
+        end = drive(telemetry, one, [one] * 7, [one * 0] * 7, losses, steps=48)
+        stats = telemetry.read(end)
+        assert stats.losses.tolist() == [2.0, 5.0, 9.0]
+        assert stats.steps == 7
 
     def test_replicas_do_not_leak_into_each_other(self):
         torch.manual_seed(0)
@@ -117,7 +142,8 @@ class TestTelemetry:
     def test_a_nan_is_the_matter_of_its_own_interval_alone(self):
         telemetry = Telemetry(2)
         good, bad = torch.ones(2), torch.tensor([1.0, float("nan")])
-        weights = drive(telemetry, good, [good, bad], [0.1 * good] * 2, [1.0] * 2, steps=2)
+        losses = [1.0, math.nan]
+        weights = drive(telemetry, good, [good, bad], [0.1 * good] * 2, losses, steps=2)
         assert not telemetry.read(weights).finite.item()
         weights = drive(telemetry, good, [good] * 3, [0.1 * good] * 3, [1.0] * 3, steps=3)
         stats = telemetry.read(weights)

@@ -440,14 +440,17 @@ def test_an_interval_that_blows_up_is_undone_to_the_last_bit(tmp_path, factor, o
         fit(tmp_path, callback, module, max_epochs=20, more_callbacks=[states])
     tripped = [record for record in callback.trace if record["tripped"]]
     assert tripped
-    assert 30 <= tripped[0]["step"] <= 45
+    assert 30 <= tripped[0]["step"] <= 33
     # Not the state one decision before: of its weights no loss had been seen.
     before = callback.trace[callback.trace.index(tripped[0]) - 2]
     good, now = states.states[before["step"]], states.states[tripped[0]["step"]]
     assert good.keys() == now.keys()
     assert all(torch.equal(good[name], now[name]) for name in good)
-    assert 0 < tripped[0]["next_lr"] <= tripped[0]["lr"] / 4
-    assert f"restored step {before['step']}, LR cut to a quarter" in tripped[0]["reason"]
+    # A batch that turns the loss NaN at once, at a proven rate, says nothing about the rate.
+    cut = 4 if factor == 1e6 else 1
+    assert tripped[0]["next_lr"] == pytest.approx(tripped[0]["lr"] / cut)
+    assert f"restored step {before['step']}" in tripped[0]["reason"]
+    assert ("LR cut to a quarter" in tripped[0]["reason"]) == (factor == 1e6)
     warnings = [r for r in caplog.records if "restored" in r.getMessage()]
     assert len(warnings) == len(tripped)
     assert all(torch.isfinite(p).all() for p in module.parameters())
@@ -471,7 +474,7 @@ def test_a_suspicious_state_is_kept_in_training_but_never_gone_back_to(tmp_path)
 def test_one_poisoned_step_costs_one_interval_and_no_more(tmp_path):
     callback = DQNLRCallback(constant_policy(KEEP))
     fit(tmp_path, callback, Poisoned(float("nan"), [4]), max_epochs=10)
-    assert [r["step"] for r in callback.trace if r["tripped"]] == [5]
+    assert [r["step"] for r in callback.trace if r["tripped"]] == [4]
 
 
 def test_a_poisoned_first_gradient_is_undone_to_the_initial_weights(tmp_path):

@@ -193,7 +193,7 @@ def test_checkpoints_hold_the_copies_only_if_asked_to(tmp_path, kept):
     assert all(p.isfinite().all() for p in resumed.parameters())
     assert kept == (str(control.trace) == str(expected.trace))
     if not kept:
-        assert "restored step 24," in tripped[0]["reason"]
+        assert "restored step 24;" in tripped[0]["reason"]
 
 
 def test_copies_in_the_hosts_memory_give_the_same_run():
