@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import NamedTuple, get_args
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_choice, check_integer, check_number
+from lightning_dqnlr.checks import Count, NotNegative, Positive, Share, check_settings
 from lightning_dqnlr.envs.environment import (
     USER_LR_EXPONENTS,
     Engine,
@@ -25,14 +25,7 @@ from lightning_dqnlr.rl.replay import Transitions, n_step_transitions
 from lightning_dqnlr.rl.rewards import End, Reward, TrainingInterval
 from lightning_dqnlr.tasks.task import Task
 
-_SHARES = (
-    "epsilon",
-    "discount",
-    "off_start_share",
-    "demonstrators",
-    "demonstrators_left",
-    "demonstrator_epsilon",
-)
+_Power = Annotated[float, "[-2, 2]"]
 
 
 @dataclass(frozen=True)
@@ -77,39 +70,34 @@ class CollectConfig:
         0.25
     """
 
-    replicas: int = 64
-    epsilon: float = 0.1
-    epsilon_alpha: float = 7.0
-    n_step: int = 32
+    replicas: Count = 64
+    epsilon: Share = 0.1
+    epsilon_alpha: NotNegative = 7.0
+    n_step: Count = 32
     cut_at_exploration: bool = False
-    discount: float = 1.0
-    off_start_share: float = 0.25
-    off_start_decades: float = 2.0
+    discount: Share = 1.0
+    off_start_share: Share = 0.25
+    off_start_decades: NotNegative = 2.0
     start: StartKind = "safe"
     shared_seed: bool = True
     circuit_breaker: bool = True
-    demonstrators: float = 0.5
-    demonstrator_episodes: int | None = None
-    demonstrators_left: float = 0.0
-    demonstrator_n_step: int | None = None
-    demonstrated_ratios: tuple[float, float] = (0.003, 0.3)
-    demonstrator_epsilon: float = 0.03
-    demonstrated_drifts: tuple[float, float] = (0.0, 0.0)
+    demonstrators: Share = 0.5
+    demonstrator_episodes: Count | None = None
+    demonstrators_left: Share = 0.0
+    demonstrator_n_step: Count | None = None
+    demonstrated_ratios: tuple[Positive, Positive] = (0.003, 0.3)
+    demonstrator_epsilon: Share = 0.03
+    demonstrated_drifts: tuple[_Power, _Power] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         for name in ("demonstrated_ratios", "demonstrated_drifts"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("replicas", "n_step"):
-            check_integer(f"CollectConfig.{name}", getattr(self, name), 1)
-        for name in ("demonstrator_episodes", "demonstrator_n_step"):
-            check_integer(f"CollectConfig.{name}", getattr(self, name), 1, optional=True)
-        for name in _SHARES:
-            check_number(f"CollectConfig.{name}", getattr(self, name), "[0, 1]")
-        for name in ("epsilon_alpha", "off_start_decades"):
-            check_number(f"CollectConfig.{name}", getattr(self, name), NOT_NEGATIVE)
-        check_choice("CollectConfig.start", self.start, get_args(StartKind))
-        self._check_ascending("demonstrated_ratios", POSITIVE)
-        self._check_ascending("demonstrated_drifts", "[-2, 2]")
+            bounds = tuple(getattr(self, name))
+            object.__setattr__(self, name, bounds)
+        check_settings(self, "CollectConfig.")
+        for name in ("demonstrated_ratios", "demonstrated_drifts"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ConfigurationError(f"CollectConfig.{name}=({low}, {high}) must be ascending.")
 
     def at(self, episode: int) -> CollectConfig:
         """The settings of one episode, with the share of demonstrators left by then."""
@@ -118,13 +106,6 @@ class CollectConfig:
         over = min(1.0, episode / self.demonstrator_episodes)
         share = self.demonstrators + over * (self.demonstrators_left - self.demonstrators)
         return replace(self, demonstrators=share, demonstrator_episodes=None)
-
-    def _check_ascending(self, name: str, interval: str) -> None:
-        low, high = getattr(self, name)
-        for bound in (low, high):
-            check_number(f"CollectConfig.{name}", bound, interval)
-        if low > high:
-            raise ConfigurationError(f"CollectConfig.{name}=({low}, {high}) must be ascending.")
 
 
 class Episode(NamedTuple):

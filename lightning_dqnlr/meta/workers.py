@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import torch
 
-from lightning_dqnlr.checks import check_integer
+from lightning_dqnlr.checks import Count, check_settings
 from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.envs.process import give_back_freed_memory, keep_freed_memory
 from lightning_dqnlr.errors import ConfigurationError
@@ -128,12 +128,11 @@ class LocalWorkers:
         ...     outcomes = list(collect(jobs))
     """
 
-    workers: int = 1
-    restarts: int = 3
+    workers: Count = 1
+    restarts: Annotated[int, 0] = 3
 
     def __post_init__(self) -> None:
-        check_integer("collector.workers", self.workers, 1)
-        check_integer("collector.restarts", self.restarts, 0)
+        check_settings(self, "collector.")
 
     @contextmanager
     def open(self) -> Iterator[Collector]:

@@ -10,13 +10,12 @@ draws at once are exact, run on the device without waiting for it, and leave no 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import check_integer, check_number
-from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.checks import Count, Share, check_fields, check_settings
 from lightning_dqnlr.rl.replay import Draw, ReplayBuffer, Transitions
 
 _LARGEST_ERROR = 1e6  # an error that is not finite must not make the sum of all others vanish
@@ -39,16 +38,13 @@ class PrioritisedReplayConfig:
         >>> replay = PrioritisedReplayConfig(alpha=0.7).build(capacity=1000, observation_size=42)
     """
 
-    alpha: float = 0.6
-    beta: float = 0.4
-    beta_updates: int = 5000
-    epsilon: float = 0.01
+    alpha: Share = 0.6
+    beta: Share = 0.4
+    beta_updates: Count = 5000
+    epsilon: Annotated[float, f"(0, {_LARGEST_ERROR})"] = 0.01
 
     def __post_init__(self) -> None:
-        check_number("PrioritisedReplayConfig.alpha", self.alpha, "[0, 1]")
-        check_number("PrioritisedReplayConfig.beta", self.beta, "[0, 1]")
-        check_integer("PrioritisedReplayConfig.beta_updates", self.beta_updates, 1)
-        check_number("PrioritisedReplayConfig.epsilon", self.epsilon, f"(0, {_LARGEST_ERROR})")
+        check_settings(self, "PrioritisedReplayConfig.")
 
     def build(
         self, capacity: int, observation_size: int, device: torch.device | str = "cpu"
@@ -124,8 +120,7 @@ class PrioritisedReplay:
         return {"buffer": self._buffer.state_dict(), "weight": weight, "draws": self._draws}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if not {"buffer", "weight", "draws"} <= state.keys():
-            raise ConfigurationError("state holds no priorities; pass PrioritisedReplay's own.")
+        check_fields("the replay's state", state, ("buffer", "weight", "draws"))
         self._buffer.load_state_dict(state["buffer"])
         self._weight[: len(self)] = state["weight"].to(self._weight)
         self._draws = int(state["draws"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import check_integer, check_number
+from lightning_dqnlr.checks import Count, check_settings
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.network import QTable
@@ -68,14 +68,13 @@ class TabularConfig:
     """
 
     bins: Mapping[str, tuple[float, ...]]
-    learning_rate: float = 0.02
-    batch_size: int = 512
+    learning_rate: Annotated[float, "(0, 1]"] = 0.02
+    batch_size: Count = 512
 
     def __post_init__(self) -> None:
         bins = {name: tuple(map(float, edges)) for name, edges in self.bins.items()}
         object.__setattr__(self, "bins", bins)
-        check_number("TabularConfig.learning_rate", self.learning_rate, "(0, 1]")
-        check_integer("TabularConfig.batch_size", self.batch_size, 1)
+        check_settings(self, "TabularConfig.")
 
     def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> TabularLearner:
         names = spec.features.names

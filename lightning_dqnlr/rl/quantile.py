@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_dqnlr.checks import POSITIVE, check_choice, check_integer, check_number
+from lightning_dqnlr.checks import Count, Positive
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.policy.network import QuantileNetwork
 from lightning_dqnlr.rl.dqn import DQNConfig, DQNLearner
@@ -79,14 +80,9 @@ class QuantileConfig(DQNConfig):
         torch.Size([2, 7, 5])
     """
 
-    quantiles: int = 21
-    kappa: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("QuantileConfig.quantiles", self.quantiles, 1)
-        check_number("QuantileConfig.kappa", self.kappa, POSITIVE)
-        check_choice("QuantileConfig.loss", self.loss, ("huber",))
+    loss: Literal["huber"] = "huber"
+    quantiles: Count = 21
+    kappa: Positive = 0.1
 
     def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> QuantileLearner:
         sizes = (len(spec.features), len(spec.actions), self.quantiles)

@@ -10,12 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Annotated, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_number
+from lightning_dqnlr.checks import POSITIVE, NotNegative, Positive, check_number, check_settings
 from lightning_dqnlr.control.features import compressed_loss
 from lightning_dqnlr.errors import ConfigurationError
 
@@ -107,11 +107,11 @@ class _EachInterval(ABC):
     """
 
     least_replicas: ClassVar[int] = 1
-    trip_penalty: float = TRIP_PENALTY
+    trip_penalty: NotNegative = TRIP_PENALTY
     final_evaluation: bool = False
 
     def __post_init__(self) -> None:
-        check_number("trip_penalty", self.trip_penalty, NOT_NEGATIVE)
+        check_settings(self, "")
 
     @abstractmethod
     def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
@@ -159,11 +159,10 @@ class LossChange(_EachInterval):
 
     alpha_1: float = 1.0
     alpha_2: float = 1.0
-    limit: float = 10.0
+    limit: Annotated[float, "(0, inf]"] = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("limit", self.limit, "(0, inf]")
         if self.alpha_1 == 0 and self.alpha_2 == 0:
             raise ConfigurationError(
                 "alpha_1=0 and alpha_2=0 would pay nothing for anything; set one of them."
@@ -196,12 +195,11 @@ class FinalScore:
     """
 
     least_replicas: ClassVar[int] = 2
-    temperature: float = 0.2
-    trip_penalty: float = TRIP_PENALTY
+    temperature: Positive = 0.2
+    trip_penalty: NotNegative = TRIP_PENALTY
 
     def __post_init__(self) -> None:
-        check_number("temperature", self.temperature, POSITIVE)
-        check_number("trip_penalty", self.trip_penalty, NOT_NEGATIVE)
+        check_settings(self, "")
 
     def pay(self, intervals: TrainingInterval, end: End) -> Tensor:
         level = compressed_loss(end.loss, intervals.initial_loss[-1])
