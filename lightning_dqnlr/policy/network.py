@@ -31,8 +31,9 @@ class _DuelingStreams(nn.Module):
         self,
         observation_size: int,
         num_actions: int,
-        hidden: Sequence[int],
-        dueling: bool,
+        hidden: Sequence[int] = (128, 128),
+        dueling: bool = True,
+        *,
         outputs_per_action: int = 1,
     ) -> None:
         super().__init__()
@@ -95,15 +96,6 @@ class QNetwork(_DuelingStreams):
         torch.Size([5, 7])
     """
 
-    def __init__(
-        self,
-        observation_size: int,
-        num_actions: int,
-        hidden: Sequence[int] = (128, 128),
-        dueling: bool = True,
-    ) -> None:
-        super().__init__(observation_size, num_actions, hidden, dueling)
-
     def forward(self, observation: Tensor) -> Tensor:
         """Q-values (..., A) of observations (..., F)."""
         features = self.trunk(observation)
@@ -145,7 +137,9 @@ class QuantileNetwork(_DuelingStreams):
         dueling: bool = True,
     ) -> None:
         check_integer("quantiles", quantiles, 1, _MOST_QUANTILES)
-        super().__init__(observation_size, num_actions, hidden, dueling, quantiles)
+        super().__init__(
+            observation_size, num_actions, hidden, dueling, outputs_per_action=quantiles
+        )
         self.num_quantiles = int(quantiles)
 
     def quantiles(self, observation: Tensor) -> Tensor:

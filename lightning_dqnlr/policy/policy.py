@@ -21,7 +21,7 @@ from torch import Tensor
 from lightning_dqnlr.control.spec import ControllerSpec, StartRate
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import parse_json
-from lightning_dqnlr.policy.choice import Choice, Policy, choice_by
+from lightning_dqnlr.policy.choice import Policy, QPolicy
 from lightning_dqnlr.policy.folder import (
     RECORD,
     WEIGHTS,
@@ -41,7 +41,7 @@ _UNITS = re.compile(r"\b(?:credit|discount|temperature)=[^,)]+")
 
 
 @dataclass
-class LRPolicy:
+class LRPolicy(QPolicy):
     """Chooses learning-rate multipliers from observations.
 
     Args:
@@ -99,23 +99,9 @@ class LRPolicy:
         values: Tensor = self.network(observation)
         return values
 
-    def choose(
-        self,
-        observation: Tensor,
-        epsilon: float | Tensor = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Choice:
-        """Epsilon-greedy actions and their Q-values; see `Policy.choose`."""
-        return choice_by(self.q_values(observation), epsilon, generator)
-
-    def act(
-        self,
-        observation: Tensor,
-        epsilon: float | Tensor = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The actions of `choose`, int64 of shape `lead`."""
-        return self.choose(observation, epsilon, generator).action
+    def act(self, observation: Tensor) -> Tensor:
+        """The greedy actions, int64 of shape `lead`."""
+        return self.choose(observation).action
 
     def save(self, folder: str | Path) -> Path:
         """Writes the two files into `folder`, atomically; returns the folder.
@@ -195,12 +181,6 @@ def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
             "features, actions and decision times, or given the same with --set."
         )
     records = [p.record for p in policies]
-    rewards = sorted({str(record["reward"]) for record in records if "reward" in record})
-    if len(rewards) > 1:
-        raise ConfigurationError(
-            f"policies learned from different rewards, {' and '.join(rewards)}, so their Q-values "
-            "are in different units; combine those of one reward."
-        )
     _check_alike(policies)
     common = {k: v for k, v in records[0].items() if all(r.get(k) == v for r in records)}
     own = [{k: v for k, v in record.items() if k not in common} for record in records]
@@ -210,9 +190,10 @@ def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
 
 def _check_alike(policies: Sequence[LRPolicy]) -> None:
     runs = {f"start={p.start}, circuit_breaker={p.circuit_breaker}" for p in policies}
+    rewards = {str(p.record["reward"]) for p in policies if "reward" in p.record}
     records = [str(p.record["collect"]) for p in policies if "collect" in p.record]
     units = {", ".join(_UNITS.findall(record)) for record in records}
-    for found in (runs, units):
+    for found in (runs, rewards, units):
         if len(found) > 1:
             raise ConfigurationError(
                 f"policies were trained with {' and with '.join(sorted(found))}; combine those "
