@@ -61,27 +61,6 @@ class Reward(Protocol):
         """The rewards, (T, R), of T intervals; what comes after a run's failure is not read."""
 
 
-def loss_change(
-    previous_loss: Tensor, loss: Tensor, alpha_1: float = 1.0, alpha_2: float = 1.0
-) -> Tensor:
-    """Signed and plain decrease of the loss, `a1*sign(L_{t-1} - L_t) + a2*(L_{t-1} - L_t)`.
-
-    The losses are of any one shape, in the task's own units; so is the reward.
-    """
-    decrease = previous_loss - loss
-    return alpha_1 * torch.sign(decrease) + alpha_2 * decrease
-
-
-def log_progress(previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
-    """Decrease of the compressed loss, `y(L_{t-1}) - y(L_t)`, in nats.
-
-    y(L) = log((L + e) / e) with e = 1% of the initial loss for L >= 0, continued as an odd function
-    below zero (see `compressed_loss`). The rewards of a run sum to y(first) - y(last), so the
-    undiscounted return is the benchmark's own score.
-    """
-    return compressed_loss(previous_loss, initial_loss) - compressed_loss(loss, initial_loss)
-
-
 def interval_rewards(
     reward: IntervalReward, interval: TrainingInterval, trip_penalty: float = TRIP_PENALTY
 ) -> Tensor:
@@ -127,7 +106,11 @@ class _EachInterval(ABC):
 
 @dataclass(frozen=True)
 class LogProgress(_EachInterval):
-    """`log_progress` of each interval.
+    """Decrease of the compressed loss in each interval, `y(L_{t-1}) - y(L_t)`, in nats.
+
+    y(L) = log((L + e) / e) with e = 1% of the initial loss for L >= 0. It is continued as an odd
+    function below zero (see `compressed_loss`). The rewards of a run sum to y(first) - y(last), so
+    the undiscounted return is the benchmark's own score.
 
     Example:
         >>> losses = torch.tensor([100.0]), torch.tensor([49.5])
@@ -136,12 +119,15 @@ class LogProgress(_EachInterval):
     """
 
     def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
-        return log_progress(previous_loss, loss, initial_loss)
+        before = compressed_loss(previous_loss, initial_loss)
+        return before - compressed_loss(loss, initial_loss)
 
 
 @dataclass(frozen=True)
 class LossChange(_EachInterval):
-    """`loss_change` of each interval; the initial loss plays no part in it.
+    """Signed and plain decrease of the loss, `a1*sign(L_{t-1} - L_t) + a2*(L_{t-1} - L_t)`.
+
+    The reward is in the task's own units, and the initial loss plays no part in it.
 
     Attributes:
         alpha_1: weight of the sign; an unchanged loss has sign 0.
@@ -169,7 +155,8 @@ class LossChange(_EachInterval):
             )
 
     def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
-        reward = loss_change(previous_loss, loss, self.alpha_1, self.alpha_2)
+        decrease = previous_loss - loss
+        reward = self.alpha_1 * torch.sign(decrease) + self.alpha_2 * decrease
         return reward.clamp(-self.limit, self.limit)
 
 
