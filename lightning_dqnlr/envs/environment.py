@@ -23,6 +23,7 @@ from lightning_dqnlr.tasks.task import Task
 
 StartKind = Literal["safe", "user"]
 USER_LR_EXPONENTS = (-6.0, 1.0)
+RateSchedule = Callable[[int], Tensor]  # a step, counted from 0 -> learning rates (R,)
 
 
 class StepResult(NamedTuple):
@@ -165,17 +166,13 @@ class Engine(ABC):
 
     @abstractmethod
     def follow(
-        self,
-        task: Task,
-        seeds: Sequence[int],
-        lr: Callable[[int], Tensor],
-        steps: int | None = None,
+        self, task: Task, seeds: Sequence[int], lr: RateSchedule, steps: int | None = None
     ) -> Losses:
         """Trains at given learning rates and returns the final losses.
 
         Args:
             task: what to train.
             seeds: one per replica.
-            lr: (R,) learning rates of a step, counted from 0.
+            lr: the learning rates.
             steps: how many; None for the task's horizon.
         """

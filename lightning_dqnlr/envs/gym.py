@@ -15,7 +15,7 @@ itself looks for no plugins since version 1.0.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -32,7 +32,6 @@ from lightning_dqnlr.rl.rewards import (
     TRIP_PENALTY,
     IntervalReward,
     LogProgress,
-    TrainingInterval,
     interval_rewards,
 )
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
@@ -82,7 +81,9 @@ class _Episodes:
         self._spec = controller_spec
         self._terms = Terms(circuit_breaker=circuit_breaker)
         self._engine = engine
-        self._pay = _payment(reward, trip_penalty)
+        own = getattr(reward, "trip_penalty", TRIP_PENALTY)
+        penalty = own if trip_penalty is None else trip_penalty
+        self._pay = partial(interval_rewards, reward, trip_penalty=penalty)
         self._runs: LREnvironment | None = None
         limits = np.array(controller_spec.features.limits, dtype=np.float32)
         self.observation_space = spaces.Box(-limits, limits, dtype=np.float32)
@@ -312,14 +313,6 @@ class LRControlVectorEnv(
 
     def close_extras(self) -> None:
         self._end()
-
-
-def _payment(
-    reward: IntervalReward, trip_penalty: float | None
-) -> Callable[[TrainingInterval], Tensor]:
-    own = getattr(reward, "trip_penalty", TRIP_PENALTY)
-    penalty = own if trip_penalty is None else trip_penalty
-    return partial(interval_rewards, reward, trip_penalty=penalty)
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

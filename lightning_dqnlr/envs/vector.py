@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import Telemetry
-from lightning_dqnlr.envs.environment import Engine, Losses, LREnvironment, Terms
+from lightning_dqnlr.envs.environment import Engine, Losses, LREnvironment, RateSchedule, Terms
 from lightning_dqnlr.envs.replicas import Replicas
 from lightning_dqnlr.tasks.task import Task
 
@@ -112,11 +112,7 @@ class VectorEngine(Engine):
     _environment = VectorLREnv
 
     def follow(
-        self,
-        task: Task,
-        seeds: Sequence[int],
-        lr: Callable[[int], Tensor],
-        steps: int | None = None,
+        self, task: Task, seeds: Sequence[int], lr: RateSchedule, steps: int | None = None
     ) -> Losses:
         replicas = Replicas(task, seeds, self.device)
         with replicas.randomness():

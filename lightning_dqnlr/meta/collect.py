@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, NamedTuple
 
 import torch
@@ -21,7 +21,7 @@ from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.demonstrate import Demonstrators
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.replay import Transitions, n_step_transitions
+from lightning_dqnlr.rl.replay import Rollout, Transitions, n_step_transitions
 from lightning_dqnlr.rl.rewards import End, Reward, TrainingInterval
 from lightning_dqnlr.tasks.task import Task
 
@@ -150,12 +150,12 @@ def collect_episode(
 
 def _rollout(
     env: LREnvironment, policy: LRPolicy, config: CollectConfig, generator: torch.Generator
-) -> _Rollout:
+) -> _Recorded:
     first = env.reset()
     position = torch.linspace(0, 1, config.replicas)
     epsilon = (config.epsilon ** (1 + config.epsilon_alpha * position)).to(first.device)
     demonstrators = _demonstrators(config, generator, first.device)
-    record = _Rollout(demonstrators.shows, [first], [], [], [])
+    record = _Recorded(demonstrators.shows, [first])
     while not env.finished:
         own = policy.choose(record.observations[-1], epsilon, generator)
         action = torch.where(demonstrators.shows, demonstrators.act(env, generator), own.action)
@@ -168,7 +168,7 @@ def _rollout(
 
 
 @dataclass
-class _Rollout:
+class _Recorded:
     """Lists over decisions of (R, ...) tensors; one observation more than actions.
 
     Attributes:
@@ -177,9 +177,9 @@ class _Rollout:
 
     shows: Tensor
     observations: list[Tensor]
-    actions: list[Tensor]
-    explored: list[Tensor]  # bool, where the action was not the greedy one
-    intervals: list[TrainingInterval]
+    actions: list[Tensor] = field(default_factory=list)
+    explored: list[Tensor] = field(default_factory=list)  # bool, where it was not the greedy one
+    intervals: list[TrainingInterval] = field(default_factory=list)
 
     def transitions(self, config: CollectConfig, reward: Reward, end: End) -> Transitions:
         columns = zip(*self.intervals, strict=True)
@@ -193,20 +193,13 @@ class _Rollout:
         actions = torch.stack(self.actions)
         explored = torch.stack(self.explored) if config.cut_at_exploration else None
 
-        def returns(replicas: Tensor, n_step: int, explored: Tensor | None = None) -> Transitions:
-            return n_step_transitions(
-                observations[:, replicas],
-                actions[:, replicas],
-                rewards[:, replicas],
-                continues[:, replicas],
-                n_step,
-                config.discount,
-                valid=before[:, replicas],
-                explored=None if explored is None else explored[:, replicas],
-            )
-
-        shown = returns(self.shows, config.demonstrator_n_step or config.n_step)
-        own = returns(~self.shows, config.n_step, explored)
+        rollout = Rollout(observations, actions, rewards, continues, before, explored)
+        shown = n_step_transitions(
+            rollout.of(self.shows)._replace(explored=None),
+            config.demonstrator_n_step or config.n_step,
+            config.discount,
+        )
+        own = n_step_transitions(rollout.of(~self.shows), config.n_step, config.discount)
         return Transitions(*(torch.cat(pair) for pair in zip(shown, own, strict=True)))
 
 

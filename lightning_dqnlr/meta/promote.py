@@ -119,7 +119,6 @@ def compare(
     standings = []
     for candidate in candidates:
         policy = candidate.policy
-        record = policy.record
         scores = evaluate(
             policy.act,
             policy.spec,
@@ -127,8 +126,8 @@ def compare(
             rivals,
             seeds,
             engine,
-            start="safe" if record.get("start", "auto") == "auto" else "user",
-            circuit_breaker=record.get("circuit_breaker", True),
+            start="safe" if policy.start == "auto" else "user",
+            circuit_breaker=policy.circuit_breaker,
         )
         standings.append(RankedCandidate(candidate, scores, _lost(scores.train, tasks, rivals)))
     return sorted(standings, key=lambda standing: standing.scores.score)

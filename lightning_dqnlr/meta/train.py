@@ -217,10 +217,10 @@ class MetaTrainer:
         """Episodes collected with one state of the network, each followed by its updates."""
         policy = self.behaviour
         first = self.config.seed * 1_000_003 + self.episode
-        settings = [self.collect.at(self.episode + i) for i in range(size)]
+        settings = map(self.collect.at, range(self.episode, self.episode + size))
         jobs = [
-            Job(self.tasks, first + i, policy, each, self.reward, self.engine)
-            for i, each in enumerate(settings)
+            Job(self.tasks, seed, policy, each, self.reward, self.engine)
+            for seed, each in enumerate(settings, first)
         ]
         for job, outcome in zip(jobs, collect(jobs), strict=True):
             yield self._learn_from(job.seed, outcome)
