@@ -44,7 +44,8 @@ class RandomStream:
 
 
 # From glibc's <malloc.h>.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _LARGEST_BLOCK = 32 * 2**20  # the most that M_MMAP_THRESHOLD may be
 _KEPT = 2**30
 

@@ -84,7 +84,8 @@ class ReplicatedOptimizer:
         self._groups: list[_Group] = []
         units = []
         for group, base in zip(optimizer.param_groups, rates.base, strict=True):
-            start, stop = stop, stop + sum(p.numel() for p in trained_parameters(group))
+            start = stop
+            stop += sum(p.numel() for p in trained_parameters(group))
             unit = nn.Parameter(torch.zeros_like(weights[:, start:stop]))
             units.append(unit)
             # Releases of torch before the option had a class of its own for it.

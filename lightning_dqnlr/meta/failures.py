@@ -53,7 +53,8 @@ class Failures:
         return {"texts": list(self.texts), "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.texts, self.in_a_row = list(state["texts"]), state["in_a_row"]
+        self.texts = list(state["texts"])
+        self.in_a_row = state["in_a_row"]
 
 
 def usable_tasks(
@@ -73,7 +74,8 @@ def usable_tasks(
         name = f"seed {number} (validation)"
         try:
             task = family.sample(number, "validation")
-            name, rival = task.name, rivals[task]
+            name = task.name
+            rival = rivals[task]
         except ConfigurationError:
             raise
         except Exception as error:

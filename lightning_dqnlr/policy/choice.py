@@ -135,7 +135,8 @@ def epsilon_greedy(
         >>> epsilon_greedy(torch.tensor([0.1, 0.3, 0.2]), epsilon=0.0)
         tensor(1)
     """
-    shape, device = q_values.shape[:-1], q_values.device
+    shape = q_values.shape[:-1]
+    device = q_values.device
     source = device if generator is None else generator.device
     explores = torch.rand(shape, generator=generator, device=source).to(device) < epsilon
     anything = torch.randint(q_values.shape[-1], shape, generator=generator, device=source)

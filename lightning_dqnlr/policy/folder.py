@@ -36,7 +36,8 @@ from lightning_dqnlr.policy.network import Network, build_network
 
 FORMAT = "lightning-dqnlr-policy"
 FORMAT_VERSION = 1
-WEIGHTS, RECORD = "policy.safetensors", "policy.json"
+WEIGHTS = "policy.safetensors"
+RECORD = "policy.json"
 _MOST_RECORD = 2**21  # bytes; a parsed JSON takes up to 40 times as many
 _MOST_HEADER = 2**20
 _MOST_WEIGHTS = 2**23

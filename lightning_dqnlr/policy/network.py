@@ -291,7 +291,8 @@ class QEnsemble(nn.Module):
                 f"members must be networks of one size (observation, actions); got {sorted(sizes)}."
             )
         self.members = nn.ModuleList(flat)
-        self.observation_size, self.num_actions = sizes.pop()
+        self.observation_size = flat[0].observation_size
+        self.num_actions = flat[0].num_actions
 
     @property
     def networks(self) -> list[SingleNetwork]:

@@ -15,6 +15,7 @@ from lightning_dqnlr.policy.network import QuantileNetwork
 from lightning_dqnlr.rl.dqn import DQNConfig, DQNLearner
 from lightning_dqnlr.rl.learner import Update
 from lightning_dqnlr.rl.replay import Transitions
+from lightning_dqnlr.rl.td import bootstrapped
 
 
 def quantile_target(
@@ -26,11 +27,9 @@ def quantile_target(
     observation's return in place of the target network's values. The selector holds their means,
     or for double Q-learning those of the online network's. Returns (B, N) targets, detached.
     """
-    a_t = q_t_selector.argmax(dim=-1)
-    chosen = quantiles_of(quantiles_t, a_t)
-    future = discount_t.unsqueeze(-1) * chosen
-    ended = (discount_t == 0).unsqueeze(-1)
-    return (r_t.unsqueeze(-1) + future.masked_fill(ended, 0.0)).detach()
+    chosen = quantiles_of(quantiles_t, q_t_selector.argmax(dim=-1))
+    r_t = r_t.unsqueeze(-1).expand_as(chosen)
+    return bootstrapped(r_t, discount_t.unsqueeze(-1).expand_as(chosen), chosen)
 
 
 def quantiles_of(quantiles: Tensor, action: Tensor) -> Tensor:

@@ -299,4 +299,5 @@ class ReplayBuffer:
         self._check(Transitions(*(state[name] for name in Transitions._fields)))
         for name, ring in zip(Transitions._fields, self._ring, strict=True):
             ring[: state["size"]] = state[name].to(self.device)
-        self._next, self._size = int(state["next"]), int(state["size"])
+        self._next = int(state["next"])
+        self._size = int(state["size"])

@@ -27,7 +27,7 @@ def q_learning_target(r_t: Tensor, discount_t: Tensor, q_t_target: Tensor) -> Te
     Returns:
         (B,) targets, detached.
     """
-    return _bootstrapped(r_t, discount_t, q_t_target.amax(dim=-1))
+    return bootstrapped(r_t, discount_t, q_t_target.amax(dim=-1))
 
 
 def double_q_target(
@@ -40,10 +40,11 @@ def double_q_target(
     network's noise is not both chosen and believed. The rest is as in `q_learning_target`.
     """
     a_t = q_t_selector.argmax(dim=-1, keepdim=True)
-    return _bootstrapped(r_t, discount_t, q_t_target.gather(-1, a_t).squeeze(-1))
+    return bootstrapped(r_t, discount_t, q_t_target.gather(-1, a_t).squeeze(-1))
 
 
-def _bootstrapped(r_t: Tensor, discount_t: Tensor, v_t: Tensor) -> Tensor:
+def bootstrapped(r_t: Tensor, discount_t: Tensor, v_t: Tensor) -> Tensor:
+    """The target `r + discount * v`, detached, of one shape; 0 * v is 0 even where v is NaN."""
     if not r_t.shape == discount_t.shape == v_t.shape:
         raise ConfigurationError(
             "r_t and discount_t must be (B,) beside q values of (B, A); got shapes "
