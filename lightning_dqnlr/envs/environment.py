@@ -1,9 +1,8 @@
 """What a learning-rate environment is, whoever runs the inner loop.
 
-One episode is one training run of R replicas in lockstep: `reset` makes the first step at the
-start LR, each `step` applies one action per replica and trains to the next decision. A replica
-whose loss is no longer finite, and that no circuit breaker brings back, is terminal; the others
-are not touched by it.
+One episode is one training run of R replicas in lockstep. `reset` makes the first step at the
+start LR. Each `step` applies one action per replica and trains to the next decision. A replica is
+terminal once its loss is not finite and no circuit breaker brings it back. The others go on.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 `vmap` already runs the convolutions of R replicas as one with R groups. Its rules for what lies
 between them bring the replicas back to the front, copying each activation twice, and split
-normalisation into many passes. Here these layers, too, take the replicas as channels, and the
-batch is laid out with channels last, for which grouped convolutions are fastest on a CPU.
+normalisation into many passes. Here these layers, too, take the replicas as channels. The batch is
+laid out with channels last, because grouped convolutions are then fastest on a CPU.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-# `vmap`'s own way in and out. An `autograd.Function` with a rule for `vmap` does the same and costs
+# `vmap`'s own way in and out. An `autograd.Function` with a rule for `vmap` does the same. It costs
 # a tenth of a millisecond per layer and step, as much as a small layer itself.
 _functorch: Any = torch._C._functorch
 

@@ -88,9 +88,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def interruptible() -> Iterator[None]:
     """For what trains with Trainers: an interrupt comes out of it as one, and as nothing else.
 
-    A Trainer turns Ctrl-C into `sys.exit(1)`, or into whatever it then stumbles over when it clears
-    up what is not there yet (before the first batch a RuntimeError), and SIGTERM into another exit.
-    Whoever goes on after a run that failed would go on after these, too.
+    A Trainer turns Ctrl-C into `sys.exit(1)`, and SIGTERM into another exit. Before the first batch
+    its clean-up may raise a RuntimeError instead. A caller that goes on after a failed run would go
+    on after these, too.
 
     Raises:
         KeyboardInterrupt: for any of them; the signal handlers are those of before.

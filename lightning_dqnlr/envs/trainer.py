@@ -1,8 +1,8 @@
 """Learning-rate control of real Trainers, for modules that replicas cannot carry.
 
 Each replica is a `Trainer.fit` with a `DQNLRCallback`, in a thread of its own that halts at every
-decision: a Trainer owns its loop, an environment wants to be asked. One thread runs at a time, and
-each draws from a random state of its own, so that a run is the same as if it were alone.
+decision: a Trainer owns its loop, an environment wants to be asked. One thread runs at a time. Each
+draws from a random state of its own, and so a run is the same as if it were alone.
 """
 
 from __future__ import annotations

@@ -53,9 +53,9 @@ class CollectConfig:
         demonstrator_episodes: episodes over which that share falls linearly to
             `demonstrators_left`; None to keep it.
         demonstrators_left: see above. With none left the policy forgets what good peaks look like.
-        demonstrator_n_step: length of the demonstrators' returns; None for `n_step`. A long one
-            credits the steps of a climb with the peak that it was meant to lead to, which the
-            observation does not show; a short one with what the policy makes of where it led.
+        demonstrator_n_step: length of the demonstrators' returns; None for `n_step`. A long return
+            credits the steps of a climb with its peak, which the observation does not show. A short
+            one credits them with what the policy makes of the state they lead to.
         demonstrated_ratios: each demonstrator's update ratio is log-uniform between these.
         demonstrator_epsilon: probability that a demonstrator acts at random.
         demonstrated_drifts: half of the demonstrators let their scale follow a power of the step,

@@ -66,8 +66,8 @@ def usable_tasks(
     left at every evaluation of a run.
 
     Raises:
-        ConfigurationError: if not one is left; also one that a task raises itself (a package that
-            is not installed, say), which no other task would mend.
+        ConfigurationError: if not one is left. One that a task raises itself passes through: no
+            other task would mend it (a package that is not installed, say).
     """
     tasks = []
     for number in numbers:

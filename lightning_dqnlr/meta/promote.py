@@ -1,8 +1,8 @@
 """Which policy of a sweep is the best: all of them again, side by side, on fresh tasks.
 
-Each run chose its best policy on a few validation tasks of its own, so the winner of a sweep by
-those scores is partly the luckiest. Here every policy meets the same validation tasks, which none
-was selected on, with the same seeds. The test split is never touched.
+Each run chose its best policy on a few validation tasks of its own. The winner of a sweep by those
+scores is therefore partly the luckiest. Here every policy meets the same validation tasks with the
+same seeds, and none was selected on them. The test split is never touched.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ def _lost(regrets: Tensor, tasks: Sequence[Task], rivals: Rivals) -> int:
 def difference(first: RankedCandidate, second: RankedCandidate) -> tuple[float, float]:
     """95% interval of the second's score minus the first's, over what other tasks would say.
 
-    Both met the same tasks and seeds, so the differences are paired; tasks are resampled, because
+    Both met the same tasks and seeds, so the differences are paired. Tasks are resampled, because
     they differ more than the seeds of one task do.
     """
     clipped = [s.scores.train.nan_to_num(2.0).clamp(-0.5, 2.0) for s in (first, second)]

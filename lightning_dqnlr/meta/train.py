@@ -1,7 +1,7 @@
 """The meta-training loop: sample a task, run it under the exploring policy, learn, evaluate.
 
-Everything that the next outer step depends on is in the checkpoint (networks, optimizer, replay,
-random state, task cursor), so a run that was killed goes on as if it had not been.
+The checkpoint holds everything that the next step of the outer loop depends on: networks,
+optimizer, replay, random state, task cursor. A killed run therefore goes on as if uninterrupted.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class TrainConfig:
         evaluation_tasks: number of validation tasks.
         evaluation_seeds: replicas of each.
         checkpoint_every: episodes between checkpoints.
-        keep_every: episodes between policies that are kept, as `episode-00448` and so on, to be
-            averaged with `dqnlr-combine`; None to keep none but the best and the last.
+        keep_every: episodes between policies that are kept, as `episode-00448` and so on. Kept
+            policies can be averaged with `dqnlr-combine`. None keeps only the best and the last.
         round: episodes collected with one state of the network before learning from them.
         rivals: folder of the tuned cosines, which runs of the same tasks can share; None for
             `rivals` in the run's own folder.

@@ -1,7 +1,7 @@
 """The two files of a policy's folder, which may be anybody's.
 
 `policy.safetensors` holds the weights and `policy.json` everything else. Nothing of them is built
-or allocated before it is known to fit: the JSON is checked field by field, and the shapes that the
+or allocated before it is known to fit. The JSON is checked field by field. The shapes that the
 network would have are compared with the header of the weights.
 """
 

@@ -168,9 +168,9 @@ class QTable(nn.Module):
     Args:
         observation_size: F.
         num_actions: A.
-        bins: for each chosen column of the observation, its ascending edges; k edges make k + 1
-            bins, and a value on an edge belongs to the bin above. NaN counts as above the last
-            edge. The other columns are not looked at.
+        bins: for each chosen column of the observation, its ascending edges. k edges make k + 1
+            bins. A value on an edge belongs to the bin above, and NaN to the last bin. The other
+            columns are not looked at.
 
     Attributes:
         table: (S, A), S the product of the numbers of bins.

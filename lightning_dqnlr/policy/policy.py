@@ -1,8 +1,9 @@
 """`LRPolicy`: a Q-network, the controller specification it was trained with, and its record.
 
-On disk a policy is a folder with two files: `policy.safetensors` (the weights) and `policy.json`
-(everything else, for people too: feature specification, actions, decision times, versions, scores,
-how it was trained). The JSON holds the weights' SHA-256, so a truncated or swapped file is refused.
+On disk a policy is a folder with two files. `policy.safetensors` holds the weights. `policy.json`
+holds everything else, for people too: feature specification, actions, decision times, versions,
+scores, and how it was trained. A truncated or swapped file is refused, because the JSON holds the
+weights' SHA-256.
 """
 
 from __future__ import annotations
@@ -118,8 +119,8 @@ class LRPolicy(QPolicy):
         """Reads a policy.
 
         Args:
-            name: "default" for the bundled policy, "classic" or "q_table" for those that it is
-                compared with, else the folder that `save` wrote (or one of the two files in it).
+            name: "default" for the bundled policy; "classic" or "q_table" for its comparisons.
+                Otherwise the folder that `save` wrote, or one of the two files in it.
 
         Raises:
             PolicyFileError: if a file is missing, damaged, not one of ours, or made for a feature

@@ -2,9 +2,9 @@
 
 Proportional prioritisation of Schaul et al. 2016 (arXiv:1511.05952, section 3.3 and algorithm 1).
 The paper keeps a sum tree for 10^6 transitions drawn 32 at a time. Here a batch is 512 of at most
-some 10^5 rows, and the tree's 19 dependent rounds of gathers and scatters, over four updates each,
-cost more than what they save: one running sum in double precision and one binary search of all
-draws at once are exact, run on the device without waiting for it, and leave no invariant to mend.
+some 10^5 rows. The tree's 19 dependent rounds of gathers and scatters, over four updates each,
+would cost more than they save. One running sum in double precision and one binary search of all
+draws at once are exact. They run on the device without waiting for it, and keep no invariant.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class PrioritisedReplayConfig:
 class PrioritisedReplay:
     """A ring of transitions, drawn with probability `P(i) = p_i^alpha / sum_k p_k^alpha`.
 
-    p_i is |error| + epsilon when the transition was last learned from, and the largest p held for
-    one that never was, so that each is drawn soon.
+    p_i is |TD error| + epsilon when the transition was last learned from. A new transition has the
+    largest p held, and is therefore drawn soon.
     """
 
     def __init__(self, buffer: ReplayBuffer, config: PrioritisedReplayConfig) -> None:
@@ -92,8 +92,8 @@ class PrioritisedReplay:
         """Draws in proportion to the priorities, one from each of B equal shares of their sum.
 
         The shares are the paper's (appendix B.2.1): as often in the mean as independent draws
-        would, with less scatter. The weights are `(N P(i))^-beta`, over the largest that any row
-        has, so that a transition's weight does not depend on which others were drawn with it.
+        would, with less scatter. The weights are `(N P(i))^-beta` over the largest that any row
+        has. A transition's weight therefore does not depend on the others of its batch.
         """
         self._buffer.check_not_empty()
         weight = self._weight[: len(self)]

@@ -28,9 +28,9 @@ def q_table_update(
     """`Q(s,a) += step_size * error`, error = r + discount * max_a' Q(s',a') - Q(s,a).
 
     Every error of a batch was measured against the table passed in. A cell that occurs k times
-    moves as k updates towards the mean of its k targets would (weighted by their step sizes), by
-    the fraction `1 - prod_k (1 - step_size_k)`: the batch's order is irrelevant and many replicas
-    in one state cannot overshoot.
+    moves as k updates towards the mean of its k targets would (weighted by their step sizes). It
+    moves by the fraction `1 - prod_k (1 - step_size_k)`. The batch's order is therefore irrelevant,
+    and many replicas in one state cannot overshoot.
 
     Args:
         q_table: (S, A); left as it is.

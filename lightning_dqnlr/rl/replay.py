@@ -106,9 +106,9 @@ class Rollout(NamedTuple):
         continues: (T, R) in {0, 1}; 0 where that step ended the replica's episode.
         valid: (T, R) bool, False on padding, which is neither read nor returned. By default
             everything after a replica's first terminal is padding.
-        explored: (T, R) bool, True where the action was not the greedy one. A window ends before
-            the next such action and bootstraps there, so that no action pays for what exploration
-            did after it (Watkins's Q(lambda); Sutton & Barto 2018, section 12.10). None: no cuts.
+        explored: (T, R) bool, True where the action was not the greedy one; None for no cuts. A
+            window ends before the next such action and bootstraps there. No action then pays for
+            later exploration (Watkins's Q(lambda); Sutton & Barto 2018, section 12.10).
     """
 
     observations: Tensor
@@ -128,8 +128,8 @@ def n_step_transitions(rollout: Rollout, n: int, gamma: float) -> Transitions:
     """Cuts the rollouts of R replicas into n-step transitions (Sutton & Barto 2018, eq. 7.1).
 
     From step t the return takes m = min(n, steps to the replica's end) rewards and ends at
-    observations[t + m]. A terminal inside the window ends the sum with discount 0; a window cut by
-    the end of the record, or by padding that no terminal precedes, bootstraps with gamma^m.
+    observations[t + m]. A terminal inside the window ends the sum with discount 0. A window that
+    the record's end or padding cuts, with no terminal before, bootstraps with gamma^m.
 
     Args:
         rollout: what was recorded.

@@ -82,7 +82,7 @@ class _EachInterval(ABC):
     Attributes:
         trip_penalty: of an undone interval, in the reward's units.
         final_evaluation: whether the last reward also pays the step from the last interval's loss
-            to that of the whole training set in eval mode, in which a user measures a run.
+            to that of the whole training set in eval mode. A user measures a run by the latter.
     """
 
     least_replicas: ClassVar[int] = 1
@@ -200,9 +200,9 @@ class FinalScore:
 def group_final_score(levels: Tensor, temperature: float, *, min_spread: float = 0.1) -> Tensor:
     """Scores the ends of one task's runs against the best of them: -log(tau + y_i - min_j y_j).
 
-    Standardised over the replicas, (R,). Progress alone hardly tells a run that is 5% above the
-    best from one that is 20% above it, next to the many that are ten times above; the logarithm
-    does. The score falls as the level rises, so the ordering of the runs is that of their losses.
+    The scores (R,) are standardised over the replicas. Many runs end ten times above the best. Next
+    to them progress alone hardly tells 5% above the best from 20% above it; the logarithm does. The
+    score falls as the level rises, so the ordering of the runs is that of their losses.
 
     Args:
         levels: (R,) final compressed losses y; those that are not finite count as 20.

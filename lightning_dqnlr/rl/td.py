@@ -1,7 +1,7 @@
 """Temporal-difference targets, errors and losses of Q-learning, as functions.
 
-The functions name their arguments as the equations do: a transition starts at `tm1` (time t - 1)
-and ends at `t`; `discount_t` is gamma^n, and 0 where the episode ended. Terminal rows never
+The functions name their arguments as the equations do. A transition starts at `tm1` (time t - 1)
+and ends at `t`. `discount_t` is gamma^n, and 0 where the episode ended. Terminal rows never
 bootstrap, not even from a NaN: a run that blew up has no finite observation to evaluate.
 """
 
@@ -80,8 +80,8 @@ def td_loss(
 ) -> Tensor:
     """Mean loss, 0-dim, of the temporal-difference errors e; see `td_error` for them.
 
-    "mse" is `e^2`, the DQN loss as published; "huber" is `e^2 / 2` up to |e| = delta and
-    `delta * (|e| - delta / 2)` beyond, which bounds each transition's gradient by delta. The
+    "mse" is `e^2`, the DQN loss as published. "huber" is `e^2 / 2` up to |e| = delta and
+    `delta * (|e| - delta / 2)` beyond. Huber's loss bounds each transition's gradient by delta. The
     weights (B,) are factors of the transitions' losses; the mean stays over B.
 
     Raises:
