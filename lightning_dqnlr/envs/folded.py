@@ -116,7 +116,7 @@ def _is_replicated(tensor: Tensor) -> bool:
 def _folded(func: Callable[..., Tensor], layer: _Layer, given: dict[str, Any]) -> Tensor:
     """Leaves `vmap` for one call; running statistics are written to where they are."""
     level = _functorch.maybe_current_level()
-    # The size is read only for tensors that all replicas share, which the images are not.
+    # The size 1 is not read: only tensors that all replicas share need it.
     outside = _functorch._remove_batch_dim(given["input"], level, 1, 1)
     replicas = outside.shape[1]
     for name in layer.rows:

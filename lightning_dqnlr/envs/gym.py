@@ -184,8 +184,9 @@ class LRControlEnv(_Episodes, gymnasium.Env["NDArray[np.float32]", np.int64]):
     "initial_loss", "final_loss" and "trips" join them. The final loss is the mean over the training
     set in eval mode, NaN if the run failed.
 
-    `reset(options=...)` takes "task_seed", which the family's task, and "run_seed", which fixes
-    initial weights, batches and dropout; both are drawn from the environment's own seed otherwise.
+    `reset(options=...)` takes "task_seed" and "run_seed". The first fixes the family's task; the
+    second fixes initial weights, batches and dropout. Without them both are drawn from the
+    environment's own seed.
 
     Args:
         tasks: the family to draw each episode's task from, or one task for all episodes.

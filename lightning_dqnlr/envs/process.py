@@ -67,8 +67,8 @@ def keep_freed_memory() -> bool:
 def give_back_freed_memory() -> bool:
     """Returns to the system what this process has freed, holes between live blocks included.
 
-    Between two episodes, whose tensors differ in size: a heap that keeps the holes of all of them
-    grows from task to task. False, and nothing changes, if the C library is another.
+    The tensors of two episodes differ in size. A heap that keeps the holes of all of them grows
+    from task to task. False, and nothing changes, if the C library is another.
     """
     trim = _from_libc("malloc_trim")
     return trim is not None and trim(0) >= 0

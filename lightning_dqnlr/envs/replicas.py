@@ -90,8 +90,8 @@ class Replicas:
 
     Args:
         task: what to train.
-        seeds: one per replica; fixes initial weights and data order. Replicas of one seed alone
-            also share their dropout masks, which are then those of a Trainer with that seed.
+        seeds: one per replica; fixes initial weights and data order. If all are the same, the
+            replicas share their dropout masks, too: those of a Trainer with that seed.
         device: where to train.
 
     Attributes:
@@ -224,7 +224,7 @@ class Replicas:
     def _folded_gradients(self, *state: Any) -> _Gradients:
         """By autograd outside of `vmap`: no loss depends on the weights of another replica."""
         weights = self.weights.detach().requires_grad_()
-        # Cut outside of `vmap`, where that costs a tenth.
+        # Cut outside of `vmap`: that takes a tenth of the time.
         losses = self._losses(self._by_name(weights), *state)
         (gradient,) = torch.autograd.grad(losses.sum(), weights)
         return _Gradients(gradient, losses.detach())

@@ -42,8 +42,8 @@ class CollectConfig:
             next random action. Else a state's value includes what random actions did later, and the
             policy keeps away from rates that only those make dangerous.
         discount: gamma; 1 because only the end of the run counts.
-        off_start_share: share of the replicas that start away from the safe start, so that bad
-            learning rates are states the policy knows.
+        off_start_share: share of the replicas that start away from the safe start. The policy
+            learns about bad learning rates from them.
         off_start_decades: how far away: log-uniform over +- so many decades.
         start: "safe", or "user" for learning rates log-uniform over 1e-6..10.
         shared_seed: all replicas begin with the same weights and see the same batches, so that

@@ -60,7 +60,7 @@ class Failures:
 def usable_tasks(
     family: TaskFamily, numbers: Iterable[int], rivals: Rivals, failures: Failures
 ) -> list[Task]:
-    """The validation tasks of these numbers, without those that fail, which are noted.
+    """The validation tasks of these numbers; those that fail are noted and left out.
 
     A task is tried by tuning its rival, which every evaluation needs anyway. So the same tasks are
     left at every evaluation of a run.

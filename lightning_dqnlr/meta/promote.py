@@ -75,8 +75,8 @@ class RankedCandidate:
 def find_candidates(folders: Sequence[Path], skip: Callable[[str], None]) -> list[Candidate]:
     """The policies under the folders of runs, of sweeps or of policies, each once.
 
-    A run's `last` may be its `best` once more. `skip` is told in words of policies that cannot be
-    read (of a run that was killed, say).
+    A run's `last` may be its `best` once more. `skip` is called with a message for each policy that
+    cannot be read: its run may have been killed.
 
     Raises:
         ConfigurationError: if there is none.

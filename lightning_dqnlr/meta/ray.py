@@ -1,6 +1,6 @@
 """Episodes on a Ray cluster: the same outcomes, in the same order, from other machines.
 
-An episode is a function of its job alone, so each is a Ray task, which Ray runs again where its
+An episode is a function of its job alone, so each is a Ray task. Ray runs a task again if its
 worker dies. What is the same for all jobs of a round goes out once (`ray.put`).
 """
 

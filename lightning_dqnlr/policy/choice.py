@@ -120,8 +120,8 @@ def epsilon_greedy(
 ) -> Tensor:
     """With probability epsilon an action drawn evenly from all, otherwise the greedy one.
 
-    As many random numbers are drawn whatever epsilon is, so a schedule of epsilon does not change
-    the randomness that follows.
+    Every epsilon draws the same number of random numbers. A schedule of epsilon therefore does not
+    change later randomness.
 
     Args:
         q_values: (..., A). Ties go to the lowest index.

@@ -54,7 +54,7 @@ class _DuelingStreams(nn.Module):
 
     @torch.no_grad()
     def largest_value(self, limits: Tensor) -> Tensor:
-        """A bound of all |Q| where |observation| <= limits (F); that of |SiLU(x)| is |x|."""
+        """A bound of all |Q| for |observation| <= limits (F), as |SiLU(x)| <= |x|."""
         features = _largest(self.trunk, limits)
         heads = [self.advantage] if self.value is None else [self.advantage, self.value]
         # A value, an advantage and the mean advantage are added.
@@ -109,7 +109,7 @@ class QNetwork(_DuelingStreams):
 class QuantileNetwork(_DuelingStreams):
     """Quantiles of the return for each action (Dabney et al. 2018, arXiv:1710.10044, section 4.1).
 
-    Quantile i of N stands for the fraction (2i + 1) / 2N, so that their mean is that of the return.
+    Quantile i of N stands for the fraction (2i + 1) / 2N. Their mean is therefore the mean return.
     With dueling streams each quantile is a value plus its own advantages, as in `QNetwork`.
 
     Args:

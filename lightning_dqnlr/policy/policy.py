@@ -163,7 +163,7 @@ def as_policy(given: str | Path | Policy) -> Policy:
 
 
 def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
-    """The policy that acts on the mean Q-values of several, of whatever kind of network.
+    """The policy that acts on the mean Q-values of several, with networks of any kind.
 
     They must share a specification, start and circuit breaker, and have learned from the same
     reward, credited alike. In different units the member with the larger values would decide. The

@@ -191,7 +191,7 @@ class FinalScore:
     def pay(self, intervals: TrainingInterval, end: End) -> Tensor:
         level = compressed_loss(end.loss, intervals.initial_loss[-1])
         score = group_final_score(level + self.trip_penalty * end.trips, self.temperature)
-        # A run that failed is paid for where it did.
+        # The reward of a failed run belongs to the step of its failure.
         last = intervals.alive[:-1].sum(0)
         step = torch.arange(len(intervals.alive), device=last.device).unsqueeze(-1)
         return torch.where(last == step, score, 0.0)
