@@ -16,12 +16,18 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from numbers import Integral, Real
-from typing import NoReturn
+from types import UnionType
+from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
 
 from lightning_dqnlr.errors import ConfigurationError
 
 POSITIVE = "(0, inf)"
 NOT_NEGATIVE = "[0, inf)"
+# Annotations of a dataclass's fields, for `check_settings`.
+Count = Annotated[int, 1]
+Share = Annotated[float, "[0, 1]"]
+Positive = Annotated[float, POSITIVE]
+NotNegative = Annotated[float, NOT_NEGATIVE]
 # A value may come from a file of any size; its beginning tells which one it is.
 _LONGEST = 100
 
@@ -131,6 +137,40 @@ def check_fields(
             f"{name} must have certain fields; missing: {_short(str(missing))}, unknown: "
             f"{_short(str(unknown))}."
         )
+
+
+def check_settings(settings: object, prefix: str) -> None:
+    """Refuses a dataclass with a field outside the range that its annotation gives.
+
+    `Annotated[float, "(0, 1]"]` stands for the numbers of an interval, `Annotated[int, 1]` for the
+    integers from 1 on. `Literal` and `bool` name their choices, `| None` allows None, and a tuple's
+    items are checked one by one. A field with another annotation is not looked at.
+
+    Args:
+        settings: the dataclass, whose annotations can be evaluated.
+        prefix: precedes the fields' names in messages.
+
+    Raises:
+        ConfigurationError: names the field.
+    """
+    for name, hint in get_type_hints(type(settings), include_extras=True).items():
+        _check_annotated(f"{prefix}{name}", getattr(settings, name), hint)
+
+
+def _check_annotated(name: str, value: Any, hint: Any, optional: bool = False) -> None:
+    kind = get_origin(hint)
+    parts = get_args(hint)
+    if kind in (Union, UnionType):
+        _check_annotated(name, value, parts[0], optional=True)
+    elif kind is tuple:
+        for item in value:
+            _check_annotated(name, item, parts[0])
+    elif kind is Literal or hint is bool:
+        check_choice(name, value, parts or (True, False), optional=optional)
+    elif kind is Annotated and isinstance(parts[1], str):
+        check_number(name, value, parts[1], optional=optional)
+    elif kind is Annotated:
+        check_integer(name, value, parts[1], optional=optional)
 
 
 def _contains(interval: str, given: Real) -> bool:

@@ -2,17 +2,21 @@
 
 import doctest
 import math
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import pytest
 
 from lightning_dqnlr import checks
 from lightning_dqnlr.checks import (
+    Count,
     check_choice,
     check_fields,
     check_integer,
     check_kind,
     check_number,
+    check_settings,
 )
 from lightning_dqnlr.errors import ConfigurationError
 
@@ -55,6 +59,34 @@ def test_a_choice_is_refused_with_all_that_there_are():
     check_choice("kind", "a", ("a", "b"))
     with pytest.raises(ConfigurationError, match="kind='c' must be one of 'a', 'b'"):
         check_choice("kind", "c", ("a", "b"))
+
+
+@dataclass
+class Settings:
+    count: Count = 1
+    share: Annotated[float, "[0, 1]"] = 0.5
+    limit: Count | None = None
+    kind: Literal["a", "b"] = "a"
+    on: bool = False
+    widths: tuple[Count, ...] = (1, 2)
+    text: str = "whatever"
+
+    def __post_init__(self):
+        check_settings(self, "env.")
+
+
+def test_a_dataclass_is_refused_by_the_first_field_outside_its_annotation():
+    Settings(count=3, share=1, limit=4, kind="b", on=True, widths=(), text=None)
+    for name, value, wanted in [
+        ("count", 0, "an integer of at least 1"),
+        ("share", math.nan, r"a number in \[0, 1\]"),
+        ("limit", 0, "an integer of at least 1, or None"),
+        ("kind", None, "one of 'a', 'b'"),
+        ("on", "yes", "one of True, False"),
+        ("widths", (1, 2.5), "an integer of at least 1"),
+    ]:
+        with pytest.raises(ConfigurationError, match=rf"env\.{name}=.* must be {wanted}\."):
+            Settings(**{name: value})
 
 
 def test_the_documented_examples_are_true():

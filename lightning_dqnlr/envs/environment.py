@@ -1,9 +1,8 @@
 """What a learning-rate environment is, whoever runs the inner loop.
 
-One episode is one training run of R replicas in lockstep: `reset` makes the first step at the
-start LR, each `step` applies one action per replica and trains to the next decision. A replica
-whose loss is no longer finite, and that no circuit breaker brings back, is terminal; the others
-are not touched by it.
+One episode is one training run of R replicas in lockstep. `reset` makes the first step at the
+start LR. Each `step` applies one action per replica and trains to the next decision. A replica is
+terminal once its loss is not finite and no circuit breaker brings it back. The others go on.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from lightning_dqnlr.tasks.task import Task
 
 StartKind = Literal["safe", "user"]
 USER_LR_EXPONENTS = (-6.0, 1.0)
+RateSchedule = Callable[[int], Tensor]  # a step, counted from 0 -> learning rates (R,)
 
 
 class StepResult(NamedTuple):
@@ -165,17 +165,13 @@ class Engine(ABC):
 
     @abstractmethod
     def follow(
-        self,
-        task: Task,
-        seeds: Sequence[int],
-        lr: Callable[[int], Tensor],
-        steps: int | None = None,
+        self, task: Task, seeds: Sequence[int], lr: RateSchedule, steps: int | None = None
     ) -> Losses:
         """Trains at given learning rates and returns the final losses.
 
         Args:
             task: what to train.
             seeds: one per replica.
-            lr: (R,) learning rates of a step, counted from 0.
+            lr: the learning rates.
             steps: how many; None for the task's horizon.
         """

@@ -3,8 +3,9 @@
 An episode is one training run of a task drawn from a family. The observation is exactly what the
 policy of a callback sees, the action is the index of an LR multiplier, the reward is paid per
 interval between two decisions. The end of the run is a terminal, not a truncation: no reward comes
-after the last step, so there is nothing to bootstrap from (and where the horizon is known the
-observation shows what is left of it: Pardo et al. 2018, arXiv:1712.00378). So is a failure.
+after the last step, so there is nothing to bootstrap from. Where the horizon is known, the
+observation shows what is left of it (Pardo et al. 2018, arXiv:1712.00378). A failure is a terminal,
+too.
 
 Everything random comes from the seed: the task, the initial weights, the order of the batches and
 what the task draws itself (dropout). The global random states are left as they were.
@@ -15,7 +16,7 @@ itself looks for no plugins since version 1.0.)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -32,7 +33,6 @@ from lightning_dqnlr.rl.rewards import (
     TRIP_PENALTY,
     IntervalReward,
     LogProgress,
-    TrainingInterval,
     interval_rewards,
 )
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
@@ -82,7 +82,9 @@ class _Episodes:
         self._spec = controller_spec
         self._terms = Terms(circuit_breaker=circuit_breaker)
         self._engine = engine
-        self._pay = _payment(reward, trip_penalty)
+        own = getattr(reward, "trip_penalty", TRIP_PENALTY)
+        penalty = own if trip_penalty is None else trip_penalty
+        self._pay = partial(interval_rewards, reward, trip_penalty=penalty)
         self._runs: LREnvironment | None = None
         limits = np.array(controller_spec.features.limits, dtype=np.float32)
         self.observation_space = spaces.Box(-limits, limits, dtype=np.float32)
@@ -177,13 +179,14 @@ class LRControlEnv(_Episodes, gymnasium.Env["NDArray[np.float32]", np.int64]):
 
     Observation: float32 (F,), the controller's, within +-3. Action: index of an LR multiplier.
     Reward: by default the decrease of log loss over the interval. `info` holds "task" (its name),
-    "step" (optimizer steps made), "lr" (that they were last made with), "loss" (mean of the
-    interval) and "tripped" (the circuit breaker undid the interval). At the end of an episode it
-    also holds "initial_loss", "final_loss" and "trips". The final loss is the mean over the
-    training set in eval mode, NaN if the run failed.
+    "step" (optimizer steps so far) and "lr" (of the last one). It also holds "loss" (mean of the
+    interval) and "tripped" (the circuit breaker undid the interval). At the end of an episode
+    "initial_loss", "final_loss" and "trips" join them. The final loss is the mean over the training
+    set in eval mode, NaN if the run failed.
 
-    `reset(options=...)` takes "task_seed", which the family's task, and "run_seed", which fixes
-    initial weights, batches and dropout; both are drawn from the environment's own seed otherwise.
+    `reset(options=...)` takes "task_seed" and "run_seed". The first fixes the family's task; the
+    second fixes initial weights, batches and dropout. Without them both are drawn from the
+    environment's own seed.
 
     Args:
         tasks: the family to draw each episode's task from, or one task for all episodes.
@@ -237,12 +240,12 @@ class LRControlVectorEnv(
 ):
     """`num_envs` runs of one task per episode, in one `vmap`ped training step.
 
-    All replicas train the task of the moment, so their episodes end at one time and the next
-    `step` (whose action is ignored) begins the next task: `AutoresetMode.NEXT_STEP`. A replica
-    that fails earlier has nothing to restart with while the others train on. It stays "terminated"
-    with reward 0 until then: a learner that leaves out the step after a termination, as this mode
-    asks of it, leaves out all of that time. (A counter of episodes takes each of those steps for an
-    episode of length zero.)
+    All replicas train the same task, so their episodes end at one time. The next `step` ignores its
+    action and begins the next task: `AutoresetMode.NEXT_STEP`. A replica that fails earlier has
+    nothing to restart with while the others train on. It stays "terminated" with reward 0 until
+    then. This mode asks a learner to leave out the step after a termination, and so a learner
+    leaves out all of that time. (A counter of episodes counts each of those steps as an episode of
+    length zero.)
 
     `info` holds the arrays (num_envs,) of what `LRControlEnv` has, beside Gymnasium's masks.
     `reset(options=...)` takes "task_seed" and "run_seeds" (`num_envs` of them).
@@ -312,14 +315,6 @@ class LRControlVectorEnv(
 
     def close_extras(self) -> None:
         self._end()
-
-
-def _payment(
-    reward: IntervalReward, trip_penalty: float | None
-) -> Callable[[TrainingInterval], Tensor]:
-    own = getattr(reward, "trip_penalty", TRIP_PENALTY)
-    penalty = own if trip_penalty is None else trip_penalty
-    return partial(interval_rewards, reward, trip_penalty=penalty)
 
 
 def _array(tensor: Tensor) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_dqnlr.errors import UnsupportedTrainingError
 
-# Hooks that may change what a training step does, and that only a Trainer calls.
+# Hooks that only a Trainer calls; each may change the effect of a training step.
 _HOOKS = (
     "backward",
     "configure_gradient_clipping",
@@ -33,7 +33,7 @@ _HOOKS = (
 
 
 class NoTrainer:
-    """Stands where the Trainer would, and says who can provide what is asked of it."""
+    """Stands where the Trainer would; any attribute is refused with the remedy."""
 
     def __init__(self, module: str) -> None:
         self._module = module

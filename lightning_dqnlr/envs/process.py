@@ -44,7 +44,8 @@ class RandomStream:
 
 
 # From glibc's <malloc.h>.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
 _LARGEST_BLOCK = 32 * 2**20  # the most that M_MMAP_THRESHOLD may be
 _KEPT = 2**30
 
@@ -66,8 +67,8 @@ def keep_freed_memory() -> bool:
 def give_back_freed_memory() -> bool:
     """Returns to the system what this process has freed, holes between live blocks included.
 
-    Between two episodes, whose tensors differ in size: a heap that keeps the holes of all of them
-    grows from task to task. False, and nothing changes, if the C library is another.
+    The tensors of two episodes differ in size. A heap that keeps the holes of all of them grows
+    from task to task. False, and nothing changes, if the C library is another.
     """
     trim = _from_libc("malloc_trim")
     return trim is not None and trim(0) >= 0
@@ -87,9 +88,9 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 def interruptible() -> Iterator[None]:
     """For what trains with Trainers: an interrupt comes out of it as one, and as nothing else.
 
-    A Trainer turns Ctrl-C into `sys.exit(1)`, or into whatever it then stumbles over when it clears
-    up what is not there yet (before the first batch a RuntimeError), and SIGTERM into another exit.
-    Whoever goes on after a run that failed would go on after these, too.
+    A Trainer turns Ctrl-C into `sys.exit(1)`, and SIGTERM into another exit. Before the first batch
+    its clean-up may raise a RuntimeError instead. A caller that goes on after a failed run would go
+    on after these, too.
 
     Raises:
         KeyboardInterrupt: for any of them; the signal handlers are those of before.

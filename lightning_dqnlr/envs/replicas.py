@@ -7,9 +7,9 @@ one (R, P) tensor, so that an optimizer step, the probe and a restore are one or
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -59,7 +59,8 @@ class BatchOrder:
         if self._position + self._batch > self._examples:
             self._order = torch.stack(self._epoch())
             self._position = 0
-        start, self._position = self._position, self._position + self._batch
+        start = self._position
+        self._position += self._batch
         return self._order[:, start : self._position]
 
     def _epoch(self) -> list[Tensor]:
@@ -79,18 +80,24 @@ class _TrainingStep(nn.Module):
         return training_loss(self.module, batch)
 
 
+class _Gradients(NamedTuple):
+    gradient: Tensor  # (R, P)
+    losses: Tensor  # (R,)
+
+
 class Replicas:
     """The inner loops. Per step: `backward`, look at `gradient` and `weights`, then `update`.
 
     Args:
         task: what to train.
-        seeds: one per replica; fixes initial weights and data order. Replicas of one seed alone
-            also share their dropout masks, which are then those of a Trainer with that seed.
+        seeds: one per replica; fixes initial weights and data order. If all are the same, the
+            replicas share their dropout masks, too: those of a Trainer with that seed.
         device: where to train.
 
     Attributes:
         weights: (R, P) the trained parameters, concatenated in the optimizer's order.
         gradient: (R, P) the last gradient, before clipping.
+        stream: the random state from which the replicas' dropout draws.
         shapes: of the trained parameters; `sizes` are their numbers of elements.
         follows_gradient: whether the first update is lr times the gradient (SGD).
 
@@ -134,16 +141,13 @@ class Replicas:
     def __len__(self) -> int:
         return len(self.seeds)
 
-    def randomness(self) -> AbstractContextManager[None]:
-        """A context in which dropout draws from the replicas' own random state."""
-        return self._stream.active()
-
     def backward(self) -> Tensor:
         """Losses of the next batch, (R,); leaves their gradients in `gradient`."""
         index = self._order.next().to(self.device)
         batch = pytree.tree_map(lambda t: self._lay_out(t[index]), self._data)
-        self.gradient, losses = self._gradients(batch)
-        return losses
+        found = self._gradients(batch)
+        self.gradient = found.gradient
+        return found.losses
 
     def update(self, lr: Tensor) -> None:
         """One optimizer step with learning rates (R,)."""
@@ -156,7 +160,7 @@ class Replicas:
     def evaluate(self, data: Any) -> Tensor:
         """Mean training loss of each replica over a data set, in eval mode: (R,)."""
         self._template.eval()
-        with self._stream.active(), self._naming_the_remedy():
+        with self.stream.active(), self._naming_the_remedy():
             try:
                 losses = self._mean_loss(self._loss, data, EVALUATION_CHUNK)
             except RuntimeError as error:
@@ -196,33 +200,34 @@ class Replicas:
 
     def _build(self, seed: int) -> _TrainingStep:
         """A module as a Trainer of this seed would have it when training begins."""
-        self._stream = RandomStream(seed, self.device)
-        with self._stream.active():
+        self.stream = RandomStream(seed, self.device)
+        with self.stream.active():
             module = detach_from_trainer(self.task.build(seed))
         return _TrainingStep(module).to(self.device).train()
 
     def _state(self) -> dict[str, Tensor]:
         return {"weights": self.weights, **self._buffers, **self._optimizer.state()}
 
-    def _gradients(self, batch: Any) -> tuple[Tensor, Tensor]:
+    def _gradients(self, batch: Any) -> _Gradients:
         if self._closed_form is not None:
             buffers = {k.removeprefix("module."): v for k, v in self._buffers.items()}
-            return self._closed_form.gradients_and_losses(self.weights, buffers, batch)
+            found = self._closed_form.gradients_and_losses(self.weights, buffers, batch)
+            return _Gradients(*found)
         state = (self._constants, self._buffers, batch)
         with self._naming_the_remedy():
             if self._folded:
                 return self._folded_gradients(*state)
             gradient, losses = self._vmapped(self.weights, *state)
-        return gradient, losses.detach()
+        return _Gradients(gradient, losses.detach())
 
     @torch.enable_grad()
-    def _folded_gradients(self, *state: Any) -> tuple[Tensor, Tensor]:
+    def _folded_gradients(self, *state: Any) -> _Gradients:
         """By autograd outside of `vmap`: no loss depends on the weights of another replica."""
         weights = self.weights.detach().requires_grad_()
-        # Cut outside of `vmap`, where that costs a tenth.
+        # Cut outside of `vmap`: that takes a tenth of the time.
         losses = self._losses(self._by_name(weights), *state)
         (gradient,) = torch.autograd.grad(losses.sum(), weights)
-        return gradient, losses.detach()
+        return _Gradients(gradient, losses.detach())
 
     def _lay_out(self, batch: Tensor) -> Tensor:
         return channels_last(batch) if self._folded and batch.device.type == "cpu" else batch

@@ -1,11 +1,10 @@
 """A user's torch optimizer, stepping R replicas with a learning rate each.
 
-The optimizer is the real one from `torch.optim`: it steps a zero tensor with lr = 1, and what it
-wrote there, the update per unit of learning rate, is scaled by each replica's own rate. That is
-exact for every optimizer whose update is linear in the learning rate, and needs no subtraction of
-nearby numbers. Weight decay depends on the weights themselves and is therefore added here, by
-torch's own formulas (coupled: g + wd * theta; decoupled, Loshchilov & Hutter 2019:
-theta *= 1 - lr * wd).
+The optimizer is the real one from `torch.optim`. It steps a zero tensor with lr = 1, which gives
+the update per unit of learning rate. Each replica scales that by its own rate. The result is exact
+for every optimizer whose update is linear in the learning rate, and needs no subtraction of nearby
+numbers. Weight decay depends on the weights and is therefore added here. Torch's own formulas are
+g + wd * theta (coupled) and theta *= 1 - lr * wd (decoupled, Loshchilov & Hutter 2019).
 """
 
 from __future__ import annotations
@@ -84,7 +83,8 @@ class ReplicatedOptimizer:
         self._groups: list[_Group] = []
         units = []
         for group, base in zip(optimizer.param_groups, rates.base, strict=True):
-            start, stop = stop, stop + sum(p.numel() for p in trained_parameters(group))
+            start = stop
+            stop += sum(p.numel() for p in trained_parameters(group))
             unit = nn.Parameter(torch.zeros_like(weights[:, start:stop]))
             units.append(unit)
             # Releases of torch before the option had a class of its own for it.

@@ -1,13 +1,13 @@
 """Learning-rate control of real Trainers, for modules that replicas cannot carry.
 
 Each replica is a `Trainer.fit` with a `DQNLRCallback`, in a thread of its own that halts at every
-decision: a Trainer owns its loop, an environment wants to be asked. One thread runs at a time, and
-each draws from a random state of its own, so that a run is the same as if it were alone.
+decision: a Trainer owns its loop, an environment wants to be asked. One thread runs at a time. Each
+draws from a random state of its own, and so a run is the same as if it were alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import Engine, Losses, LREnvironment, Terms
+from lightning_dqnlr.envs.environment import Engine, Losses, LREnvironment, RateSchedule, Terms
 from lightning_dqnlr.envs.process import RandomStream, interruptible
 from lightning_dqnlr.envs.trainer_data import module_losses, quiet, task_loader, task_trainer
 from lightning_dqnlr.envs.trainer_run import Schedule, TrainerRun
@@ -75,11 +75,7 @@ class TrainerEngine(Engine):
     _environment = TrainerLREnv
 
     def follow(
-        self,
-        task: Task,
-        seeds: Sequence[int],
-        lr: Callable[[int], Tensor],
-        steps: int | None = None,
+        self, task: Task, seeds: Sequence[int], lr: RateSchedule, steps: int | None = None
     ) -> Losses:
         rows = []
         for index, seed in enumerate(seeds):

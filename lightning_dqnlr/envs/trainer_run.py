@@ -33,7 +33,8 @@ class TrainerRun:
     def __init__(
         self, task: Task, spec: ControllerSpec, seed: int, terms: Terms, accelerator: str
     ) -> None:
-        self._task, self._seed = task, seed
+        self._task = task
+        self._seed = seed
         self._stream = RandomStream(seed, accelerator)
         self._module = task.build(seed)
         start: StartRate = "auto" if terms.lr is None else "optimizer"
@@ -117,7 +118,9 @@ class Conditions(Callback):
     """
 
     def __init__(self, task: Task, callback: DQNLRCallback, terms: Terms) -> None:
-        self._task, self._callback, self._terms = task, callback, terms
+        self._task = task
+        self._callback = callback
+        self._terms = terms
 
     # Before the callback looks at the optimizer: the learning rate a user would have set.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

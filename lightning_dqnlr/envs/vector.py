@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.control.telemetry import Telemetry
-from lightning_dqnlr.envs.environment import Engine, Losses, LREnvironment, Terms
+from lightning_dqnlr.envs.environment import Engine, Losses, LREnvironment, RateSchedule, Terms
 from lightning_dqnlr.envs.replicas import Replicas
 from lightning_dqnlr.tasks.task import Task
 
@@ -21,21 +21,21 @@ class VectorLREnv(LREnvironment):
     """R replicas in one training step."""
 
     def _prepare(self, spec: ControllerSpec, seeds: Sequence[int], terms: Terms) -> None:
-        task, device = self.task, self.device
-        self.replicas = Replicas(task, seeds, device)
+        task = self.task
+        self.replicas = Replicas(task, seeds, self.device)
         self.probe = probe = Probe(self.replicas.shapes, spec.probe_size)
         lead = (len(self.replicas),)
         scales = (probe.lecun_norm, probe.weight_floor)
-        self.telemetry = Telemetry(len(probe), lead, device, *scales)
+        self.telemetry = Telemetry(len(probe), lead, self.device, *scales)
         self.controller = LRController(
             spec,
             horizon=task.horizon if task.known_horizon else None,
             lead=lead,
             circuit_breaker=terms.circuit_breaker,
-            device=device,
+            device=self.device,
         )
         if terms.multiplier is not None:
-            self.controller.start_multiplier = terms.multiplier.to(device)
+            self.controller.start_multiplier = terms.multiplier.to(self.device)
         self._lr = terms.lr
         self._probed_weights: Tensor | None = None
 
@@ -54,7 +54,7 @@ class VectorLREnv(LREnvironment):
 
     def _run_interval(self, steps: int) -> Tensor:
         self.telemetry.begin(steps)
-        with self.replicas.randomness():
+        with self.replicas.stream.active():
             for _ in range(steps):
                 self._inner_step()
         decision = self.controller.observe(self.telemetry.read(self._read_weights()))
@@ -112,14 +112,10 @@ class VectorEngine(Engine):
     _environment = VectorLREnv
 
     def follow(
-        self,
-        task: Task,
-        seeds: Sequence[int],
-        lr: Callable[[int], Tensor],
-        steps: int | None = None,
+        self, task: Task, seeds: Sequence[int], lr: RateSchedule, steps: int | None = None
     ) -> Losses:
         replicas = Replicas(task, seeds, self.device)
-        with replicas.randomness():
+        with replicas.stream.active():
             for step in range(task.horizon if steps is None else steps):
                 replicas.backward()
                 replicas.update(lr(step).to(replicas.device))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
-from typing import NamedTuple, get_args
+from dataclasses import dataclass, field, replace
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_choice, check_integer, check_number
+from lightning_dqnlr.checks import Count, NotNegative, Positive, Share, check_settings
 from lightning_dqnlr.envs.environment import (
     USER_LR_EXPONENTS,
     Engine,
@@ -21,18 +21,11 @@ from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.demonstrate import Demonstrators
 from lightning_dqnlr.policy.policy import LRPolicy
-from lightning_dqnlr.rl.replay import Transitions, n_step_transitions
+from lightning_dqnlr.rl.replay import Rollout, Transitions, n_step_transitions
 from lightning_dqnlr.rl.rewards import End, Reward, TrainingInterval
 from lightning_dqnlr.tasks.task import Task
 
-_SHARES = (
-    "epsilon",
-    "discount",
-    "off_start_share",
-    "demonstrators",
-    "demonstrators_left",
-    "demonstrator_epsilon",
-)
+_Power = Annotated[float, "[-2, 2]"]
 
 
 @dataclass(frozen=True)
@@ -49,8 +42,8 @@ class CollectConfig:
             next random action. Else a state's value includes what random actions did later, and the
             policy keeps away from rates that only those make dangerous.
         discount: gamma; 1 because only the end of the run counts.
-        off_start_share: share of the replicas that start away from the safe start, so that bad
-            learning rates are states the policy knows.
+        off_start_share: share of the replicas that start away from the safe start. The policy
+            learns about bad learning rates from them.
         off_start_decades: how far away: log-uniform over +- so many decades.
         start: "safe", or "user" for learning rates log-uniform over 1e-6..10.
         shared_seed: all replicas begin with the same weights and see the same batches, so that
@@ -60,9 +53,9 @@ class CollectConfig:
         demonstrator_episodes: episodes over which that share falls linearly to
             `demonstrators_left`; None to keep it.
         demonstrators_left: see above. With none left the policy forgets what good peaks look like.
-        demonstrator_n_step: length of the demonstrators' returns; None for `n_step`. A long one
-            credits the steps of a climb with the peak that it was meant to lead to, which the
-            observation does not show; a short one with what the policy makes of where it led.
+        demonstrator_n_step: length of the demonstrators' returns; None for `n_step`. A long return
+            credits the steps of a climb with its peak, which the observation does not show. A short
+            one credits them with what the policy makes of the state they lead to.
         demonstrated_ratios: each demonstrator's update ratio is log-uniform between these.
         demonstrator_epsilon: probability that a demonstrator acts at random.
         demonstrated_drifts: half of the demonstrators let their scale follow a power of the step,
@@ -77,39 +70,34 @@ class CollectConfig:
         0.25
     """
 
-    replicas: int = 64
-    epsilon: float = 0.1
-    epsilon_alpha: float = 7.0
-    n_step: int = 32
+    replicas: Count = 64
+    epsilon: Share = 0.1
+    epsilon_alpha: NotNegative = 7.0
+    n_step: Count = 32
     cut_at_exploration: bool = False
-    discount: float = 1.0
-    off_start_share: float = 0.25
-    off_start_decades: float = 2.0
+    discount: Share = 1.0
+    off_start_share: Share = 0.25
+    off_start_decades: NotNegative = 2.0
     start: StartKind = "safe"
     shared_seed: bool = True
     circuit_breaker: bool = True
-    demonstrators: float = 0.5
-    demonstrator_episodes: int | None = None
-    demonstrators_left: float = 0.0
-    demonstrator_n_step: int | None = None
-    demonstrated_ratios: tuple[float, float] = (0.003, 0.3)
-    demonstrator_epsilon: float = 0.03
-    demonstrated_drifts: tuple[float, float] = (0.0, 0.0)
+    demonstrators: Share = 0.5
+    demonstrator_episodes: Count | None = None
+    demonstrators_left: Share = 0.0
+    demonstrator_n_step: Count | None = None
+    demonstrated_ratios: tuple[Positive, Positive] = (0.003, 0.3)
+    demonstrator_epsilon: Share = 0.03
+    demonstrated_drifts: tuple[_Power, _Power] = (0.0, 0.0)
 
     def __post_init__(self) -> None:
         for name in ("demonstrated_ratios", "demonstrated_drifts"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        for name in ("replicas", "n_step"):
-            check_integer(f"CollectConfig.{name}", getattr(self, name), 1)
-        for name in ("demonstrator_episodes", "demonstrator_n_step"):
-            check_integer(f"CollectConfig.{name}", getattr(self, name), 1, optional=True)
-        for name in _SHARES:
-            check_number(f"CollectConfig.{name}", getattr(self, name), "[0, 1]")
-        for name in ("epsilon_alpha", "off_start_decades"):
-            check_number(f"CollectConfig.{name}", getattr(self, name), NOT_NEGATIVE)
-        check_choice("CollectConfig.start", self.start, get_args(StartKind))
-        self._check_ascending("demonstrated_ratios", POSITIVE)
-        self._check_ascending("demonstrated_drifts", "[-2, 2]")
+            bounds = tuple(getattr(self, name))
+            object.__setattr__(self, name, bounds)
+        check_settings(self, "CollectConfig.")
+        for name in ("demonstrated_ratios", "demonstrated_drifts"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ConfigurationError(f"CollectConfig.{name}=({low}, {high}) must be ascending.")
 
     def at(self, episode: int) -> CollectConfig:
         """The settings of one episode, with the share of demonstrators left by then."""
@@ -118,13 +106,6 @@ class CollectConfig:
         over = min(1.0, episode / self.demonstrator_episodes)
         share = self.demonstrators + over * (self.demonstrators_left - self.demonstrators)
         return replace(self, demonstrators=share, demonstrator_episodes=None)
-
-    def _check_ascending(self, name: str, interval: str) -> None:
-        low, high = getattr(self, name)
-        for bound in (low, high):
-            check_number(f"CollectConfig.{name}", bound, interval)
-        if low > high:
-            raise ConfigurationError(f"CollectConfig.{name}=({low}, {high}) must be ascending.")
 
 
 class Episode(NamedTuple):
@@ -169,12 +150,12 @@ def collect_episode(
 
 def _rollout(
     env: LREnvironment, policy: LRPolicy, config: CollectConfig, generator: torch.Generator
-) -> _Rollout:
+) -> _Recorded:
     first = env.reset()
     position = torch.linspace(0, 1, config.replicas)
     epsilon = (config.epsilon ** (1 + config.epsilon_alpha * position)).to(first.device)
     demonstrators = _demonstrators(config, generator, first.device)
-    record = _Rollout(demonstrators.shows, [first], [], [], [])
+    record = _Recorded(demonstrators.shows, [first])
     while not env.finished:
         own = policy.choose(record.observations[-1], epsilon, generator)
         action = torch.where(demonstrators.shows, demonstrators.act(env, generator), own.action)
@@ -187,7 +168,7 @@ def _rollout(
 
 
 @dataclass
-class _Rollout:
+class _Recorded:
     """Lists over decisions of (R, ...) tensors; one observation more than actions.
 
     Attributes:
@@ -196,9 +177,9 @@ class _Rollout:
 
     shows: Tensor
     observations: list[Tensor]
-    actions: list[Tensor]
-    explored: list[Tensor]  # bool, where the action was not the greedy one
-    intervals: list[TrainingInterval]
+    actions: list[Tensor] = field(default_factory=list)
+    explored: list[Tensor] = field(default_factory=list)  # bool, where it was not the greedy one
+    intervals: list[TrainingInterval] = field(default_factory=list)
 
     def transitions(self, config: CollectConfig, reward: Reward, end: End) -> Transitions:
         columns = zip(*self.intervals, strict=True)
@@ -212,20 +193,13 @@ class _Rollout:
         actions = torch.stack(self.actions)
         explored = torch.stack(self.explored) if config.cut_at_exploration else None
 
-        def returns(replicas: Tensor, n_step: int, explored: Tensor | None = None) -> Transitions:
-            return n_step_transitions(
-                observations[:, replicas],
-                actions[:, replicas],
-                rewards[:, replicas],
-                continues[:, replicas],
-                n_step,
-                config.discount,
-                valid=before[:, replicas],
-                explored=None if explored is None else explored[:, replicas],
-            )
-
-        shown = returns(self.shows, config.demonstrator_n_step or config.n_step)
-        own = returns(~self.shows, config.n_step, explored)
+        rollout = Rollout(observations, actions, rewards, continues, before, explored)
+        shown = n_step_transitions(
+            rollout.of(self.shows)._replace(explored=None),
+            config.demonstrator_n_step or config.n_step,
+            config.discount,
+        )
+        own = n_step_transitions(rollout.of(~self.shows), config.n_step, config.discount)
         return Transitions(*(torch.cat(pair) for pair in zip(shown, own, strict=True)))
 
 

@@ -26,8 +26,8 @@ class Demonstrators:
         shows: bool, which replicas demonstrate.
         epsilon: probability of a random action instead. Its effect lasts, since the rule does not
             steer back once the climb is over: what a change is worth shows at the end.
-        drift: power of the step that the scale follows between the climb and the built-in decay:
-            0 keeps it, 0.5 makes up for an optimizer whose steps shrink like its root.
+        drift: power of the step that the scale follows between the climb and the built-in decay.
+            0 keeps the scale; 0.5 makes up for an optimizer whose steps shrink like its root.
     """
 
     ratio: Tensor
@@ -42,10 +42,10 @@ class Demonstrators:
     def act(self, env: LREnvironment, generator: torch.Generator) -> Tensor:
         """Actions int64 (R,) of all replicas, demonstrators or not, between two decisions.
 
-        Steers the update ratio to its target during the first sixteenth of the run (at least 12
-        decisions), then lets the scale drift until the built-in decay begins. Without a known
-        horizon, where no decay is built in, it goes on steering, to the target times a cosine of
-        the true progress: a demonstration may know what the policy cannot.
+        The rule steers the update ratio to its target during the first sixteenth of the run (at
+        least 12 decisions). The scale then drifts until the built-in decay begins. Without a known
+        horizon no decay is built in. The rule then goes on steering, to the target times a cosine
+        of the true progress: a demonstration may know what the policy cannot.
         """
         count = len(env.controller.spec.actions)
         random = torch.rand(len(self.ratio), generator=generator) < self.epsilon

@@ -53,27 +53,29 @@ class Failures:
         return {"texts": list(self.texts), "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.texts, self.in_a_row = list(state["texts"]), state["in_a_row"]
+        self.texts = list(state["texts"])
+        self.in_a_row = state["in_a_row"]
 
 
 def usable_tasks(
     family: TaskFamily, numbers: Iterable[int], rivals: Rivals, failures: Failures
 ) -> list[Task]:
-    """The validation tasks of these numbers, without those that fail, which are noted.
+    """The validation tasks of these numbers; those that fail are noted and left out.
 
     A task is tried by tuning its rival, which every evaluation needs anyway. So the same tasks are
     left at every evaluation of a run.
 
     Raises:
-        ConfigurationError: if not one is left; also one that a task raises itself (a package that
-            is not installed, say), which no other task would mend.
+        ConfigurationError: if not one is left. One that a task raises itself passes through: no
+            other task would mend it (a package that is not installed, say).
     """
     tasks = []
     for number in numbers:
         name = f"seed {number} (validation)"
         try:
             task = family.sample(number, "validation")
-            name, rival = task.name, rivals[task]
+            name = task.name
+            rival = rivals[task]
         except ConfigurationError:
             raise
         except Exception as error:

@@ -1,8 +1,8 @@
 """Which policy of a sweep is the best: all of them again, side by side, on fresh tasks.
 
-Each run chose its best policy on a few validation tasks of its own, so the winner of a sweep by
-those scores is partly the luckiest. Here every policy meets the same validation tasks, which none
-was selected on, with the same seeds. The test split is never touched.
+Each run chose its best policy on a few validation tasks of its own. The winner of a sweep by those
+scores is therefore partly the luckiest. Here every policy meets the same validation tasks with the
+same seeds, and none was selected on them. The test split is never touched.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ class RankedCandidate:
 def find_candidates(folders: Sequence[Path], skip: Callable[[str], None]) -> list[Candidate]:
     """The policies under the folders of runs, of sweeps or of policies, each once.
 
-    A run's `last` may be its `best` once more. `skip` is told in words of policies that cannot be
-    read (of a run that was killed, say).
+    A run's `last` may be its `best` once more. `skip` is called with a message for each policy that
+    cannot be read: its run may have been killed.
 
     Raises:
         ConfigurationError: if there is none.
@@ -119,7 +119,6 @@ def compare(
     standings = []
     for candidate in candidates:
         policy = candidate.policy
-        record = policy.record
         scores = evaluate(
             policy.act,
             policy.spec,
@@ -127,8 +126,8 @@ def compare(
             rivals,
             seeds,
             engine,
-            start="safe" if record.get("start", "auto") == "auto" else "user",
-            circuit_breaker=record.get("circuit_breaker", True),
+            start="safe" if policy.start == "auto" else "user",
+            circuit_breaker=policy.circuit_breaker,
         )
         standings.append(RankedCandidate(candidate, scores, _lost(scores.train, tasks, rivals)))
     return sorted(standings, key=lambda standing: standing.scores.score)
@@ -144,7 +143,7 @@ def _lost(regrets: Tensor, tasks: Sequence[Task], rivals: Rivals) -> int:
 def difference(first: RankedCandidate, second: RankedCandidate) -> tuple[float, float]:
     """95% interval of the second's score minus the first's, over what other tasks would say.
 
-    Both met the same tasks and seeds, so the differences are paired; tasks are resampled, because
+    Both met the same tasks and seeds, so the differences are paired. Tasks are resampled, because
     they differ more than the seeds of one task do.
     """
     clipped = [s.scores.train.nan_to_num(2.0).clamp(-0.5, 2.0) for s in (first, second)]

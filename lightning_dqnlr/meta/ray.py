@@ -1,6 +1,6 @@
 """Episodes on a Ray cluster: the same outcomes, in the same order, from other machines.
 
-An episode is a function of its job alone, so each is a Ray task, which Ray runs again where its
+An episode is a function of its job alone, so each is a Ray task. Ray runs a task again if its
 worker dies. What is the same for all jobs of a round goes out once (`ray.put`).
 """
 
@@ -16,12 +16,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import torch
 
-from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_integer, check_number
+from lightning_dqnlr.checks import Count, NotNegative, Positive, check_settings
 from lightning_dqnlr.envs.process import keep_freed_memory
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig
@@ -54,19 +54,15 @@ class RayWorkers:
         ...     outcomes = list(collect(jobs))
     """
 
-    workers: int = 2
+    workers: Count = 2
     address: str | None = None
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0
-    restarts: int = 3
-    start_minutes: float = 5.0
+    num_cpus: Positive = 1.0
+    num_gpus: NotNegative = 0.0
+    restarts: Annotated[int, 0] = 3
+    start_minutes: NotNegative = 5.0
 
     def __post_init__(self) -> None:
-        check_integer("collector.workers", self.workers, 1)
-        check_integer("collector.restarts", self.restarts, 0)
-        check_number("collector.num_cpus", self.num_cpus, POSITIVE)
-        check_number("collector.num_gpus", self.num_gpus, NOT_NEGATIVE)
-        check_number("collector.start_minutes", self.start_minutes, NOT_NEGATIVE)
+        check_settings(self, "collector.")
         if find_spec("ray") is None:
             raise ConfigurationError(
                 "collector=ray needs Ray: pip install 'lightning-dqnlr[ray]', or collector=local."

@@ -1,7 +1,7 @@
 """The meta-training loop: sample a task, run it under the exploring policy, learn, evaluate.
 
-Everything that the next outer step depends on is in the checkpoint (networks, optimizer, replay,
-random state, task cursor), so a run that was killed goes on as if it had not been.
+The checkpoint holds everything that the next step of the outer loop depends on: networks,
+optimizer, replay, random state, task cursor. A killed run therefore goes on as if uninterrupted.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
-from lightning_dqnlr.checks import check_integer, check_number
+from lightning_dqnlr.checks import Count, check_integer, check_settings
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.envs.vector import ON_CPU
@@ -42,15 +42,6 @@ from lightning_dqnlr.rl.rewards import Reward
 from lightning_dqnlr.scoring.evaluate import Regrets, Rivals, evaluate
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
-_COUNTS = (
-    "episodes",
-    "capacity",
-    "evaluate_every",
-    "evaluation_tasks",
-    "evaluation_seeds",
-    "checkpoint_every",
-    "round",
-)
 _PROGRESS = ("episode", "inner_steps", "seconds", "best_score")
 _SETTINGS = ("tasks", "reward", "spec", "agent", "collect", "engine")
 # `best` compares scores, so the runs that are evaluated stay the same.
@@ -71,8 +62,8 @@ class TrainConfig:
         evaluation_tasks: number of validation tasks.
         evaluation_seeds: replicas of each.
         checkpoint_every: episodes between checkpoints.
-        keep_every: episodes between policies that are kept, as `episode-00448` and so on, to be
-            averaged with `dqnlr-combine`; None to keep none but the best and the last.
+        keep_every: episodes between policies that are kept, as `episode-00448` and so on. Kept
+            policies can be averaged with `dqnlr-combine`. None keeps only the best and the last.
         round: episodes collected with one state of the network before learning from them.
         rivals: folder of the tuned cosines, which runs of the same tasks can share; None for
             `rivals` in the run's own folder.
@@ -88,29 +79,24 @@ class TrainConfig:
         200
     """
 
-    episodes: int = 1000
-    updates: int = 200
-    warm_up_episodes: int = 4
-    capacity: int = 500_000
-    evaluate_every: int = 25
-    evaluation_tasks: int = 12
-    evaluation_seeds: int = 8
-    checkpoint_every: int = 25
-    keep_every: int | None = None
-    round: int = 1
+    episodes: Count = 1000
+    updates: Annotated[int, 0] = 200
+    warm_up_episodes: Annotated[int, 0] = 4
+    capacity: Count = 500_000
+    evaluate_every: Count = 25
+    evaluation_tasks: Count = 12
+    evaluation_seeds: Count = 8
+    checkpoint_every: Count = 25
+    keep_every: Count | None = None
+    round: Count = 1
     rivals: str | None = None
-    max_minutes: float | None = None
+    max_minutes: Annotated[float, "(0, inf]"] | None = None
     seed: int = 0
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in _COUNTS:
-            check_integer(f"TrainConfig.{name}", getattr(self, name), 1)
-        for name in ("updates", "warm_up_episodes"):
-            check_integer(f"TrainConfig.{name}", getattr(self, name), 0)
-        check_integer("TrainConfig.keep_every", self.keep_every, 1, optional=True)
+        check_settings(self, "TrainConfig.")
         check_integer("TrainConfig.seed", self.seed, -(2**63), 2**63 - 1)  # torch's own range
-        check_number("TrainConfig.max_minutes", self.max_minutes, "(0, inf]", optional=True)
 
 
 @dataclass
@@ -231,10 +217,10 @@ class MetaTrainer:
         """Episodes collected with one state of the network, each followed by its updates."""
         policy = self.behaviour
         first = self.config.seed * 1_000_003 + self.episode
-        settings = [self.collect.at(self.episode + i) for i in range(size)]
+        settings = map(self.collect.at, range(self.episode, self.episode + size))
         jobs = [
-            Job(self.tasks, first + i, policy, each, self.reward, self.engine)
-            for i, each in enumerate(settings)
+            Job(self.tasks, seed, policy, each, self.reward, self.engine)
+            for seed, each in enumerate(settings, first)
         ]
         for job, outcome in zip(jobs, collect(jobs), strict=True):
             yield self._learn_from(job.seed, outcome)

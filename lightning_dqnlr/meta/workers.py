@@ -2,8 +2,7 @@
 
 A round is a fixed number of episodes collected with one state of the network. An episode is a
 function of its job alone, and its result is learned from in the order of the episodes, exactly
-once. So how many processes shared the work, which was faster, and which was killed and replaced,
-changes nothing.
+once. The number of processes, their speed and their replacement therefore change nothing.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 import torch
 
-from lightning_dqnlr.checks import check_integer
+from lightning_dqnlr.checks import Count, check_settings
 from lightning_dqnlr.envs.environment import Engine
 from lightning_dqnlr.envs.process import give_back_freed_memory, keep_freed_memory
 from lightning_dqnlr.errors import ConfigurationError
@@ -99,9 +98,9 @@ def run_job(job: Job) -> JobOutcome:
 def finite(transitions: Transitions) -> Transitions:
     """The transitions that can be learned from; one NaN in the replay would end up everywhere.
 
-    Those whose observation or return is not finite are dropped, and those that bootstrap from a
-    next observation that is not. Where nothing is bootstrapped (discount 0: a replica that blew
-    up, say) the next observation plays no part, and zeros replace it.
+    A transition is dropped if its observation or return is not finite. It is also dropped if it
+    bootstraps from a next observation that is not finite. At discount 0 (a replica that blew up,
+    say) nothing is bootstrapped, and zeros replace such a next observation.
     """
     ends = transitions.discount == 0
     next_finite = transitions.next_observation.isfinite().all(-1)
@@ -128,12 +127,11 @@ class LocalWorkers:
         ...     outcomes = list(collect(jobs))
     """
 
-    workers: int = 1
-    restarts: int = 3
+    workers: Count = 1
+    restarts: Annotated[int, 0] = 3
 
     def __post_init__(self) -> None:
-        check_integer("collector.workers", self.workers, 1)
-        check_integer("collector.restarts", self.restarts, 0)
+        check_settings(self, "collector.")
 
     @contextmanager
     def open(self) -> Iterator[Collector]:

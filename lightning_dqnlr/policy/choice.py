@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -67,9 +68,29 @@ class Policy(Protocol):
         """
 
 
+class QPolicy(ABC):
+    """Chooses epsilon-greedily by the Q-values that a subclass gives."""
+
+    @abstractmethod
+    def q_values(self, observation: Tensor) -> Tensor:
+        """Q-values (*lead, actions) of observations (*lead, features)."""
+
+    def choose(
+        self,
+        observation: Tensor,
+        epsilon: float | Tensor = 0.0,
+        generator: torch.Generator | None = None,
+    ) -> Choice:
+        """Epsilon-greedy actions and their Q-values; see `Policy.choose`."""
+        q_values = self.q_values(observation)
+        if isinstance(epsilon, float | int) and epsilon == 0:
+            return Choice(q_values.argmax(dim=-1), q_values)
+        return Choice(epsilon_greedy(q_values, epsilon, generator), q_values)
+
+
 @dataclass(frozen=True)
-class ScriptedPolicy:
-    """A policy whose actions come from a function; its Q-values are 1 for them and 0 for others.
+class ScriptedPolicy(QPolicy):
+    """A policy whose actions come from a function.
 
     Args:
         act: gives the actions.
@@ -89,24 +110,9 @@ class ScriptedPolicy:
     start: StartRate = "auto"
     circuit_breaker: bool = True
 
-    def choose(
-        self,
-        observation: Tensor,
-        epsilon: float | Tensor = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Choice:
-        """The function's actions; see `Policy.choose`."""
-        q_values = nn.functional.one_hot(self.act(observation), len(self.spec.actions)).float()
-        return choice_by(q_values, epsilon, generator)
-
-
-def choice_by(
-    q_values: Tensor, epsilon: float | Tensor = 0.0, generator: torch.Generator | None = None
-) -> Choice:
-    """The epsilon-greedy choice by Q-values (*lead, actions); see `Policy.choose`."""
-    if isinstance(epsilon, float | int) and epsilon == 0:
-        return Choice(q_values.argmax(dim=-1), q_values)
-    return Choice(epsilon_greedy(q_values, epsilon, generator), q_values)
+    def q_values(self, observation: Tensor) -> Tensor:
+        """1 for the function's actions and 0 for the others."""
+        return nn.functional.one_hot(self.act(observation), len(self.spec.actions)).float()
 
 
 def epsilon_greedy(
@@ -114,8 +120,8 @@ def epsilon_greedy(
 ) -> Tensor:
     """With probability epsilon an action drawn evenly from all, otherwise the greedy one.
 
-    As many random numbers are drawn whatever epsilon is, so a schedule of epsilon does not change
-    the randomness that follows.
+    Every epsilon draws the same number of random numbers. A schedule of epsilon therefore does not
+    change later randomness.
 
     Args:
         q_values: (..., A). Ties go to the lowest index.
@@ -129,7 +135,8 @@ def epsilon_greedy(
         >>> epsilon_greedy(torch.tensor([0.1, 0.3, 0.2]), epsilon=0.0)
         tensor(1)
     """
-    shape, device = q_values.shape[:-1], q_values.device
+    shape = q_values.shape[:-1]
+    device = q_values.device
     source = device if generator is None else generator.device
     explores = torch.rand(shape, generator=generator, device=source).to(device) < epsilon
     anything = torch.randint(q_values.shape[-1], shape, generator=generator, device=source)

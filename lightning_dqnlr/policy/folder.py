@@ -1,7 +1,7 @@
 """The two files of a policy's folder, which may be anybody's.
 
 `policy.safetensors` holds the weights and `policy.json` everything else. Nothing of them is built
-or allocated before it is known to fit: the JSON is checked field by field, and the shapes that the
+or allocated before it is known to fit. The JSON is checked field by field. The shapes that the
 network would have are compared with the header of the weights.
 """
 
@@ -36,7 +36,8 @@ from lightning_dqnlr.policy.network import Network, build_network
 
 FORMAT = "lightning-dqnlr-policy"
 FORMAT_VERSION = 1
-WEIGHTS, RECORD = "policy.safetensors", "policy.json"
+WEIGHTS = "policy.safetensors"
+RECORD = "policy.json"
 _MOST_RECORD = 2**21  # bytes; a parsed JSON takes up to 40 times as many
 _MOST_HEADER = 2**20
 _MOST_WEIGHTS = 2**23

@@ -31,8 +31,9 @@ class _DuelingStreams(nn.Module):
         self,
         observation_size: int,
         num_actions: int,
-        hidden: Sequence[int],
-        dueling: bool,
+        hidden: Sequence[int] = (128, 128),
+        dueling: bool = True,
+        *,
         outputs_per_action: int = 1,
     ) -> None:
         super().__init__()
@@ -53,7 +54,7 @@ class _DuelingStreams(nn.Module):
 
     @torch.no_grad()
     def largest_value(self, limits: Tensor) -> Tensor:
-        """A bound of all |Q| where |observation| <= limits (F); that of |SiLU(x)| is |x|."""
+        """A bound of all |Q| for |observation| <= limits (F), as |SiLU(x)| <= |x|."""
         features = _largest(self.trunk, limits)
         heads = [self.advantage] if self.value is None else [self.advantage, self.value]
         # A value, an advantage and the mean advantage are added.
@@ -95,15 +96,6 @@ class QNetwork(_DuelingStreams):
         torch.Size([5, 7])
     """
 
-    def __init__(
-        self,
-        observation_size: int,
-        num_actions: int,
-        hidden: Sequence[int] = (128, 128),
-        dueling: bool = True,
-    ) -> None:
-        super().__init__(observation_size, num_actions, hidden, dueling)
-
     def forward(self, observation: Tensor) -> Tensor:
         """Q-values (..., A) of observations (..., F)."""
         features = self.trunk(observation)
@@ -117,7 +109,7 @@ class QNetwork(_DuelingStreams):
 class QuantileNetwork(_DuelingStreams):
     """Quantiles of the return for each action (Dabney et al. 2018, arXiv:1710.10044, section 4.1).
 
-    Quantile i of N stands for the fraction (2i + 1) / 2N, so that their mean is that of the return.
+    Quantile i of N stands for the fraction (2i + 1) / 2N. Their mean is therefore the mean return.
     With dueling streams each quantile is a value plus its own advantages, as in `QNetwork`.
 
     Args:
@@ -145,7 +137,9 @@ class QuantileNetwork(_DuelingStreams):
         dueling: bool = True,
     ) -> None:
         check_integer("quantiles", quantiles, 1, _MOST_QUANTILES)
-        super().__init__(observation_size, num_actions, hidden, dueling, quantiles)
+        super().__init__(
+            observation_size, num_actions, hidden, dueling, outputs_per_action=quantiles
+        )
         self.num_quantiles = int(quantiles)
 
     def quantiles(self, observation: Tensor) -> Tensor:
@@ -174,9 +168,9 @@ class QTable(nn.Module):
     Args:
         observation_size: F.
         num_actions: A.
-        bins: for each chosen column of the observation, its ascending edges; k edges make k + 1
-            bins, and a value on an edge belongs to the bin above. NaN counts as above the last
-            edge. The other columns are not looked at.
+        bins: for each chosen column of the observation, its ascending edges. k edges make k + 1
+            bins. A value on an edge belongs to the bin above, and NaN to the last bin. The other
+            columns are not looked at.
 
     Attributes:
         table: (S, A), S the product of the numbers of bins.
@@ -297,7 +291,8 @@ class QEnsemble(nn.Module):
                 f"members must be networks of one size (observation, actions); got {sorted(sizes)}."
             )
         self.members = nn.ModuleList(flat)
-        self.observation_size, self.num_actions = sizes.pop()
+        self.observation_size = flat[0].observation_size
+        self.num_actions = flat[0].num_actions
 
     @property
     def networks(self) -> list[SingleNetwork]:

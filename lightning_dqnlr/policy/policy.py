@@ -1,8 +1,9 @@
 """`LRPolicy`: a Q-network, the controller specification it was trained with, and its record.
 
-On disk a policy is a folder with two files: `policy.safetensors` (the weights) and `policy.json`
-(everything else, for people too: feature specification, actions, decision times, versions, scores,
-how it was trained). The JSON holds the weights' SHA-256, so a truncated or swapped file is refused.
+On disk a policy is a folder with two files. `policy.safetensors` holds the weights. `policy.json`
+holds everything else, for people too: feature specification, actions, decision times, versions,
+scores, and how it was trained. A truncated or swapped file is refused, because the JSON holds the
+weights' SHA-256.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 from lightning_dqnlr.control.spec import ControllerSpec, StartRate
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import parse_json
-from lightning_dqnlr.policy.choice import Choice, Policy, choice_by
+from lightning_dqnlr.policy.choice import Policy, QPolicy
 from lightning_dqnlr.policy.folder import (
     RECORD,
     WEIGHTS,
@@ -41,7 +42,7 @@ _UNITS = re.compile(r"\b(?:credit|discount|temperature)=[^,)]+")
 
 
 @dataclass
-class LRPolicy:
+class LRPolicy(QPolicy):
     """Chooses learning-rate multipliers from observations.
 
     Args:
@@ -99,23 +100,9 @@ class LRPolicy:
         values: Tensor = self.network(observation)
         return values
 
-    def choose(
-        self,
-        observation: Tensor,
-        epsilon: float | Tensor = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Choice:
-        """Epsilon-greedy actions and their Q-values; see `Policy.choose`."""
-        return choice_by(self.q_values(observation), epsilon, generator)
-
-    def act(
-        self,
-        observation: Tensor,
-        epsilon: float | Tensor = 0.0,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """The actions of `choose`, int64 of shape `lead`."""
-        return self.choose(observation, epsilon, generator).action
+    def act(self, observation: Tensor) -> Tensor:
+        """The greedy actions, int64 of shape `lead`."""
+        return self.choose(observation).action
 
     def save(self, folder: str | Path) -> Path:
         """Writes the two files into `folder`, atomically; returns the folder.
@@ -132,8 +119,8 @@ class LRPolicy:
         """Reads a policy.
 
         Args:
-            name: "default" for the bundled policy, "classic" or "q_table" for those that it is
-                compared with, else the folder that `save` wrote (or one of the two files in it).
+            name: "default" for the bundled policy; "classic" or "q_table" for its comparisons.
+                Otherwise the folder that `save` wrote, or one of the two files in it.
 
         Raises:
             PolicyFileError: if a file is missing, damaged, not one of ours, or made for a feature
@@ -176,7 +163,7 @@ def as_policy(given: str | Path | Policy) -> Policy:
 
 
 def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
-    """The policy that acts on the mean Q-values of several, of whatever kind of network.
+    """The policy that acts on the mean Q-values of several, with networks of any kind.
 
     They must share a specification, start and circuit breaker, and have learned from the same
     reward, credited alike. In different units the member with the larger values would decide. The
@@ -195,12 +182,6 @@ def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
             "features, actions and decision times, or given the same with --set."
         )
     records = [p.record for p in policies]
-    rewards = sorted({str(record["reward"]) for record in records if "reward" in record})
-    if len(rewards) > 1:
-        raise ConfigurationError(
-            f"policies learned from different rewards, {' and '.join(rewards)}, so their Q-values "
-            "are in different units; combine those of one reward."
-        )
     _check_alike(policies)
     common = {k: v for k, v in records[0].items() if all(r.get(k) == v for r in records)}
     own = [{k: v for k, v in record.items() if k not in common} for record in records]
@@ -210,9 +191,10 @@ def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
 
 def _check_alike(policies: Sequence[LRPolicy]) -> None:
     runs = {f"start={p.start}, circuit_breaker={p.circuit_breaker}" for p in policies}
+    rewards = {str(p.record["reward"]) for p in policies if "reward" in p.record}
     records = [str(p.record["collect"]) for p in policies if "collect" in p.record]
     units = {", ".join(_UNITS.findall(record)) for record in records}
-    for found in (runs, units):
+    for found in (runs, rewards, units):
         if len(found) > 1:
             raise ConfigurationError(
                 f"policies were trained with {' and with '.join(sorted(found))}; combine those "

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_choice, check_integer, check_number
+from lightning_dqnlr.checks import Count, NotNegative, Positive, check_fields, check_settings
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.network import Network, QNetwork
@@ -19,19 +19,6 @@ from lightning_dqnlr.rl.td import LossKind, double_q_target, q_learning_target, 
 
 _NETWORKS = ("online", "target", "average")
 TargetUpdate = Literal["hard", "soft"]
-_CHOICES = {
-    "double": (True, False),
-    "dueling": (True, False),
-    "loss": get_args(LossKind),
-    "target_update": get_args(TargetUpdate),
-}
-_INTERVALS = {
-    "learning_rate": POSITIVE,
-    "target_tau": "(0, 1]",
-    "weight_decay": NOT_NEGATIVE,
-    "max_grad_norm": "(0, inf]",
-    "average_decay": "[0, 1)",
-}
 
 
 @dataclass(frozen=True)
@@ -64,28 +51,20 @@ class DQNConfig:
 
     double: bool = True
     loss: LossKind = "huber"
-    learning_rate: float = 3e-4
-    batch_size: int = 512
+    learning_rate: Positive = 3e-4
+    batch_size: Count = 512
     target_update: TargetUpdate = "soft"
-    target_period: int = 200
-    target_tau: float = 0.005
-    weight_decay: float = 0.1
-    max_grad_norm: float = 10.0
-    average_decay: float = 0.9995
-    hidden: tuple[int, ...] = (128, 128)
+    target_period: Count = 200
+    target_tau: Annotated[float, "(0, 1]"] = 0.005
+    weight_decay: NotNegative = 0.1
+    max_grad_norm: Annotated[float, "(0, inf]"] = 10.0
+    average_decay: Annotated[float, "[0, 1)"] = 0.9995
+    hidden: tuple[Count, ...] = (128, 128)
     dueling: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hidden", tuple(self.hidden))
-        kind = type(self).__name__
-        for width in self.hidden:
-            check_integer(f"{kind}.hidden", width, 1)
-        for name in ("batch_size", "target_period"):
-            check_integer(f"{kind}.{name}", getattr(self, name), 1)
-        for name, choices in _CHOICES.items():
-            check_choice(f"{kind}.{name}", getattr(self, name), choices)
-        for name, interval in _INTERVALS.items():
-            check_number(f"{kind}.{name}", getattr(self, name), interval)
+        check_settings(self, f"{type(self).__name__}.")
 
     def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> DQNLearner:
         network = QNetwork(len(spec.features), len(spec.actions), self.hidden, self.dueling)
@@ -173,11 +152,7 @@ class DQNLearner:
             ConfigurationError: state lacks an entry.
             RuntimeError: the weights are those of a network of another shape (from torch).
         """
-        missing = {*_NETWORKS, "optimizer", "updates"} - state.keys()
-        if missing:
-            raise ConfigurationError(
-                f"state lacks {sorted(missing)}; pass what DQNLearner.state_dict() returned."
-            )
+        check_fields("the learner's state", state, (*_NETWORKS, "optimizer", "updates"))
         for name in _NETWORKS:
             getattr(self, name).load_state_dict(state[name])
         # The optimizer would keep the very tensors it is given and go on to write into them.

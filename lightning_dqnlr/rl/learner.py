@@ -43,8 +43,8 @@ class Learner(Protocol):
         """Learns from B transitions.
 
         Args:
-            batch: on the learner's device; observations finite, except that of the next
-                observation where discount is 0.
+            batch: on the learner's device. Observations are finite; next observations are finite
+                unless the discount is 0.
             weights: (B,) factors of the transitions' losses; the mean stays over B.
         """
 

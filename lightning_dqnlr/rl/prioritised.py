@@ -2,21 +2,20 @@
 
 Proportional prioritisation of Schaul et al. 2016 (arXiv:1511.05952, section 3.3 and algorithm 1).
 The paper keeps a sum tree for 10^6 transitions drawn 32 at a time. Here a batch is 512 of at most
-some 10^5 rows, and the tree's 19 dependent rounds of gathers and scatters, over four updates each,
-cost more than what they save: one running sum in double precision and one binary search of all
-draws at once are exact, run on the device without waiting for it, and leave no invariant to mend.
+some 10^5 rows. The tree's 19 dependent rounds of gathers and scatters, over four updates each,
+would cost more than they save. One running sum in double precision and one binary search of all
+draws at once are exact. They run on the device without waiting for it, and keep no invariant.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import check_integer, check_number
-from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.checks import Count, Share, check_fields, check_settings
 from lightning_dqnlr.rl.replay import Draw, ReplayBuffer, Transitions
 
 _LARGEST_ERROR = 1e6  # an error that is not finite must not make the sum of all others vanish
@@ -39,16 +38,13 @@ class PrioritisedReplayConfig:
         >>> replay = PrioritisedReplayConfig(alpha=0.7).build(capacity=1000, observation_size=42)
     """
 
-    alpha: float = 0.6
-    beta: float = 0.4
-    beta_updates: int = 5000
-    epsilon: float = 0.01
+    alpha: Share = 0.6
+    beta: Share = 0.4
+    beta_updates: Count = 5000
+    epsilon: Annotated[float, f"(0, {_LARGEST_ERROR})"] = 0.01
 
     def __post_init__(self) -> None:
-        check_number("PrioritisedReplayConfig.alpha", self.alpha, "[0, 1]")
-        check_number("PrioritisedReplayConfig.beta", self.beta, "[0, 1]")
-        check_integer("PrioritisedReplayConfig.beta_updates", self.beta_updates, 1)
-        check_number("PrioritisedReplayConfig.epsilon", self.epsilon, f"(0, {_LARGEST_ERROR})")
+        check_settings(self, "PrioritisedReplayConfig.")
 
     def build(
         self, capacity: int, observation_size: int, device: torch.device | str = "cpu"
@@ -59,8 +55,8 @@ class PrioritisedReplayConfig:
 class PrioritisedReplay:
     """A ring of transitions, drawn with probability `P(i) = p_i^alpha / sum_k p_k^alpha`.
 
-    p_i is |error| + epsilon when the transition was last learned from, and the largest p held for
-    one that never was, so that each is drawn soon.
+    p_i is |TD error| + epsilon when the transition was last learned from. A new transition has the
+    largest p held, and is therefore drawn soon.
     """
 
     def __init__(self, buffer: ReplayBuffer, config: PrioritisedReplayConfig) -> None:
@@ -96,8 +92,8 @@ class PrioritisedReplay:
         """Draws in proportion to the priorities, one from each of B equal shares of their sum.
 
         The shares are the paper's (appendix B.2.1): as often in the mean as independent draws
-        would, with less scatter. The weights are `(N P(i))^-beta`, over the largest that any row
-        has, so that a transition's weight does not depend on which others were drawn with it.
+        would, with less scatter. The weights are `(N P(i))^-beta` over the largest that any row
+        has. A transition's weight therefore does not depend on the others of its batch.
         """
         self._buffer.check_not_empty()
         weight = self._weight[: len(self)]
@@ -124,8 +120,7 @@ class PrioritisedReplay:
         return {"buffer": self._buffer.state_dict(), "weight": weight, "draws": self._draws}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if not {"buffer", "weight", "draws"} <= state.keys():
-            raise ConfigurationError("state holds no priorities; pass PrioritisedReplay's own.")
+        check_fields("the replay's state", state, ("buffer", "weight", "draws"))
         self._buffer.load_state_dict(state["buffer"])
         self._weight[: len(self)] = state["weight"].to(self._weight)
         self._draws = int(state["draws"])

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import check_integer, check_number
+from lightning_dqnlr.checks import Count, check_settings
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.network import QTable
@@ -28,9 +28,9 @@ def q_table_update(
     """`Q(s,a) += step_size * error`, error = r + discount * max_a' Q(s',a') - Q(s,a).
 
     Every error of a batch was measured against the table passed in. A cell that occurs k times
-    moves as k updates towards the mean of its k targets would (weighted by their step sizes), by
-    the fraction `1 - prod_k (1 - step_size_k)`: the batch's order is irrelevant and many replicas
-    in one state cannot overshoot.
+    moves as k updates towards the mean of its k targets would (weighted by their step sizes). It
+    moves by the fraction `1 - prod_k (1 - step_size_k)`. The batch's order is therefore irrelevant,
+    and many replicas in one state cannot overshoot.
 
     Args:
         q_table: (S, A); left as it is.
@@ -68,14 +68,13 @@ class TabularConfig:
     """
 
     bins: Mapping[str, tuple[float, ...]]
-    learning_rate: float = 0.02
-    batch_size: int = 512
+    learning_rate: Annotated[float, "(0, 1]"] = 0.02
+    batch_size: Count = 512
 
     def __post_init__(self) -> None:
         bins = {name: tuple(map(float, edges)) for name, edges in self.bins.items()}
         object.__setattr__(self, "bins", bins)
-        check_number("TabularConfig.learning_rate", self.learning_rate, "(0, 1]")
-        check_integer("TabularConfig.batch_size", self.batch_size, 1)
+        check_settings(self, "TabularConfig.")
 
     def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> TabularLearner:
         names = spec.features.names

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from lightning_dqnlr.checks import POSITIVE, check_choice, check_integer, check_number
+from lightning_dqnlr.checks import Count, Positive
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.policy.network import QuantileNetwork
 from lightning_dqnlr.rl.dqn import DQNConfig, DQNLearner
 from lightning_dqnlr.rl.learner import Update
 from lightning_dqnlr.rl.replay import Transitions
+from lightning_dqnlr.rl.td import bootstrapped
 
 
 def quantile_target(
@@ -25,11 +27,9 @@ def quantile_target(
     observation's return in place of the target network's values. The selector holds their means,
     or for double Q-learning those of the online network's. Returns (B, N) targets, detached.
     """
-    a_t = q_t_selector.argmax(dim=-1)
-    chosen = quantiles_of(quantiles_t, a_t)
-    future = discount_t.unsqueeze(-1) * chosen
-    ended = (discount_t == 0).unsqueeze(-1)
-    return (r_t.unsqueeze(-1) + future.masked_fill(ended, 0.0)).detach()
+    chosen = quantiles_of(quantiles_t, q_t_selector.argmax(dim=-1))
+    r_t = r_t.unsqueeze(-1).expand_as(chosen)
+    return bootstrapped(r_t, discount_t.unsqueeze(-1).expand_as(chosen), chosen)
 
 
 def quantiles_of(quantiles: Tensor, action: Tensor) -> Tensor:
@@ -79,14 +79,9 @@ class QuantileConfig(DQNConfig):
         torch.Size([2, 7, 5])
     """
 
-    quantiles: int = 21
-    kappa: float = 0.1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_integer("QuantileConfig.quantiles", self.quantiles, 1)
-        check_number("QuantileConfig.kappa", self.kappa, POSITIVE)
-        check_choice("QuantileConfig.loss", self.loss, ("huber",))
+    loss: Literal["huber"] = "huber"
+    quantiles: Count = 21
+    kappa: Positive = 0.1
 
     def build(self, spec: ControllerSpec, device: torch.device | str = "cpu") -> QuantileLearner:
         sizes = (len(spec.features), len(spec.actions), self.quantiles)

@@ -96,34 +96,45 @@ class UniformReplayConfig:
         return ReplayBuffer(capacity, observation_size, device)
 
 
-def n_step_transitions(
-    observations: Tensor,
-    actions: Tensor,
-    rewards: Tensor,
-    continues: Tensor,
-    n: int,
-    gamma: float,
-    valid: Tensor | None = None,
-    explored: Tensor | None = None,
-) -> Transitions:
-    """Cuts the rollouts of R replicas into n-step transitions (Sutton & Barto 2018, eq. 7.1).
+class Rollout(NamedTuple):
+    """What T steps of R replicas were like.
 
-    From step t the return takes m = min(n, steps to the replica's end) rewards and ends at
-    observations[t + m]. A terminal inside the window ends the sum with discount 0; a window cut by
-    the end of the record, or by padding that no terminal precedes, bootstraps with gamma^m.
-
-    Args:
+    Attributes:
         observations: (T + 1, R, F); row t is what the action at t saw.
         actions: (T, R) int64.
         rewards: (T, R), of the step that the action at t began.
         continues: (T, R) in {0, 1}; 0 where that step ended the replica's episode.
-        n: longest window, in steps.
-        gamma: discount per step, in [0, 1].
         valid: (T, R) bool, False on padding, which is neither read nor returned. By default
             everything after a replica's first terminal is padding.
-        explored: (T, R) bool, True where the action was not the greedy one. A window ends before
-            the next such action and bootstraps there, so that no action pays for what exploration
-            did after it (Watkins's Q(lambda); Sutton & Barto 2018, section 12.10). None: no cuts.
+        explored: (T, R) bool, True where the action was not the greedy one; None for no cuts. A
+            window ends before the next such action and bootstraps there. No action then pays for
+            later exploration (Watkins's Q(lambda); Sutton & Barto 2018, section 12.10).
+    """
+
+    observations: Tensor
+    actions: Tensor
+    rewards: Tensor
+    continues: Tensor
+    valid: Tensor | None = None
+    explored: Tensor | None = None
+
+    def of(self, replicas: Tensor) -> Rollout:
+        """The rollout of the replicas in a mask, (R,) bool."""
+        given = {name: steps for name, steps in self._asdict().items() if steps is not None}
+        return self._replace(**{name: steps[:, replicas] for name, steps in given.items()})
+
+
+def n_step_transitions(rollout: Rollout, n: int, gamma: float) -> Transitions:
+    """Cuts the rollouts of R replicas into n-step transitions (Sutton & Barto 2018, eq. 7.1).
+
+    From step t the return takes m = min(n, steps to the replica's end) rewards and ends at
+    observations[t + m]. A terminal inside the window ends the sum with discount 0. A window that
+    the record's end or padding cuts, with no terminal before, bootstraps with gamma^m.
+
+    Args:
+        rollout: what was recorded.
+        n: longest window, in steps.
+        gamma: discount per step, in [0, 1].
 
     Returns:
         One transition per valid step, ordered by t and then by replica.
@@ -131,20 +142,21 @@ def n_step_transitions(
     Raises:
         ConfigurationError: shapes disagree, n < 1, or gamma outside [0, 1].
     """
-    per_step = {"actions": actions, "rewards": rewards, "continues": continues}
-    _check_rollout(observations, {**per_step, "valid": valid, "explored": explored})
+    _check_rollout(rollout)
     check_integer("n", n, 1)
     check_number("gamma", gamma, "[0, 1]")
-    going_on = continues.bool()
-    kept = _before_the_end(going_on) if valid is None else valid.bool()
+    going_on = rollout.continues.bool()
+    kept = _before_the_end(going_on) if rollout.valid is None else rollout.valid.bool()
+    explored = rollout.explored
     follows = torch.ones_like(kept) if explored is None else ~explored.bool()
-    windows = _windows(rewards.float(), going_on, kept, follows, n, gamma)
+    windows = _windows(rollout.rewards.float(), going_on, kept, follows, n, gamma)
     step, replica = kept.nonzero(as_tuple=True)
+    end = step + windows.length[step, replica]
     return Transitions(
-        observation=observations[step, replica].float(),
-        action=actions[step, replica].long(),
+        observation=rollout.observations[step, replica].float(),
+        action=rollout.actions[step, replica].long(),
         reward=windows.returns[step, replica],
-        next_observation=observations[step + windows.length[step, replica], replica].float(),
+        next_observation=rollout.observations[end, replica].float(),
         discount=windows.discount[step, replica],
     )
 
@@ -184,15 +196,15 @@ def _windows(
     return _Windows(returns, discount, length)
 
 
-def _check_rollout(observations: Tensor, per_step: dict[str, Tensor | None]) -> None:
-    if observations.dim() != 3 or observations.shape[0] < 2:
+def _check_rollout(rollout: Rollout) -> None:
+    seen = rollout.observations.shape
+    if len(seen) != 3 or seen[0] < 2:
         raise ConfigurationError(
-            "observations must be (T + 1, R, F) with at least one step; "
-            f"got shape {tuple(observations.shape)}."
+            f"observations must be (T + 1, R, F) with at least one step; got shape {tuple(seen)}."
         )
-    wanted = (observations.shape[0] - 1, observations.shape[1])
-    for name, tensor in per_step.items():
-        if tensor is not None and tuple(tensor.shape) != wanted:
+    wanted = (seen[0] - 1, seen[1])
+    for name, tensor in rollout._asdict().items():
+        if name != "observations" and tensor is not None and tuple(tensor.shape) != wanted:
             raise ConfigurationError(
                 f"{name} must be (T, R) = {wanted}, one row fewer than observations; "
                 f"got shape {tuple(tensor.shape)}."
@@ -287,4 +299,5 @@ class ReplayBuffer:
         self._check(Transitions(*(state[name] for name in Transitions._fields)))
         for name, ring in zip(Transitions._fields, self._ring, strict=True):
             ring[: state["size"]] = state[name].to(self.device)
-        self._next, self._size = int(state["next"]), int(state["size"])
+        self._next = int(state["next"])
+        self._size = int(state["size"])

@@ -10,12 +10,12 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Annotated, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_number
+from lightning_dqnlr.checks import POSITIVE, NotNegative, Positive, check_number, check_settings
 from lightning_dqnlr.control.features import compressed_loss
 from lightning_dqnlr.errors import ConfigurationError
 
@@ -61,27 +61,6 @@ class Reward(Protocol):
         """The rewards, (T, R), of T intervals; what comes after a run's failure is not read."""
 
 
-def loss_change(
-    previous_loss: Tensor, loss: Tensor, alpha_1: float = 1.0, alpha_2: float = 1.0
-) -> Tensor:
-    """Signed and plain decrease of the loss, `a1*sign(L_{t-1} - L_t) + a2*(L_{t-1} - L_t)`.
-
-    The losses are of any one shape, in the task's own units; so is the reward.
-    """
-    decrease = previous_loss - loss
-    return alpha_1 * torch.sign(decrease) + alpha_2 * decrease
-
-
-def log_progress(previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
-    """Decrease of the compressed loss, `y(L_{t-1}) - y(L_t)`, in nats.
-
-    y(L) = log((L + e) / e) with e = 1% of the initial loss for L >= 0, continued as an odd function
-    below zero (see `compressed_loss`). The rewards of a run sum to y(first) - y(last), so the
-    undiscounted return is the benchmark's own score.
-    """
-    return compressed_loss(previous_loss, initial_loss) - compressed_loss(loss, initial_loss)
-
-
 def interval_rewards(
     reward: IntervalReward, interval: TrainingInterval, trip_penalty: float = TRIP_PENALTY
 ) -> Tensor:
@@ -103,15 +82,15 @@ class _EachInterval(ABC):
     Attributes:
         trip_penalty: of an undone interval, in the reward's units.
         final_evaluation: whether the last reward also pays the step from the last interval's loss
-            to that of the whole training set in eval mode, in which a user measures a run.
+            to that of the whole training set in eval mode. A user measures a run by the latter.
     """
 
     least_replicas: ClassVar[int] = 1
-    trip_penalty: float = TRIP_PENALTY
+    trip_penalty: NotNegative = TRIP_PENALTY
     final_evaluation: bool = False
 
     def __post_init__(self) -> None:
-        check_number("trip_penalty", self.trip_penalty, NOT_NEGATIVE)
+        check_settings(self, "")
 
     @abstractmethod
     def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
@@ -127,7 +106,11 @@ class _EachInterval(ABC):
 
 @dataclass(frozen=True)
 class LogProgress(_EachInterval):
-    """`log_progress` of each interval.
+    """Decrease of the compressed loss in each interval, `y(L_{t-1}) - y(L_t)`, in nats.
+
+    y(L) = log((L + e) / e) with e = 1% of the initial loss for L >= 0. It is continued as an odd
+    function below zero (see `compressed_loss`). The rewards of a run sum to y(first) - y(last), so
+    the undiscounted return is the benchmark's own score.
 
     Example:
         >>> losses = torch.tensor([100.0]), torch.tensor([49.5])
@@ -136,12 +119,15 @@ class LogProgress(_EachInterval):
     """
 
     def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
-        return log_progress(previous_loss, loss, initial_loss)
+        before = compressed_loss(previous_loss, initial_loss)
+        return before - compressed_loss(loss, initial_loss)
 
 
 @dataclass(frozen=True)
 class LossChange(_EachInterval):
-    """`loss_change` of each interval; the initial loss plays no part in it.
+    """Signed and plain decrease of the loss, `a1*sign(L_{t-1} - L_t) + a2*(L_{t-1} - L_t)`.
+
+    The reward is in the task's own units, and the initial loss plays no part in it.
 
     Attributes:
         alpha_1: weight of the sign; an unchanged loss has sign 0.
@@ -159,18 +145,18 @@ class LossChange(_EachInterval):
 
     alpha_1: float = 1.0
     alpha_2: float = 1.0
-    limit: float = 10.0
+    limit: Annotated[float, "(0, inf]"] = 10.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("limit", self.limit, "(0, inf]")
         if self.alpha_1 == 0 and self.alpha_2 == 0:
             raise ConfigurationError(
                 "alpha_1=0 and alpha_2=0 would pay nothing for anything; set one of them."
             )
 
     def __call__(self, previous_loss: Tensor, loss: Tensor, initial_loss: Tensor) -> Tensor:
-        reward = loss_change(previous_loss, loss, self.alpha_1, self.alpha_2)
+        decrease = previous_loss - loss
+        reward = self.alpha_1 * torch.sign(decrease) + self.alpha_2 * decrease
         return reward.clamp(-self.limit, self.limit)
 
 
@@ -196,17 +182,16 @@ class FinalScore:
     """
 
     least_replicas: ClassVar[int] = 2
-    temperature: float = 0.2
-    trip_penalty: float = TRIP_PENALTY
+    temperature: Positive = 0.2
+    trip_penalty: NotNegative = TRIP_PENALTY
 
     def __post_init__(self) -> None:
-        check_number("temperature", self.temperature, POSITIVE)
-        check_number("trip_penalty", self.trip_penalty, NOT_NEGATIVE)
+        check_settings(self, "")
 
     def pay(self, intervals: TrainingInterval, end: End) -> Tensor:
         level = compressed_loss(end.loss, intervals.initial_loss[-1])
         score = group_final_score(level + self.trip_penalty * end.trips, self.temperature)
-        # A run that failed is paid for where it did.
+        # The reward of a failed run belongs to the step of its failure.
         last = intervals.alive[:-1].sum(0)
         step = torch.arange(len(intervals.alive), device=last.device).unsqueeze(-1)
         return torch.where(last == step, score, 0.0)
@@ -215,9 +200,9 @@ class FinalScore:
 def group_final_score(levels: Tensor, temperature: float, *, min_spread: float = 0.1) -> Tensor:
     """Scores the ends of one task's runs against the best of them: -log(tau + y_i - min_j y_j).
 
-    Standardised over the replicas, (R,). Progress alone hardly tells a run that is 5% above the
-    best from one that is 20% above it, next to the many that are ten times above; the logarithm
-    does. The score falls as the level rises, so the ordering of the runs is that of their losses.
+    The scores (R,) are standardised over the replicas. Many runs end ten times above the best. Next
+    to them progress alone hardly tells 5% above the best from 20% above it; the logarithm does. The
+    score falls as the level rises, so the ordering of the runs is that of their losses.
 
     Args:
         levels: (R,) final compressed losses y; those that are not finite count as 20.

@@ -1,7 +1,7 @@
 """Temporal-difference targets, errors and losses of Q-learning, as functions.
 
-The functions name their arguments as the equations do: a transition starts at `tm1` (time t - 1)
-and ends at `t`; `discount_t` is gamma^n, and 0 where the episode ended. Terminal rows never
+The functions name their arguments as the equations do. A transition starts at `tm1` (time t - 1)
+and ends at `t`. `discount_t` is gamma^n, and 0 where the episode ended. Terminal rows never
 bootstrap, not even from a NaN: a run that blew up has no finite observation to evaluate.
 """
 
@@ -27,7 +27,7 @@ def q_learning_target(r_t: Tensor, discount_t: Tensor, q_t_target: Tensor) -> Te
     Returns:
         (B,) targets, detached.
     """
-    return _bootstrapped(r_t, discount_t, q_t_target.amax(dim=-1))
+    return bootstrapped(r_t, discount_t, q_t_target.amax(dim=-1))
 
 
 def double_q_target(
@@ -40,10 +40,11 @@ def double_q_target(
     network's noise is not both chosen and believed. The rest is as in `q_learning_target`.
     """
     a_t = q_t_selector.argmax(dim=-1, keepdim=True)
-    return _bootstrapped(r_t, discount_t, q_t_target.gather(-1, a_t).squeeze(-1))
+    return bootstrapped(r_t, discount_t, q_t_target.gather(-1, a_t).squeeze(-1))
 
 
-def _bootstrapped(r_t: Tensor, discount_t: Tensor, v_t: Tensor) -> Tensor:
+def bootstrapped(r_t: Tensor, discount_t: Tensor, v_t: Tensor) -> Tensor:
+    """The target `r + discount * v`, detached, of one shape; 0 * v is 0 even where v is NaN."""
     if not r_t.shape == discount_t.shape == v_t.shape:
         raise ConfigurationError(
             "r_t and discount_t must be (B,) beside q values of (B, A); got shapes "
@@ -79,8 +80,8 @@ def td_loss(
 ) -> Tensor:
     """Mean loss, 0-dim, of the temporal-difference errors e; see `td_error` for them.
 
-    "mse" is `e^2`, the DQN loss as published; "huber" is `e^2 / 2` up to |e| = delta and
-    `delta * (|e| - delta / 2)` beyond, which bounds each transition's gradient by delta. The
+    "mse" is `e^2`, the DQN loss as published. "huber" is `e^2 / 2` up to |e| = delta and
+    `delta * (|e| - delta / 2)` beyond. Huber's loss bounds each transition's gradient by delta. The
     weights (B,) are factors of the transitions' losses; the mean stays over B.
 
     Raises:

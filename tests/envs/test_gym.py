@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_dqnlr.control.features import FEATURES, SCALE_FREE, FeatureSpec
 from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec
-from lightning_dqnlr.envs.gym import ENV_ID, LRControlEnv, LRControlVectorEnv, _payment
+from lightning_dqnlr.envs.gym import ENV_ID, LRControlEnv, LRControlVectorEnv
 from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.rl.rewards import LogProgress, LossChange, TrainingInterval
@@ -264,7 +264,8 @@ def test_a_trip_costs_what_was_asked_for_or_else_what_the_reward_itself_says():
     own = LogProgress(trip_penalty=0.5)
     cases = [(own, None, 0.5), (own, 0.125, 0.125), (lambda old, new, _: old - new, None, 0.02)]
     for reward, given, cost in cases:
-        assert _payment(reward, given)(undone).item() == pytest.approx(-cost)
+        env = LRControlEnv(QUADRATICS, reward=reward, trip_penalty=given)
+        assert env._pay(undone).item() == pytest.approx(-cost)
 
 
 def test_a_failed_replica_stays_terminated_without_reward_until_the_next_task():

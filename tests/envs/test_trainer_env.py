@@ -10,7 +10,7 @@ from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.trainer import TrainerEngine
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.errors import UnsupportedTrainingError
-from lightning_dqnlr.rl.rewards import interval_rewards, log_progress
+from lightning_dqnlr.rl.rewards import LogProgress, interval_rewards
 from lightning_dqnlr.tasks.task import Task
 
 from .user_modules import (
@@ -45,7 +45,7 @@ def episode(engine, task, seeds=(7, 7), **arguments):
         observations.append(result.observation)
         losses.append(env.controller.history.loss)
         rates.append(env.controller.lr)
-        rewards.append(interval_rewards(log_progress, result.interval))
+        rewards.append(interval_rewards(LogProgress(), result.interval))
     assert env.controller.step == task.horizon
     final = env.losses()
     env.close()

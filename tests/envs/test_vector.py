@@ -6,7 +6,7 @@ from torch import nn
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
-from lightning_dqnlr.rl.rewards import interval_rewards, log_progress
+from lightning_dqnlr.rl.rewards import LogProgress, interval_rewards
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 
@@ -25,7 +25,7 @@ def run(env, act):
     while not env.finished:
         result = env.step(act(observations[-1]))
         observations.append(result.observation)
-        rewards.append(interval_rewards(log_progress, result.interval))
+        rewards.append(interval_rewards(LogProgress(), result.interval))
     return torch.stack(observations), torch.stack(rewards)
 
 
@@ -67,7 +67,7 @@ def test_rewards_add_up_to_the_log_progress_of_the_run():
     env = make_env()
     _, rewards = run(env, climb(3))
     history = env.controller.history
-    expected = log_progress(history.initial_loss, history.loss, history.initial_loss)
+    expected = LogProgress()(history.initial_loss, history.loss, history.initial_loss)
     assert (history.trips == 0).all()
     torch.testing.assert_close(rewards.sum(0), expected, rtol=1e-4, atol=1e-4)
 

@@ -14,7 +14,7 @@ from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.gym import LRControlEnv, LRControlVectorEnv
 from lightning_dqnlr.envs.replicas import BatchOrder
 from lightning_dqnlr.envs.vector import VectorLREnv
-from lightning_dqnlr.rl.rewards import interval_rewards, log_progress
+from lightning_dqnlr.rl.rewards import LogProgress, interval_rewards
 from lightning_dqnlr.tasks.families.basic import TeacherMLPs
 
 from .control_runs import random_policy, trainer
@@ -116,7 +116,7 @@ def replayed(task, spec, seeds, actions):
     for action in actions:
         result = env.step(action)
         observations.append(result.observation)
-        rewards.append(interval_rewards(log_progress, result.interval))
+        rewards.append(interval_rewards(LogProgress(), result.interval))
         rates.append(env.controller.lr)
     return [torch.stack(rows).numpy() for rows in (observations, rewards, rates)]
 

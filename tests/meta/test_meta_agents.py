@@ -207,7 +207,7 @@ def test_policies_of_all_kinds_can_be_averaged_and_saved(first, second, tmp_path
 def test_values_of_different_rewards_are_not_averaged(tmp_path):
     members = [policy_of("tabular", tmp_path), policy_of("default", tmp_path)]
     members[1].record = {"reward": "LossChange(alpha_1=1.0)"}
-    with pytest.raises(ConfigurationError, match=r"different rewards, LogProgress.*LossChange"):
+    with pytest.raises(ConfigurationError, match=r"trained with LogProgress.* and with LossChange"):
         combine(members)
 
 

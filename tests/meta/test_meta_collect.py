@@ -8,7 +8,7 @@ from lightning_dqnlr.control.spec import CLASSIC_MULTIPLIERS, ActionSpec, Contro
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.meta.collect import CollectConfig, _Rollout, collect_episode
+from lightning_dqnlr.meta.collect import CollectConfig, _Recorded, collect_episode
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.rewards import (
@@ -18,7 +18,6 @@ from lightning_dqnlr.rl.rewards import (
     LossChange,
     TrainingInterval,
     interval_rewards,
-    log_progress,
 )
 from tests.meta.tiny_tasks import TinyTasks
 
@@ -51,7 +50,7 @@ def collect(**settings):
 
 def three_runs(alive):
     """Three decisions of three replicas, of which `alive` says who lived on after each."""
-    rollout = _Rollout(torch.zeros(3, dtype=torch.bool), [torch.zeros(3, 2)], [], [], [])
+    rollout = _Recorded(torch.zeros(3, dtype=torch.bool), [torch.zeros(3, 2)])
     for row in alive:
         rollout.observations.append(torch.zeros(3, 2))
         rollout.actions.append(torch.zeros(3, dtype=torch.int64))
@@ -175,8 +174,8 @@ def test_the_environment_pays_what_the_reward_says():
     result = env.step(torch.tensor([1, 1]))
     history = env.controller.history
     torch.testing.assert_close(
-        interval_rewards(log_progress, result.interval),
-        log_progress(before, history.loss, history.initial_loss),
+        interval_rewards(LogProgress(), result.interval),
+        LogProgress()(before, history.loss, history.initial_loss),
     )
 
 

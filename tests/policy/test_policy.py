@@ -133,7 +133,7 @@ class TestAct:
         epsilon = torch.tensor([0.0, 1.0]).repeat(2000)
         generator = torch.Generator().manual_seed(0)
         greedy = policy.act(observation)
-        other = policy.act(observation, epsilon, generator) != greedy
+        other = policy.choose(observation, epsilon, generator).action != greedy
         assert not other[0::2].any()
         assert other[1::2].float().mean().item() == pytest.approx(6 / 7, abs=0.03)
 

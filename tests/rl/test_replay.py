@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.rl.replay import ReplayBuffer, Transitions, n_step_transitions
+from lightning_dqnlr.rl.replay import ReplayBuffer, Rollout, Transitions, n_step_transitions
 
 
 def rollout(continues: list[list[int]]) -> dict[str, torch.Tensor]:
@@ -28,7 +28,7 @@ def of_replica(transitions: Transitions, replica: int) -> Transitions:
 def test_three_step_returns_with_staggered_ends():
     # Replica 0 runs to the end of the record, replica 1 ends at its second step of four.
     record = rollout([[1, 1], [1, 0], [1, 1], [1, 1]])
-    cut = n_step_transitions(**record, n=3, gamma=0.5)
+    cut = n_step_transitions(Rollout(**record), n=3, gamma=0.5)
     whole, ended = of_replica(cut, 0), of_replica(cut, 1)
     # 1 + 5 + 25, 10 + 50 + 250, then the record ends: 100 + 500, 1000
     assert whole.reward.tolist() == [31.0, 310.0, 600.0, 1000.0]
@@ -43,22 +43,22 @@ def test_three_step_returns_with_staggered_ends():
 
 
 def test_one_step_transitions_are_the_record_itself():
-    cut = n_step_transitions(**rollout([[1], [1], [0]]), n=1, gamma=0.9)
+    cut = n_step_transitions(Rollout(**rollout([[1], [1], [0]])), n=1, gamma=0.9)
     assert cut.reward.tolist() == [1.0, 10.0, 100.0]
     torch.testing.assert_close(cut.discount, torch.tensor([0.9, 0.9, 0.0]))
     assert cut.next_observation.flatten().tolist() == [1, 2, 3]
 
 
 def test_windows_longer_than_the_record_are_monte_carlo_returns():
-    cut = n_step_transitions(**rollout([[1], [1], [0]]), n=50, gamma=1.0)
+    cut = n_step_transitions(Rollout(**rollout([[1], [1], [0]])), n=50, gamma=1.0)
     assert cut.reward.tolist() == [111.0, 110.0, 100.0]
     assert cut.discount.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_a_terminal_at_the_last_recorded_step_does_not_bootstrap():
-    cut = n_step_transitions(**rollout([[1], [0]]), n=2, gamma=1.0)
+    cut = n_step_transitions(Rollout(**rollout([[1], [0]])), n=2, gamma=1.0)
     assert cut.discount.tolist() == [0.0, 0.0]
-    cut = n_step_transitions(**rollout([[1], [1]]), n=2, gamma=1.0)
+    cut = n_step_transitions(Rollout(**rollout([[1], [1]])), n=2, gamma=1.0)
     assert cut.discount.tolist() == [1.0, 1.0]
 
 
@@ -66,7 +66,7 @@ def test_padding_without_a_terminal_cuts_the_window_and_bootstraps():
     record = rollout([[1], [1], [0], [0]])  # what padding says of itself is not read
     record["rewards"] = torch.tensor([[1.0], [10.0], [float("nan")], [float("nan")]])
     valid = torch.tensor([[True], [True], [False], [False]])
-    cut = n_step_transitions(**record, n=3, gamma=0.5, valid=valid)
+    cut = n_step_transitions(Rollout(**record, valid=valid), n=3, gamma=0.5)
     assert cut.reward.tolist() == [6.0, 10.0]
     assert cut.discount.tolist() == [0.25, 0.5]
     assert cut.next_observation.flatten().tolist() == [2, 2]
@@ -74,7 +74,8 @@ def test_padding_without_a_terminal_cuts_the_window_and_bootstraps():
 
 def test_rows_declared_valid_after_a_terminal_are_a_new_episode():
     record = rollout([[0], [1], [1]])
-    cut = n_step_transitions(**record, n=3, gamma=1.0, valid=torch.ones(3, 1, dtype=torch.bool))
+    valid = torch.ones(3, 1, dtype=torch.bool)
+    cut = n_step_transitions(Rollout(**record, valid=valid), n=3, gamma=1.0)
     assert cut.reward.tolist() == [1.0, 110.0, 100.0]
     assert cut.discount.tolist() == [0.0, 1.0, 1.0]
 
@@ -83,7 +84,7 @@ def test_a_return_ends_before_the_next_exploratory_action():
     """The actions at steps 0 and 2 were random: 0's own is its transition's, 2's nobody else's."""
     record = rollout([[1], [1], [1], [1], [0]])
     explored = torch.tensor([[True], [False], [True], [False], [False]])
-    cut = n_step_transitions(**record, n=3, gamma=0.5, explored=explored)
+    cut = n_step_transitions(Rollout(**record, explored=explored), n=3, gamma=0.5)
     # 1 + 5 and 10 stop at step 2; 100 + 500 + 2500, 1000 + 5000 and 10000 run to the terminal.
     assert cut.reward.tolist() == [6.0, 10.0, 3100.0, 6000.0, 10000.0]
     assert cut.discount.tolist() == [0.25, 0.5, 0.0, 0.0, 0.0]
@@ -95,10 +96,10 @@ def test_a_cut_return_is_the_longest_uncut_one_of_greedy_actions(steps, n, seed)
     generator = torch.Generator().manual_seed(seed)
     record = rollout((torch.rand(steps, 1, generator=generator) < 0.9).int().tolist())
     explored = torch.rand(steps, 1, generator=generator) < 0.4
-    cut = n_step_transitions(**record, n=n, gamma=0.5, explored=explored)
+    cut = n_step_transitions(Rollout(**record, explored=explored), n=n, gamma=0.5)
     for t in range(len(cut.action)):
         until_explored = next((i for i in range(1, steps - t) if explored[t + i]), steps)
-        whole = n_step_transitions(**record, n=min(n, until_explored), gamma=0.5)
+        whole = n_step_transitions(Rollout(**record), n=min(n, until_explored), gamma=0.5)
         assert [field[t].tolist() for field in cut] == [field[t].tolist() for field in whole]
 
 
@@ -108,7 +109,7 @@ def test_vectorised_returns_equal_a_plain_loop(steps, replicas, n, seed):
     generator = torch.Generator().manual_seed(seed)
     record = rollout((torch.rand(steps, replicas, generator=generator) < 0.7).int().tolist())
     record["rewards"] = torch.randn(steps, replicas, generator=generator)
-    cut = n_step_transitions(**record, n=n, gamma=gamma)
+    cut = n_step_transitions(Rollout(**record), n=n, gamma=gamma)
     for replica in range(replicas):
         mine = of_replica(cut, replica)
         going_on = record["continues"][:, replica].tolist()
@@ -130,13 +131,13 @@ def test_a_misshapen_record_is_refused_by_name(change):
     record["valid"] = torch.ones(2, 2, dtype=torch.bool)
     record[change] = record[change][:1]
     with pytest.raises(ConfigurationError, match=change):
-        n_step_transitions(**record, n=1, gamma=1.0)
+        n_step_transitions(Rollout(**record), n=1, gamma=1.0)
 
 
 @pytest.mark.parametrize(("n", "gamma", "name"), [(0, 1.0, "n=0 must"), (1, 1.5, "gamma")])
 def test_an_impossible_window_is_refused_by_name(n, gamma, name):
     with pytest.raises(ConfigurationError, match=name):
-        n_step_transitions(**rollout([[1]]), n=n, gamma=gamma)
+        n_step_transitions(Rollout(**rollout([[1]])), n=n, gamma=gamma)
 
 
 def numbered(*numbers: int) -> Transitions:

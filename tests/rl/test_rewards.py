@@ -14,8 +14,6 @@ from lightning_dqnlr.rl.rewards import (
     TrainingInterval,
     group_final_score,
     interval_rewards,
-    log_progress,
-    loss_change,
 )
 
 
@@ -24,29 +22,29 @@ def test_loss_change_weighs_sign_and_decrease_separately():
     loss = torch.tensor([[1.5, 1.25], [3.0, -3.0]])
     # decreases 0.5, -0.25, 0, 2: 2*sign + 10*decrease
     expected = torch.tensor([[7.0, -4.5], [0.0, 22.0]])
-    torch.testing.assert_close(loss_change(previous, loss, alpha_1=2.0, alpha_2=10.0), expected)
+    torch.testing.assert_close(LossChange(2.0, 10.0, math.inf)(previous, loss, previous), expected)
 
 
 def test_loss_change_defaults_to_unit_weights():
-    reward = loss_change(torch.tensor(2.0), torch.tensor(1.5))
+    reward = LossChange()(torch.tensor(2.0), torch.tensor(1.5), torch.tensor(2.0))
     torch.testing.assert_close(reward, torch.tensor(1.5))
 
 
 def test_loss_change_pays_nothing_for_an_unchanged_loss():
     loss = torch.tensor([0.7, 0.0, -0.2])
-    assert torch.equal(loss_change(loss, loss, 5.0, 3.0), torch.zeros(3))
+    assert torch.equal(LossChange(5.0, 3.0)(loss, loss, loss), torch.zeros(3))
 
 
 def test_log_progress_is_the_log_ratio_above_one_percent_of_the_initial_loss():
     # e = 0.01 * 100 = 1: log((4 + 1) / (1 + 1)) = log 2.5, and a loss of 0 is no singularity.
     previous, loss = torch.tensor([4.0, 1.0]), torch.tensor([1.0, 0.0])
     expected = torch.tensor([math.log(2.5), math.log(2.0)])
-    torch.testing.assert_close(log_progress(previous, loss, torch.tensor(100.0)), expected)
+    torch.testing.assert_close(LogProgress()(previous, loss, torch.tensor(100.0)), expected)
 
 
 def test_log_progress_continues_below_zero():
     # y(1) - y(-3) = log 2 + log 4, with e = 1
-    reward = log_progress(torch.tensor(1.0), torch.tensor(-3.0), torch.tensor(100.0))
+    reward = LogProgress()(torch.tensor(1.0), torch.tensor(-3.0), torch.tensor(100.0))
     torch.testing.assert_close(reward, torch.tensor(math.log(8.0)))
 
 
@@ -54,8 +52,8 @@ def test_log_progress_continues_below_zero():
 def test_log_progress_telescopes_to_the_whole_run(values):
     losses = torch.tensor(values, dtype=torch.float64)
     initial = torch.tensor(10.0, dtype=torch.float64)
-    total = log_progress(losses[:-1], losses[1:], initial).sum()
-    torch.testing.assert_close(total, log_progress(losses[0], losses[-1], initial))
+    total = LogProgress()(losses[:-1], losses[1:], initial).sum()
+    torch.testing.assert_close(total, LogProgress()(losses[0], losses[-1], initial))
 
 
 def interval(previous, loss, tripped, alive):
@@ -80,7 +78,7 @@ def test_the_last_reward_leads_to_the_loss_of_the_whole_training_set():
     final = torch.tensor([0.3, 0.6])
     reward = LogProgress(trip_penalty=0.1, final_evaluation=True)
     total = reward.pay(two_intervals(), End(final, torch.tensor([0.0, 1.0]))).sum(0)
-    expected = log_progress(torch.ones(2), final, torch.ones(2)) - torch.tensor([0.0, 0.1])
+    expected = LogProgress()(torch.ones(2), final, torch.ones(2)) - torch.tensor([0.0, 0.1])
     torch.testing.assert_close(total, expected)
 
 
