@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 def combine() -> None:
     """The console script `dqnlr-combine`: averages policies of several runs into one."""
+    from lightning_dqnlr.policy.folder import RECORD
     from lightning_dqnlr.policy.policy import LRPolicy, with_settings
     from lightning_dqnlr.policy.policy import combine as combine_policies
     from lightning_dqnlr.provenance import provenance
@@ -35,6 +37,7 @@ def combine() -> None:
     parser = argparse.ArgumentParser(prog="dqnlr-combine", description=combine_policies.__doc__)
     parser.add_argument("policies", nargs="+", type=Path, help="folders that dqnlr-train wrote")
     parser.add_argument("--into", required=True, type=Path, help="folder of the new policy")
+    parser.add_argument("--force", action="store_true", help="replace a policy in that folder")
     parser.add_argument(
         "--set",
         action="append",
@@ -44,7 +47,12 @@ def combine() -> None:
     )
     arguments = parser.parse_args()
     with errors_in_one_line():
-        loaded = [LRPolicy.load(folder) for folder in arguments.policies]
+        if (arguments.into / RECORD).exists() and not arguments.force:
+            raise ConfigurationError(
+                f"--into {arguments.into} holds a policy; add --force to replace it, or choose "
+                "another folder."
+            )
+        loaded = [replace(LRPolicy.load(place), name=str(place)) for place in arguments.policies]
         # Before they are compared: members that trained under different controllers may share one.
         policy = combine_policies([with_settings(member, arguments.set) for member in loaded])
         set_afterwards = {"set_after_training": arguments.set} if arguments.set else {}

@@ -18,6 +18,7 @@ from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.sampling import Split
 from lightning_dqnlr.tasks.user import (
     ModuleBuilder,
+    check_loader,
     hold_out,
     optimizer_label,
     read_batch_size,
@@ -120,6 +121,9 @@ class Task:
         Raises:
             ConfigurationError: the module or its data cannot be used; names the remedy.
         """
+        check_loader("dataloader", dataloader)
+        if validation is not None:
+            check_loader("validation", validation)
         build = ModuleBuilder(module, name or "")
         first = build(0)
         batch_size = read_batch_size(dataloader)

@@ -57,6 +57,14 @@ def seeded_weights(task: str, seed: int) -> Iterator[None]:
         yield
 
 
+def check_loader(argument: str, loader: object) -> None:
+    """Refuses what is no `DataLoader`, such as the function that makes one."""
+    if not isinstance(loader, DataLoader):
+        raise ConfigurationError(
+            f"{argument}={loader!r} must be a torch DataLoader; call it, if it makes one."
+        )
+
+
 def read_examples(loader: DataLoader[Any], argument: str, most: int) -> Any:
     """All examples of a loader's data set, collated once: a pytree of tensors (examples, ...).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeVar, get_args
 
@@ -155,6 +155,18 @@ def rates(suite: Suite, method: Method, task: BenchTask) -> tuple[float | None, 
         decades = suite.sensitivity_decades
         given += tuple(x for x in grid(task.lr, decades + 1, decades) if x not in given)
     return given
+
+
+def with_further(suite: Suite, names: Sequence[str]) -> Suite:
+    """The suite with further methods of a user, which run on every task of it.
+
+    Example:
+        >>> with_further(Suite(methods=["cosine"]), ["mine"]).methods
+        ['cosine', 'mine']
+    """
+    chosen = (suite.methods, suite.apart_methods)
+    methods, apart = (None if some is None else [*some, *names] for some in chosen)
+    return replace(suite, methods=methods, apart_methods=apart)
 
 
 def _restricted(suite: Suite, task: BenchTask) -> bool:
