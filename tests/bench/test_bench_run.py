@@ -14,8 +14,7 @@ from lightning_dqnlr.bench.methods.packages import Prodigy, ScheduleFree, _decou
 from lightning_dqnlr.bench.methods.policies import LearnedPolicy
 from lightning_dqnlr.bench.methods.schedules import ScheduledLR, constant
 from lightning_dqnlr.bench.runs.evaluation import PART, Evaluation
-from lightning_dqnlr.bench.runs.losses import diverged
-from lightning_dqnlr.bench.runs.record import Record
+from lightning_dqnlr.bench.runs.record import Record, diverged
 from lightning_dqnlr.bench.runs.run import run, run_key
 from lightning_dqnlr.bench.tasks.sequences import Lion
 from lightning_dqnlr.envs.environment import Losses

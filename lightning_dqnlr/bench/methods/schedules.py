@@ -28,9 +28,7 @@ def linear(step: int, horizon: int) -> float:
     The decay is that of Defazio et al. 2023 (arXiv:2310.07831).
     """
     ramp = warm_up_steps(horizon)
-    if step < ramp:
-        return (step + 1) / ramp
-    return (horizon - step) / max(1, horizon - ramp)
+    return min((step + 1) / ramp, (horizon - step) / max(1, horizon - ramp))
 
 
 def wsd(step: int, horizon: int) -> float:

@@ -25,8 +25,7 @@ from lightning_dqnlr.bench.report.content import (
     number,
 )
 from lightning_dqnlr.bench.report.trajectories import side_by_side
-from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, diverged
-from lightning_dqnlr.bench.runs.record import Record
+from lightning_dqnlr.bench.runs.record import TRAIN, VALIDATION, Record, diverged
 from lightning_dqnlr.bench.tasks.task import UNKNOWN_HORIZON
 from lightning_dqnlr.scoring.statistics import WITHIN
 

@@ -8,13 +8,18 @@ from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from lightning_dqnlr.bench.report.by_task import final_losses, regret_by_task
 from lightning_dqnlr.bench.report.comparison import SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import NOTHING, Bullets, Section, listed
 from lightning_dqnlr.bench.report.costs import what_it_costs
 from lightning_dqnlr.bench.report.drawing import standalone
 from lightning_dqnlr.bench.report.duels import Duel, against_each, duels
-from lightning_dqnlr.bench.report.headline import how_fast, how_good, split_by_split
+from lightning_dqnlr.bench.report.headline import (
+    final_losses,
+    how_fast,
+    how_good,
+    regret_by_task,
+    split_by_split,
+)
 from lightning_dqnlr.bench.report.in_short import in_short, what_is_missing
 from lightning_dqnlr.bench.report.losing import LostTask, losing, where_we_lose
 from lightning_dqnlr.bench.report.sensitivity import how_much_the_lr_matters
@@ -51,7 +56,7 @@ def write_report(
         records: of any number of methods, tasks, LRs and seeds; what is missing is said.
         folder: made if missing; a report that is there is replaced.
         command: that made the records, to be printed.
-        race_margin: of the race that the grids were run as, see `losses.survivors`.
+        race_margin: of the race that the grids were run as, see `record.survivors`.
         planned: names of the tasks that there should be records of.
 
     Raises:

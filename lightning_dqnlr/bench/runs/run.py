@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.methods.plan import Method, Plan, Setting
 from lightning_dqnlr.bench.runs.evaluation import Evaluation
-from lightning_dqnlr.bench.runs.record import Record, RunKey
+from lightning_dqnlr.bench.runs.record import Record, RunKey, finite_or_none
 from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
 from lightning_dqnlr.bench.tasks.task import BenchTask
 from lightning_dqnlr.envs.process import RandomStream, interruptible
@@ -141,18 +141,14 @@ class _Attempt:
     def record(self, split: str) -> Record:
         seen = self._observer
         task = self._setting.task
-        key = self._key
         curve = seen.curve()
         train, validation = curve["train"], curve["validation"]
         ended = seen.ended and self._failure is None
         chose = self._plan.tries > 1  # else planning was reading files, not training
         return Record(
-            task=task.name,
+            **self._key._asdict(),
             split=split,
             optimizer=task.optimizer,
-            method=key.method,
-            lr=key.lr,
-            seed=key.seed,
             horizon=task.horizon,
             batch_size=task.batch_size,
             parameters=self._parameters,
@@ -165,8 +161,6 @@ class _Attempt:
             extra_bytes=seen.extra_bytes,
             tries=self._plan.tries,
             failure=self._failure,
-            version=key.version,
-            policy=key.policy,
         )
 
 
@@ -223,9 +217,9 @@ class Observer(Callback):
         first = self._rates.get(1)
         return {
             "step": [step for step, _, _ in self._rows],
-            "train": [_finite_or_none(train) for _, train, _ in self._rows],
-            "validation": [_finite_or_none(held_out) for _, _, held_out in self._rows],
-            "lr": [_finite_or_none(self._rates.get(step, first)) for step, _, _ in self._rows],
+            "train": [finite_or_none(train) for _, train, _ in self._rows],
+            "validation": [finite_or_none(held_out) for _, _, held_out in self._rows],
+            "lr": [finite_or_none(self._rates.get(step, first)) for step, _, _ in self._rows],
         }
 
     def _note_rate(self, optimizer: Optimizer, *_: Any) -> None:
@@ -285,10 +279,6 @@ def _tensor_bytes(tree: Any) -> int:
 
 def _finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
-def _finite_or_none(value: float | None) -> float | None:
-    return None if value is None or not abs(value) < float("inf") else value
 
 
 def _first(losses: list[float | None]) -> float:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.tasks.task import USUAL_LR, SquaredError, fixed_draws, own_task
+from lightning_dqnlr.bench.tasks.task import USUAL_LR, fixed_draws, own_task, squared_error
 from lightning_dqnlr.tasks.data.examples import Examples, split_off_a_fifth
 from lightning_dqnlr.tasks.task import Task
 
@@ -54,4 +54,4 @@ def gated_regression() -> Task:
     """Residual gated units on Friedman's function, plain SGD."""
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["sgd"])
     data = friedman(1280)
-    return own_task("gated regression", GatedNetwork, SquaredError(), sgd, data, horizon=800)
+    return own_task("gated regression", GatedNetwork, squared_error, sgd, data, horizon=800)

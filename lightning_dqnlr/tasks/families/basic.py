@@ -7,7 +7,6 @@ published figures stay what they were.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 
@@ -42,7 +41,7 @@ class NoisyQuadratics(BundledTasks):
     loss = mean over the batch's centres c of 0.5 (theta - c)^T Q diag(h) Q^T (theta - c)
     """
 
-    name: ClassVar[str] = "noisy_quadratics"
+    name = "noisy_quadratics"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         dimension = draws.log_integer(32, 512)
@@ -72,7 +71,7 @@ class DigitsMLPs(BundledTasks):
     'adam'
     """
 
-    name: ClassVar[str] = "digits_mlps"
+    name = "digits_mlps"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         data = digits(self.draw_input_scale(draws))
@@ -90,7 +89,7 @@ class TeacherMLPs(BundledTasks):
     targets = teacher(inputs) + noise, or labels = argmax teacher(inputs) with some drawn anew
     """
 
-    name: ClassVar[str] = "teacher_mlps"
+    name = "teacher_mlps"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         regression = draws.chance(0.5)
@@ -119,7 +118,7 @@ class DigitsCNNs(BundledTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-    name: ClassVar[str] = "digits_cnns"
+    name = "digits_cnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         data = digits(self.draw_input_scale(draws), (1, 8, 8))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +78,7 @@ class FineTunedDigits(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-    name: ClassVar[str] = "fine_tuned_digits"
+    name = "fine_tuned_digits"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         convolutional, steps = draws.chance(0.5), draws.log_integer(30, 120)

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.photographs import (
@@ -44,7 +43,7 @@ class PhotoCNNs(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-    name: ClassVar[str] = "photo_cnns"
+    name = "photo_cnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         network = self.draw_cnn(3, PHOTOGRAPHS * TREATMENTS, CNN_NORMS, draws)
@@ -60,7 +59,7 @@ class Autoencoders(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-    name: ClassVar[str] = "autoencoders"
+    name = "autoencoders"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         photographs, convolutional = draws.chance(0.5), draws.chance(0.5)
@@ -104,7 +103,7 @@ class PhotoDenoisers(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16)
-    name: ClassVar[str] = "photo_denoisers"
+    name = "photo_denoisers"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         depth = draws.integer(1, 2)
@@ -130,7 +129,7 @@ class CoordinateNetworks(RandomTasks):
     colour = MLP(cos(2 pi B x), sin(2 pi B x)), or an MLP of x with sine activations
     """
 
-    name: ClassVar[str] = "coordinate_networks"
+    name = "coordinate_networks"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         fourier = draws.chance(0.5)

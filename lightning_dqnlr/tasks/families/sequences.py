@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.synthetic import adding, autoregression, copying
@@ -32,7 +32,7 @@ class SyntheticRNNs(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (4, 8, 16)
-    name: ClassVar[str] = "synthetic_rnns"
+    name = "synthetic_rnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         name: SequenceName = draws.choice(get_args(SequenceName))
@@ -61,7 +61,7 @@ class TextRNNs(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (4, 8)
-    name: ClassVar[str] = "text_rnns"
+    name = "text_rnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         length, examples = draws.choice((16, 24, 32)), draws.log_integer(24, 64) * 8
@@ -87,7 +87,7 @@ class TextTransformers(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (4, 8)
-    name: ClassVar[str] = "text_transformers"
+    name = "text_transformers"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         length, examples = draws.choice((16, 24, 32)), draws.log_integer(16, 48) * 8

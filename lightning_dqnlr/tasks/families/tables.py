@@ -1,7 +1,6 @@
 """Tables and bad labels with MLPs; documents and ratings with embeddings."""
 
 from abc import abstractmethod
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,7 +33,7 @@ class TableMLPs(RandomTasks):
     500
     """
 
-    name: ClassVar[str] = "table_mlps"
+    name = "table_mlps"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         which = draws.choice(TABLE_NAMES)
@@ -84,7 +83,7 @@ class ImbalancedMLPs(SpoiltLabels):
     share of class k = ratio^(-k / (C - 1)); validation examples are as frequent as they were
     """
 
-    name: ClassVar[str] = "imbalanced_mlps"
+    name = "imbalanced_mlps"
 
     def spoil(self, inputs: Tensor, labels: Tensor, classes: int, draws: Draws) -> Train:
         kept = imbalance(labels, draws.log_uniform(5.0, 100.0), classes, draws)
@@ -100,7 +99,7 @@ class NoisyLabelMLPs(SpoiltLabels):
     True
     """
 
-    name: ClassVar[str] = "noisy_label_mlps"
+    name = "noisy_label_mlps"
 
     def spoil(self, inputs: Tensor, labels: Tensor, classes: int, draws: Draws) -> Train:
         return inputs, corrupt_labels(labels, draws.uniform(0.2, 0.6), classes, draws)
@@ -113,7 +112,7 @@ class EmbeddingClassifiers(RandomTasks):
     embedding rarely have a gradient.
     """
 
-    name: ClassVar[str] = "embedding_classifiers"
+    name = "embedding_classifiers"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         real = draws.chance(0.5)
@@ -145,7 +144,7 @@ class MatrixFactorizations(RandomTasks):
     entry_ij = u_i . v_j + a_i + b_j
     """
 
-    name: ClassVar[str] = "matrix_factorizations"
+    name = "matrix_factorizations"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         users, items = draws.log_integer(48, 256), draws.log_integer(48, 256)

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dqnlr.bench.tasks.real.package_data import package_folder
-from lightning_dqnlr.bench.tasks.task import SquaredError, fixed_draws, own_task
-from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.bench.tasks.task import fixed_draws, own_task, random_split, squared_error
 from lightning_dqnlr.tasks.task import Task
 
 CATEGORIES = ("carrier", "origin", "dest", "month", "day", "weekday", "hour")
@@ -135,15 +134,12 @@ def flights_mlp() -> Task:
     """Minutes of delay on arrival, clipped and in standard units; AdamW, batches of 512."""
     table = flights()
     rows = torch.cat([table.categories.float(), table.numbers], 1)
-    order = torch.randperm(len(rows), generator=fixed_draws("flights MLP").generator)
-    held_out = order[:HELD_OUT]
-    train = order[HELD_OUT:]
     return own_task(
         "flights MLP",
         partial(TabularNetwork, table.sizes, table.numbers.shape[1]),
-        SquaredError(),
+        squared_error,
         partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.01),
-        Examples((rows[train], table.delay[train]), (rows[held_out], table.delay[held_out])),
+        random_split(HELD_OUT, fixed_draws("flights MLP"), rows, table.delay),
         horizon=3000,
         batch_size=512,
     )

@@ -64,16 +64,13 @@ class GraphNetwork(nn.Module):
         return torch.as_tensor(self.head(torch.cat(states, 2)))
 
 
-class NodeCrossEntropy(nn.Module):
-    """Mean cross-entropy of the nodes that exist."""
-
-    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """The loss of a batch (known labels, adjacency, communities), shape ()."""
-        known, edges, communities = batch
-        logits = net(known, edges)
-        return nn.functional.cross_entropy(
-            logits.flatten(0, 1), communities.flatten(), ignore_index=ABSENT
-        )
+def node_cross_entropy(net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy of the nodes that exist, of (known labels, adjacency, communities)."""
+    known, edges, communities = batch
+    logits = net(known, edges)
+    return nn.functional.cross_entropy(
+        logits.flatten(0, 1), communities.flatten(), ignore_index=ABSENT
+    )
 
 
 def block_graphs(count: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,7 +105,7 @@ def communities() -> Task:
     return own_task(
         "communities",
         GraphNetwork,
-        NodeCrossEntropy(),
+        node_cross_entropy,
         partial(torch.optim.Adam, lr=1e-3),
         Examples(block_graphs(GRAPHS, draws), block_graphs(HELD_OUT_GRAPHS, draws)),
         horizon=1500,

@@ -11,15 +11,14 @@ import ast
 import math
 import re
 import sysconfig
-from collections import Counter
 from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.tasks.real.mixed_precision import mixed
-from lightning_dqnlr.bench.tasks.task import own_task
+from lightning_dqnlr.bench.tasks.sequences import by_frequency, help_topics
+from lightning_dqnlr.bench.tasks.task import mixed, own_task
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.text import VOCABULARY, encode
@@ -199,26 +198,7 @@ def word_text() -> tuple[Tensor, Tensor]:
     words = [_WORD.findall(text) for text in texts]
     train = [word for place, text in enumerate(words) if place % 10 for word in text]
     held_out = [word for text in words[::10] for word in text]
-    frequent = [word for word, _ in Counter(train).most_common(WORDS - 1)]
-    code = {word: index for index, word in enumerate(frequent, 1)}
-    first, second = (torch.tensor([code.get(w, 0) for w in part]) for part in (train, held_out))
-    return first, second
-
-
-def help_topics() -> list[str]:
-    """The texts of Python's `help()`, sorted by name.
-
-    Raises:
-        ConfigurationError: this Python was installed without them.
-    """
-    try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
-        raise ConfigurationError(
-            "the task 'word LSTM' reads pydoc_data, which this Python was installed without; "
-            "install Python with its standard library, or leave the task out: suite.tasks=[...]."
-        ) from error
-    return [topics[name] for name in sorted(topics)]
+    return by_frequency(train, train, WORDS), by_frequency(held_out, train, WORDS)
 
 
 def gpt(

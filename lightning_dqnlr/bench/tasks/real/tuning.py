@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_dqnlr.bench.tasks.real.text import CHARACTER_CONTEXT, GPT, PACKAGES, library_files
-from lightning_dqnlr.bench.tasks.task import CrossEntropy, fixed_draws, own_task
+from lightning_dqnlr.bench.tasks.task import cross_entropy, fixed_draws, own_task
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.text import encode, windows
 from lightning_dqnlr.tasks.sampling import Draws
@@ -134,7 +134,7 @@ def fine_tuned_gpt() -> Task:
     """All weights; AdamW at the rate that Hugging Face's Trainer has by default."""
     name = "fine-tuned GPT"
     adamw = partial(torch.optim.AdamW, lr=5e-5, weight_decay=0.01)
-    return _tuned(name, Classifier, CrossEntropy(), adamw, packages(name))
+    return _tuned(name, Classifier, cross_entropy, adamw, packages(name))
 
 
 def trained_only(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -145,4 +145,4 @@ def trained_only(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 def lora_gpt() -> Task:
     """Low-rank changes and the head; AdamW."""
     name = "LoRA GPT"
-    return _tuned(name, adapted, CrossEntropy(), trained_only, packages(name))
+    return _tuned(name, adapted, cross_entropy, trained_only, packages(name))
