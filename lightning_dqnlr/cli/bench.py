@@ -53,23 +53,15 @@ def run(config: DictConfig, name: str) -> Path | None:
         ConfigurationError: a value cannot work, or a process was killed.
     """
     from lightning_dqnlr.bench.methods import with_policies
+    from lightning_dqnlr.bench.runs import suite as suites
     from lightning_dqnlr.bench.runs.archive import Archive, Store
-    from lightning_dqnlr.bench.runs.suite import (
-        SHARE,
-        estimate,
-        missing,
-        missing_in_rounds,
-        plan,
-        rounds,
-        with_further,
-    )
 
     config = with_present_targets(config)
     workers = _workers(config.workers)
-    suite = with_further(instantiate(config.suite), list(config.policies))
+    suite = suites.with_further(instantiate(config.suite), list(config.policies))
     folder = Path(config.folder)
     archive = None if config.archive is None else Archive(config.archive)
-    runs = list(plan(suite, _tasks(config), with_policies(config.policies)))
+    runs = list(suites.plan(suite, _tasks(config), with_policies(config.policies)))
     store = Store(folder / "runs", archive)
     if config.pack:
         _pack(runs, store)
@@ -78,10 +70,10 @@ def run(config: DictConfig, name: str) -> Path | None:
         return _report(_some_stored(runs, store), runs, folder / name, suite)
     retry = bool(config.retry_failed)
     margin = suite.race_margin
-    first = rounds(runs, store, margin)
-    todo = missing(first.wanted, store, retry_failed=retry)
-    later = missing(first.undecided, store)
-    minutes = (estimate(todo, workers) + SHARE * estimate(later, workers)) / 60
+    first = suites.rounds(runs, store, margin)
+    todo = suites.missing(first.wanted, store, retry_failed=retry)
+    later = suites.missing(first.undecided, store)
+    minutes = (suites.estimate(todo, workers) + suites.SHARE * suites.estimate(later, workers)) / 60
     print(
         f"suite={name}: {len(first.wanted)} runs, {len(first.wanted) - len(todo)} of them stored "
         f"in {folder}; the others take about {minutes:.0f} minutes on {workers} processes"
@@ -90,7 +82,7 @@ def run(config: DictConfig, name: str) -> Path | None:
     )
     if config.dry_run:
         return None
-    for missing_now in missing_in_rounds(runs, store, margin, retry_failed=retry):
+    for missing_now in suites.missing_in_rounds(runs, store, margin, retry_failed=retry):
         _make(missing_now, store, workers)
     return _report(_stored(runs, store), runs, folder / name, suite)
 

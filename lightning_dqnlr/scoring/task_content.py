@@ -43,7 +43,8 @@ def task_content(task: Task, summary: Callable[[Sequence[Tensor]], bytes] | None
     Functions that they hold belong to their code. A summary, if given, takes the place of the bits
     of the weights and of the data.
     """
-    module, summary = task.build(0), summary or _bits
+    module = task.build(0)
+    summary = summary or _bits
     data = pytree.tree_leaves((task.train_data, task.validation_data))
     parts = [summary(list(module.state_dict().values())), summary(data)]
     kinds: set[Any] = {kind for part in module.modules() for kind in type(part).__mro__}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from lightning_dqnlr.bench.methods import schedules
 from lightning_dqnlr.bench.methods.feedback import GreedyLR, Hypergradient, LRFinder, Plateau
 from lightning_dqnlr.bench.methods.packages import DAdaptation, Prodigy, ScheduleFree
 from lightning_dqnlr.bench.methods.plan import Method
@@ -18,24 +19,16 @@ from lightning_dqnlr.bench.methods.policies import (
     StateBlind,
     Untrained,
 )
-from lightning_dqnlr.bench.methods.schedules import (
-    FixedAdamW,
-    OneCycle,
-    ScheduledLR,
-    constant,
-    linear,
-    wsd,
-)
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.scoring.cosine import cosine
 
 METHODS: tuple[Method, ...] = (
-    ScheduledLR("constant", constant),
-    ScheduledLR("linear", linear),
-    ScheduledLR("cosine", cosine),
-    ScheduledLR("wsd", wsd),
-    FixedAdamW(),
-    OneCycle(),
+    schedules.ScheduledLR("constant", schedules.constant),
+    schedules.ScheduledLR("linear", schedules.linear),
+    schedules.ScheduledLR("cosine", cosine),
+    schedules.ScheduledLR("wsd", schedules.wsd),
+    schedules.FixedAdamW(),
+    schedules.OneCycle(),
     Plateau(),
     LRFinder(),
     GreedyLR(),

@@ -60,7 +60,8 @@ class FollowShape(RateSetter):
     """Sets the learning rate of every step to a share of the optimizer's own."""
 
     def __init__(self, shape: Shape, horizon: int) -> None:
-        self._shape, self._horizon = shape, horizon
+        self._shape = shape
+        self._horizon = horizon
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

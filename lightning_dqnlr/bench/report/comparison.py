@@ -195,7 +195,8 @@ class Comparison:
 
 def _ratio(run: Record, rival: Record, seconds: bool) -> float:
     target = final_loss(rival, VALIDATION)
-    time, reference = _time_to(run, target), _time_to(rival, target)
+    time = _time_to(run, target)
+    reference = _time_to(rival, target)
     if math.isinf(time) or math.isinf(reference):
         return math.inf
     if seconds:

@@ -81,7 +81,8 @@ def losing(comparison: Comparison) -> list[LostTask]:
 
 
 def _lost_task(comparison: Comparison, task: str) -> LostTask:
-    train, validation = (_ahead(comparison, task, which) for which in (TRAIN, VALIDATION))
+    train = _ahead(comparison, task, TRAIN)
+    validation = _ahead(comparison, task, VALIDATION)
     hints = _hints(comparison, task)
     if validation and not train:
         hints.insert(0, "only the validation loss is worse: it generalises worse")
@@ -183,9 +184,9 @@ def _rates(runs: Sequence[Record], rivals: Sequence[Record], name: str) -> str:
 
 def _log_ratios(run: Record, rival: Record, third: int) -> Array:
     """Of the LRs, at the points in a third of the run; none without a rival's LR."""
-    mine, other = _curve(run, "lr"), _curve(rival, "lr")
-    start, end = (place / 3 * run.horizon for place in (third, third + 1))
-    inside = (start < mine.steps) & (mine.steps <= end)
+    mine = _curve(run, "lr")
+    other = _curve(rival, "lr")
+    inside = (third / 3 * run.horizon < mine.steps) & (mine.steps <= (third + 1) / 3 * run.horizon)
     if not len(other.steps):
         return np.empty(0)
     return np.log(mine.values / np.interp(mine.steps, *other))[inside]
@@ -195,7 +196,8 @@ def _since(runs: Sequence[Record], rivals: Sequence[Record], name: str) -> str:
     """From when on the running training loss stays above the rival's."""
     shares = []
     for run, rival in zip(runs, rivals, strict=True):
-        mine, other = _curve(run, "train"), _curve(rival, "train")
+        mine = _curve(run, "train")
+        other = _curve(rival, "train")
         reference = np.interp(mine.steps, *other) if len(other.steps) else np.zeros_like(mine.steps)
         ahead = mine.values <= reference
         if len(ahead) and not ahead[-1]:
@@ -233,6 +235,7 @@ def _no_decay(runs: Sequence[Record], told: bool) -> str:
 
 def _curve(run: Record, name: str) -> Curve:
     """Its positive finite points; others have no logarithm."""
-    steps, values = (np.array(run.curve[key], dtype=float) for key in ("step", name))
+    steps = np.array(run.curve["step"], dtype=float)
+    values = np.array(run.curve[name], dtype=float)
     known = np.isfinite(values) & (values > 0)
     return Curve(steps[known], values[known])

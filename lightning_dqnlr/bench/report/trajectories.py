@@ -8,14 +8,7 @@ from typing import Any
 
 from lightning_dqnlr.bench.report.comparison import PLAIN, RIVAL, SUBJECT, Comparison, Runs
 from lightning_dqnlr.bench.report.content import Picture, Section
-from lightning_dqnlr.bench.report.drawing import (
-    Style,
-    add_legend,
-    gallery,
-    log_scale,
-    picture,
-    styles,
-)
+from lightning_dqnlr.bench.report.drawing import add_legend, gallery, log_scale, picture, styles
 
 _LR_RANGE = 3e4
 
@@ -69,7 +62,7 @@ def _plot(comparison: Comparison, task: str, methods: Sequence[str], panels: Seq
     panels[0].set_ylim(max(bottom, top / _LR_RANGE), top)  # a schedule's last step is almost zero
 
 
-def _curves(axes: Any, runs: Runs, curve: str, style: Style) -> None:
+def _curves(axes: Any, runs: Runs, curve: str, style: dict[str, Any]) -> None:
     thin = {**style, "linewidth": 0.5 * style["linewidth"], "alpha": 0.85}
     for run in runs:
         values = [math.nan if value is None else value for value in run.curve[curve]]

@@ -122,7 +122,8 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, archive: Archive | None = None) -> None:
-        self.folder, self.archive = Path(folder), archive
+        self.folder = Path(folder)
+        self.archive = archive
 
     def path(self, key: RunKey) -> Path:
         """Where the record of this key lies, or will lie."""

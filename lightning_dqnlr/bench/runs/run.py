@@ -126,7 +126,8 @@ class _Attempt:
             self._failure = f"{type(error).__name__}: {error}"
 
     def _train(self) -> None:
-        setting, task = self._setting, self._setting.task
+        setting = self._setting
+        task = setting.task
         began = time.perf_counter()
         self._plan = plan = self._method.plan(setting)
         self._planning = time.perf_counter() - began
@@ -142,7 +143,8 @@ class _Attempt:
         seen = self._observer
         task = self._setting.task
         curve = seen.curve()
-        train, validation = curve["train"], curve["validation"]
+        train = curve["train"]
+        validation = curve["validation"]
         ended = seen.ended and self._failure is None
         chose = self._plan.tries > 1  # else planning was reading files, not training
         return Record(
@@ -181,7 +183,9 @@ class Observer(Callback):
         self._since: float | None = None
         self.plan = Plan()
         self.plain_bytes = 0  # state of the task's own optimizer, where the plan replaces it
-        self.seconds, self.extra_bytes, self.ended = 0.0, 0, False
+        self.seconds = 0.0
+        self.extra_bytes = 0
+        self.ended = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.optimizers[0].register_step_post_hook(self._note_rate)
@@ -230,7 +234,8 @@ class Observer(Callback):
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop_clock()
         losses = self._evaluate(module, trainer.optimizers[0])
-        self._rows.append((trainer.global_step, *losses))
+        row = (trainer.global_step, losses.train.item(), losses.validation.item())
+        self._rows.append(row)
         self._since = time.perf_counter()
 
     def _stop_clock(self, count: bool = True) -> None:

@@ -16,22 +16,7 @@ from typing import Any
 
 from lightning import LightningModule
 
-from lightning_dqnlr.bench.tasks.images import (
-    diffusion,
-    fine_tuned_digits,
-    mixer_noisy_labels,
-    residual_digits,
-    residual_digits_nadam,
-    variational_autoencoder,
-    vision_transformer,
-)
-from lightning_dqnlr.bench.tasks.sequences import (
-    chaotic_series,
-    language_model,
-    syntax_tagger,
-    word_model,
-    word_vectors,
-)
+from lightning_dqnlr.bench.tasks import images, sequences
 from lightning_dqnlr.bench.tasks.tables import gated_regression
 from lightning_dqnlr.bench.tasks.task import UNKNOWN_HORIZON, USUAL_LR, BenchSplit, BenchTask
 from lightning_dqnlr.errors import ConfigurationError
@@ -132,6 +117,8 @@ HIGHER = 10.0
 
 _long = partial(_known, split="longer runs")
 _untold = partial(_known, split=UNKNOWN_HORIZON, known_horizon=False)
+_reader = sequences.language_model
+_LION_CENTRE = HIGHER * USUAL_LR["lion"]
 
 TASKS: tuple[BenchTask, ...] = (
     _known("quadratic", NoisyQuadratics, "sgd", 1000),
@@ -143,19 +130,19 @@ TASKS: tuple[BenchTask, ...] = (
     _known("matrix factorization", MatrixFactorizations, "rmsprop", 800),
     _known("synthetic RNN", SyntheticRNNs, "adam", 400, batch_size=16),
     _known("source code transformer", TextTransformers, "adamw", 500, batch_size=8),
-    _own("residual digits", residual_digits, "momentum"),
-    _own("vision transformer", vision_transformer, "adamw"),
-    _own("mixer noisy labels", mixer_noisy_labels, "sgd"),
-    _own("variational autoencoder", variational_autoencoder, "adam"),
-    _own("diffusion", diffusion, "adamw"),
-    _own("fine-tuned encoder", fine_tuned_digits, "momentum"),
+    _own("residual digits", images.residual_digits, "momentum"),
+    _own("vision transformer", images.vision_transformer, "adamw"),
+    _own("mixer noisy labels", images.mixer_noisy_labels, "sgd"),
+    _own("variational autoencoder", images.variational_autoencoder, "adam"),
+    _own("diffusion", images.diffusion, "adamw"),
+    _own("fine-tuned encoder", images.fine_tuned_digits, "momentum"),
     _own("gated regression", gated_regression, "sgd"),
-    _own("syntax tagger", syntax_tagger, "adam"),
-    _own("chaotic series", chaotic_series, "momentum"),
-    _own("language model", partial(language_model, "language model", 600), "adamw", seconds=5.0),
-    _own("NAdam residual digits", residual_digits_nadam, "nadam", "new optimizer"),
-    _own("Adagrad word vectors", word_vectors, "adagrad", "new optimizer"),
-    _own("Lion word LSTM", word_model, "lion", "new optimizer", centre=HIGHER * USUAL_LR["lion"]),
+    _own("syntax tagger", sequences.syntax_tagger, "adam"),
+    _own("chaotic series", sequences.chaotic_series, "momentum"),
+    _own("language model", partial(_reader, "language model", 600), "adamw", seconds=5.0),
+    _own("NAdam residual digits", images.residual_digits_nadam, "nadam", "new optimizer"),
+    _own("Adagrad word vectors", sequences.word_vectors, "adagrad", "new optimizer"),
+    _own("Lion word LSTM", sequences.word_model, "lion", "new optimizer", centre=_LION_CENTRE),
     _long(
         "long quadratic", NoisyQuadratics, "momentum", 10 * LONGEST_QUADRATIC, seed=7, seconds=35.0
     ),
@@ -163,7 +150,7 @@ TASKS: tuple[BenchTask, ...] = (
     _long("long teacher MLP", TeacherMLPs, "adamw", 5 * LONGEST_NETWORK, seed=6, seconds=8.0),
     _own(
         "long language model",
-        partial(language_model, "long language model", 3 * LONGEST_NETWORK),
+        partial(_reader, "long language model", 3 * LONGEST_NETWORK),
         "adamw",
         "longer runs",
         seconds=22.0,
@@ -172,7 +159,7 @@ TASKS: tuple[BenchTask, ...] = (
     _untold("untold teacher MLP", TeacherMLPs, "momentum", 800, seed=2),
     _own(
         "untold vision transformer",
-        partial(vision_transformer, "untold vision transformer", False),
+        partial(images.vision_transformer, "untold vision transformer", False),
         "adamw",
         UNKNOWN_HORIZON,
     ),

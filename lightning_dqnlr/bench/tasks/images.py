@@ -78,7 +78,8 @@ class Mixer(nn.Module):
                 nn.LayerNorm(SIDE), nn.Linear(SIDE, width), nn.GELU(), nn.Linear(width, SIDE)
             )
 
-        self.rows, self.columns = (nn.ModuleList([mlp(), mlp()]) for _ in range(2))
+        self.rows = nn.ModuleList([mlp(), mlp()])
+        self.columns = nn.ModuleList([mlp(), mlp()])
         self.head = nn.Linear(SIDE * SIDE, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -119,7 +120,8 @@ class Denoiser(nn.Module):
     def __init__(self, width: int = 96) -> None:
         super().__init__()
         self.level = nn.Embedding(NOISE_LEVELS, width)
-        self.into, self.inner = nn.Linear(64, width), nn.Linear(width, width)
+        self.into = nn.Linear(64, width)
+        self.inner = nn.Linear(width, width)
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 64))
 
     def forward(self, images: Tensor, levels: Tensor) -> Tensor:
@@ -169,7 +171,8 @@ def residual_digits() -> Task:
 
 def residual_digits_nadam() -> Task:
     """The same network, trained by NAdam."""
-    rule, net = partial(torch.optim.NAdam, lr=USUAL_LR["nadam"]), residual_network
+    net = residual_network
+    rule = partial(torch.optim.NAdam, lr=USUAL_LR["nadam"])
     return own_task("NAdam residual digits", net, cross_entropy, rule, digits(), horizon=500)
 
 

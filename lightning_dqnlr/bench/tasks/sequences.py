@@ -56,7 +56,8 @@ class DecoderTransformer(nn.Module):
 
     def __init__(self, width: int = 32, layers: int = 2) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(VOCABULARY, width), nn.Embedding(CONTEXT, width)
+        self.tokens = nn.Embedding(VOCABULARY, width)
+        self.places = nn.Embedding(CONTEXT, width)
         block = nn.TransformerEncoderLayer(
             width, 4, 2 * width, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
         )
@@ -93,7 +94,8 @@ class SkipGram(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.word, self.context = nn.Embedding(WORDS, width), nn.Embedding(WORDS, width)
+        self.word = nn.Embedding(WORDS, width)
+        self.context = nn.Embedding(WORDS, width)
         for embedding in (self.word, self.context):
             nn.init.normal_(embedding.weight, std=0.1)
 
@@ -222,14 +224,13 @@ def syntax_tagger() -> Task:
     draws = fixed_draws("syntax tagger")
     parts: list[list[Tensor]] = [[], []]
     for path in source_files("test")[:3]:
-        codes, kinds = encode(path), token_kinds(path)
-        both = torch.stack([codes, kinds[: len(codes)]], 1)
+        codes = encode(path)
+        both = torch.stack([codes, token_kinds(path)[: len(codes)]], 1)
         for part, rows, count in zip(parts, four_fifths(both), (512, 128), strict=True):
             part.append(windows(rows, 24, count, draws))
-    train, validation = (torch.cat(part).unbind(2) for part in parts)
     net = partial(Recurrent, VOCABULARY, 1 + len(KINDS), 16, True)
     adam = partial(torch.optim.Adam, lr=USUAL_LR["adam"])
-    data = Examples(train, validation)
+    data = Examples(*(torch.cat(part).unbind(2) for part in parts))
     return own_task("syntax tagger", net, cross_entropy, adam, data, horizon=500, batch_size=8)
 
 
@@ -238,7 +239,8 @@ def mackey_glass(length: int, delay: int = 17) -> Tensor:
 
     Euler steps of 1, standardised, after a burn-in.
     """
-    burn_in, values = 300, [1.2] * (delay + 1)
+    burn_in = 300
+    values = [1.2] * (delay + 1)
     for _ in range(burn_in + length):
         late = values[-1 - delay]
         values.append(values[-1] + 0.2 * late / (1.0 + late**10) - 0.1 * values[-1])

@@ -21,7 +21,8 @@ class GatedNetwork(nn.Module):
 
     def __init__(self, width: int = 32, depth: int = 3) -> None:
         super().__init__()
-        self.into, self.out = nn.Linear(COLUMNS, width), nn.Linear(width, 1)
+        self.into = nn.Linear(COLUMNS, width)
+        self.out = nn.Linear(width, 1)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
         self.gates = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
 

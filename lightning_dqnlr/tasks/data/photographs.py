@@ -74,13 +74,14 @@ def coordinates(split: Split, side: int, draws: Draws) -> Examples:
     """
     photograph = _photographs()[draws.integer(0, PHOTOGRAPHS - 1)]
     left, right = SPLIT_COLUMNS[split]
-    top, first = draws.integer(0, 427 - side), draws.integer(left, right - side)
+    top = draws.integer(0, 427 - side)
+    first = draws.integer(left, right - side)
     square = photograph[:, top : top + side, first : first + side]
     line = torch.linspace(-1.0, 1.0, side)
     positions = torch.cartesian_prod(line, line)
     order = torch.randperm(side * side, generator=draws.generator)
-    positions, colours = positions[order], square.flatten(1).T[order]
-    return split_off(multiple_of_eight(side * side * 4 // 5), positions, colours)
+    colours = square.flatten(1).T
+    return split_off(multiple_of_eight(side * side * 4 // 5), positions[order], colours[order])
 
 
 def _parts(split: Split, size: int, examples: int, draws: Draws) -> Examples:

@@ -10,9 +10,15 @@ from torch import Tensor
 
 from lightning_dqnlr.tasks.data.examples import Examples, multiple_of_eight
 from lightning_dqnlr.tasks.data.scikit_learn import DIGITS_CLASSES, digits
-from lightning_dqnlr.tasks.families.random_tasks import ACTIVATIONS, Problem, RandomTasks
+from lightning_dqnlr.tasks.families.random_tasks import Problem, RandomTasks
 from lightning_dqnlr.tasks.modules import SupervisedBuilder, SupervisedModule
-from lightning_dqnlr.tasks.networks.mlp_cnn import CNNNorm, CNNSpec, NetworkSpec, scale_weights
+from lightning_dqnlr.tasks.networks.mlp_cnn import (
+    ACTIVATIONS,
+    CNNNorm,
+    CNNSpec,
+    NetworkSpec,
+    scale_weights,
+)
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
 from lightning_dqnlr.tasks.user import seeded_weights
@@ -81,7 +87,8 @@ class FineTunedDigits(RandomTasks):
     name = "fine_tuned_digits"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        convolutional, steps = draws.chance(0.5), draws.log_integer(30, 120)
+        convolutional = draws.chance(0.5)
+        steps = draws.log_integer(30, 120)
         shape = (1, 8, 8) if convolutional else (64,)
         data = digits(self.draw_input_scale(draws), shape)
         order = torch.randperm(DIGITS_CLASSES, generator=draws.generator)

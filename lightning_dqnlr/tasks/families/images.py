@@ -13,21 +13,14 @@ from lightning_dqnlr.tasks.data.photographs import (
     treated_patches,
 )
 from lightning_dqnlr.tasks.data.scikit_learn import digits
-from lightning_dqnlr.tasks.families.random_tasks import (
-    ACTIVATIONS,
-    Problem,
-    RandomTasks,
-    bounded_scale,
-    draw_examples,
-    supervised,
-)
+from lightning_dqnlr.tasks.families.random_tasks import Problem, RandomTasks, supervised
 from lightning_dqnlr.tasks.networks.image_to_image import (
     ConvAutoencoderSpec,
     CoordinateSpec,
     DenoiserSpec,
     MLPAutoencoderSpec,
 )
-from lightning_dqnlr.tasks.networks.mlp_cnn import CNNNorm, MLPNorm, NetworkSpec
+from lightning_dqnlr.tasks.networks.mlp_cnn import ACTIVATIONS, CNNNorm, MLPNorm, NetworkSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
 SIDE = 8  # of patches and digits
@@ -47,7 +40,7 @@ class PhotoCNNs(RandomTasks):
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         network = self.draw_cnn(3, PHOTOGRAPHS * TREATMENTS, CNN_NORMS, draws)
-        data = treated_patches(split, SIDE, draw_examples(draws), draws)
+        data = treated_patches(split, SIDE, self.draw_examples(draws), draws)
         return supervised(network, "cross_entropy", data.scaled(self.draw_input_scale(draws)))
 
 
@@ -62,12 +55,13 @@ class Autoencoders(RandomTasks):
     name = "autoencoders"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        photographs, convolutional = draws.chance(0.5), draws.chance(0.5)
+        photographs = draws.chance(0.5)
+        convolutional = draws.chance(0.5)
         channels = 3 if photographs else 1
         code = draws.log_integer(2, 24)
         draw = self._convolutional if convolutional else self._linear
         network = draw(channels, code, draws)
-        examples = draw_examples(draws)
+        examples = self.draw_examples(draws)
         scale = self.draw_input_scale(draws)
         plain = digits(shape=(1, SIDE, SIDE))
         images = patches(split, SIDE, examples, draws) if photographs else (x for x, _ in plain)
@@ -78,7 +72,7 @@ class Autoencoders(RandomTasks):
         return MLPAutoencoderSpec(
             shape=(channels, SIDE, SIDE),
             norm=draws.choice(FLAT_NORMS),
-            initial_scale=bounded_scale(self.draw_initial_scale(draws), 4),
+            initial_scale=self.draw_scale(draws, 4),
             width=draws.log_integer(12, 48),
             code=code,
             activation=draws.choice(ACTIVATIONS),
@@ -88,7 +82,7 @@ class Autoencoders(RandomTasks):
         return ConvAutoencoderSpec(
             channels=channels,
             norm=draws.choice(CNN_NORMS),
-            initial_scale=bounded_scale(self.draw_initial_scale(draws), 6),
+            initial_scale=self.draw_scale(draws, 6),
             hidden=(draws.choice((4, 6, 8)), draws.choice((8, 12, 16))),
             code=code,
             activation=draws.choice(ACTIVATIONS),
@@ -110,7 +104,7 @@ class PhotoDenoisers(RandomTasks):
         norm = draws.choice(CNN_NORMS)
         network = DenoiserSpec(
             channels=3,
-            initial_scale=bounded_scale(self.draw_initial_scale(draws), depth + 1, norm),
+            initial_scale=self.draw_scale(draws, depth + 1, norm),
             width=draws.choice((10, 12, 16)),
             depth=depth,
             activation=draws.choice(ACTIVATIONS),
@@ -134,15 +128,16 @@ class CoordinateNetworks(RandomTasks):
     def problem(self, split: Split, draws: Draws) -> Problem:
         fourier = draws.chance(0.5)
         depth = draws.integer(2, 4)
-        features, omega = draws.log_integer(8, 48), draws.log_uniform(3.0, 30.0)
-        frequency, width = draws.log_uniform(0.3, 3.0), draws.log_integer(20, 80)
+        features = draws.log_integer(8, 48)
+        omega = draws.log_uniform(3.0, 30.0)
+        frequency = draws.log_uniform(0.3, 3.0)
         network = CoordinateSpec(
-            width=width,
+            width=draws.log_integer(20, 80),
             depth=depth,
             features=features if fourier else 0,
             frequency=frequency if fourier else omega,
             activation=draws.choice(ACTIVATIONS),
-            initial_scale=bounded_scale(self.draw_initial_scale(draws), depth + 1),
+            initial_scale=self.draw_scale(draws, depth + 1),
         )
         data = coordinates(split, draws.integer(20, 48), draws)
         return supervised(network, "mse", data.scaled(self.draw_input_scale(draws)))

@@ -100,7 +100,9 @@ def flights() -> Flights:
     weather = _weather(folder)
     nothing = [math.nan] * len(WEATHER)
     codes: list[dict[str, int]] = [{} for _ in CATEGORIES]
-    categories, numbers, delays = [], [], []
+    categories = []
+    numbers = []
+    delays = []
     for row in _arrived(folder):
         row["weekday"] = str(date(2013, int(row["month"]), int(row["day"])).weekday())
         pairs = zip(codes, CATEGORIES, strict=True)

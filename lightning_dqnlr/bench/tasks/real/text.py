@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from lightning_dqnlr.bench.tasks.sequences import by_frequency, help_topics
 from lightning_dqnlr.bench.tasks.task import mixed, own_task
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.tasks.data.examples import Examples, Parts
 from lightning_dqnlr.tasks.data.text import VOCABULARY, encode
 from lightning_dqnlr.tasks.task import Task
 
@@ -143,10 +143,13 @@ class NextToken(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
-def in_rows(tokens: Tensor, rows: int) -> tuple[Tensor]:
-    """A text (tokens,) as so many pieces of equal length, (rows, tokens // rows)."""
-    length = len(tokens) // rows
-    return (tokens[: rows * length].reshape(rows, length),)
+def in_rows(text: Parts) -> Examples:
+    """The parts of a text, (tokens,) each, as pieces of equal length, (rows, tokens // rows)."""
+    parts = []
+    for tokens, rows in zip(text, (ROWS, HELD_OUT_ROWS), strict=True):
+        length = len(tokens) // rows
+        parts.append((tokens[: rows * length].reshape(rows, length),))
+    return Examples(*parts)
 
 
 def library_files(folders: tuple[str, ...] | None, task: str) -> list[Path]:
@@ -169,11 +172,11 @@ def library_files(folders: tuple[str, ...] | None, task: str) -> list[Path]:
 
 
 @cache
-def source_text() -> tuple[Tensor, Tensor]:
+def source_text() -> Parts:
     """The packages' sources as codes (characters,); every tenth file is held out."""
     texts = [encode(path) for path in library_files(PACKAGES, "GPT")]
     train = [text for place, text in enumerate(texts) if place % 10]
-    return torch.cat(train), torch.cat(texts[::10])
+    return Parts(torch.cat(train), torch.cat(texts[::10]))
 
 
 def docstrings(path: Path) -> str:
@@ -188,7 +191,7 @@ def docstrings(path: Path) -> str:
 
 
 @cache
-def word_text() -> tuple[Tensor, Tensor]:
+def word_text() -> Parts:
     """Docstrings and `help()`'s topics as words (words,); 0 for those that are rare.
 
     Every tenth file, and every tenth topic, is held out; the vocabulary is of the rest.
@@ -198,7 +201,7 @@ def word_text() -> tuple[Tensor, Tensor]:
     words = [_WORD.findall(text) for text in texts]
     train = [word for place, text in enumerate(words) if place % 10 for word in text]
     held_out = [word for text in words[::10] for word in text]
-    return by_frequency(train, train, WORDS), by_frequency(held_out, train, WORDS)
+    return Parts(*(by_frequency(words, train, WORDS) for words in (train, held_out)))
 
 
 def gpt(
@@ -209,14 +212,13 @@ def gpt(
     A step has so many sequences (windows) of `context` characters. Another name gives other initial
     weights.
     """
-    train, held_out = source_text()
     adamw = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     return own_task(
         name,
         partial(mixed, partial(GPT, context)),
         NextToken(context),
         adamw,
-        Examples(in_rows(train, ROWS), in_rows(held_out, HELD_OUT_ROWS)),
+        in_rows(source_text()),
         horizon=horizon,
         batch_size=sequences,
         gradient_clip=1.0,
@@ -225,13 +227,12 @@ def gpt(
 
 def word_lstm() -> Task:
     """The next word; the example's plain SGD with its rate of 20 and gradients clipped to 0.25."""
-    train, held_out = word_text()
     return own_task(
         "word LSTM",
         partial(mixed, WordLSTM),
         NextToken(WORD_CONTEXT),
         partial(torch.optim.SGD, lr=20.0),
-        Examples(in_rows(train, ROWS), in_rows(held_out, HELD_OUT_ROWS)),
+        in_rows(word_text()),
         horizon=2000,
         batch_size=32,
         gradient_clip=0.25,

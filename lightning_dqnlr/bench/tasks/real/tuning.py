@@ -100,7 +100,8 @@ def adapted() -> nn.Module:
 
 def pieces_of(files: Iterable[Path], count: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Pieces of source at random places, int64 (count, T), and the numbers of their packages."""
-    codes, labels = [], []
+    codes = []
+    labels = []
     for path in files:
         text = encode(path)
         package = next(PACKAGES.index(name) for name in path.parts[::-1] if name in PACKAGES)
