@@ -1,7 +1,7 @@
 """The benchmark's methods: every way to set the learning rate that is compared.
 
-Results of one method depend on the modules it imports; therefore each kind has a module of its
-own, and this one, which imports all, holds nothing but the list.
+Results of one method depend on the modules it imports. Each kind of method therefore has a module
+of its own. This module imports all of them and holds nothing but the list.
 """
 
 from __future__ import annotations

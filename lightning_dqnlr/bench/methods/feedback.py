@@ -143,9 +143,9 @@ class FollowLoss(RateSetter):
 class Hypergradient:
     """Hypergradient descent, multiplicative (Baydin et al. 2018, arXiv:1703.04782).
 
-    The loss's derivative by the last step's learning rate is minus the product of the gradient
-    now and the last update u, where theta moves by -lr u: the last gradient in SGD-HD, Adam's
-    quotient in Adam-HD. The multiplicative rule divides it by both norms, so that no unit is left:
+    Theta moves by -lr u in a step. The update u is the gradient in SGD-HD and Adam's quotient in
+    Adam-HD. The loss's derivative by the last learning rate is minus the product of the gradient
+    now and the last u. The multiplicative rule divides it by both norms, so that no unit is left:
     lr <- lr (1 + beta cos(g, u)). u is read off the last displacement, whatever the optimizer;
     decoupled weight decay, a small part of it, is not taken out.
 

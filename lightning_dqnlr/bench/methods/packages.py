@@ -1,8 +1,8 @@
 """Rivals from their authors' own packages: Prodigy, D-Adaptation, Schedule-Free.
 
-Each takes the place of the task's optimizer, in the variant that matches it: SGD's where the task
-trains with SGD and the package has one, Adam's otherwise, with weight decay, its kind, and Adam's
-betas taken over. The packages come with the extra `bench` and are loaded when first needed.
+Each takes the place of the task's optimizer. The variant is SGD's where the task trains with SGD
+and the package has one, otherwise Adam's. It takes over the weight decay, the kind of the decay and
+Adam's betas. The packages come with the extra `bench` and are loaded when first needed.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _with_own_rate(setting: Setting, make: Callable[[Optimizer], Optimizer]) -> 
 class ScheduleFree:
     """Schedule-Free SGD or AdamW (Defazio et al. 2024, arXiv:2405.15682).
 
-    With a warm-up over 5% of the run, as its authors advise. Its momentum (the first beta) is the
+    It has a warm-up over 5% of the run, as its authors advise. Its momentum (the first beta) is the
     place between iterate and average where the gradient is taken; it keeps the package's 0.9. It
     is evaluated at the average. Without a learning rate it takes the package's own, 1 for SGD and
     0.0025 for AdamW.

@@ -1,9 +1,9 @@
 """Learned policies through `DQNLRCallback`, and the three controls that they have to beat.
 
-A learned scheduler can look good because of its harness (the safe start, the built-in decay, the
-circuit breaker) rather than because of what it learned. Each control keeps the harness and takes
-away one thing: `untrained` the learning, `state_blind` the observation, `MeanCurve` the adaptation
-to the run at hand.
+A learned scheduler can look good because of its harness rather than because of what it learned. The
+harness is the safe start, the built-in decay and the circuit breaker. Each control keeps it and
+takes away one thing: `untrained` the learning, `state_blind` the observation, `MeanCurve` the
+adaptation to the run at hand.
 """
 
 from __future__ import annotations

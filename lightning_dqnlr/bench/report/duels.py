@@ -57,8 +57,8 @@ class Duel(NamedTuple):
 def duels(comparison: Comparison) -> list[Duel]:
     """The subject against each other method, the one it is most likely worse than first.
 
-    P(improvement) is the mean over tasks of P(X < Y) + P(X = Y) / 2, with X and Y the regrets of
-    the subject's and of the other's runs.
+    P(improvement) is the mean over tasks of P(X < Y) + P(X = Y) / 2. X are the regrets of the
+    subject's runs, and Y those of the other's.
     """
     rows = [
         _duel(comparison, other, tasks)

@@ -19,7 +19,7 @@ from lightning_dqnlr.envs.module import training_loss
 from lightning_dqnlr.envs.trainer_data import module_losses
 from lightning_dqnlr.tasks.task import Task
 
-# Of a larger set a fixed random part is evaluated, the same for all methods and seeds.
+# A fixed random part of a larger set is evaluated, the same for all methods and seeds.
 PART = 2048
 # How many batches the authors of Schedule-Free take to renew BatchNorm's statistics.
 _RENEWING_BATCHES = 50
@@ -40,7 +40,7 @@ class Evaluation:
         cuda = [module.device] if module.device.type == "cuda" else []
         with torch.random.fork_rng(cuda), _undisturbed(module):
             # Before its first step the average is the weights themselves.
-            if not isinstance(optimizer, Averaging) or not optimizer.state:
+            if not isinstance(optimizer, Averaging) or not any(optimizer.state.values()):
                 losses = module_losses(module, self._task)
             else:
                 with _averaged(module, optimizer):

@@ -43,8 +43,8 @@ class Record:
     """One run of one method on one task, as one JSON file holds it.
 
     Losses are means over the whole data set, or over a fixed large part of it, in eval mode. What
-    is not a finite number is None. The curve has lists of one length under "step", "train",
-    "validation" (losses) and "lr" (of the step just made), from step 0 to where the run ended.
+    is not a finite number is None. The curve has lists of one length: "step", the losses "train"
+    and "validation", and the "lr" of the step just made. It goes from step 0 to the run's end.
     """
 
     task: str

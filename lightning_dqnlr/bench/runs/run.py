@@ -1,7 +1,7 @@
 """One run of the benchmark: a method trains a task in a real Trainer and leaves a `Record`.
 
-All methods of one (task, seed) see the same initial weights, the same batches and the same stream
-of random numbers, so that they can be compared in pairs.
+All methods of one (task, seed) see the same initial weights, batches and stream of random numbers.
+They can therefore be compared in pairs.
 """
 
 from __future__ import annotations

@@ -140,8 +140,8 @@ def choose(
 def rates(suite: Suite, method: Method, task: BenchTask) -> tuple[float | None, ...]:
     """The learning rates that a method is given on a task.
 
-    A method that needs a peak gets the grid, around the task's centre if it has one; any other one
-    run without, at the module's own LR.
+    A method that needs a peak gets the grid, around the task's centre if it has one. Any other
+    method gets one run at the module's own LR.
     """
     given: tuple[float | None, ...] = (
         grid(task.centre or task.lr, suite.points, suite.decades) if method.tuned else (None,)
@@ -235,8 +235,8 @@ def make_runs(
     `skip` is asked right before a run would begin.
 
     Yields:
-        The place in `runs`, in the order in which runs end, and what became of it: a record, why
-        the method cannot be run on this machine at all, or None if it was skipped.
+        The place in `runs` and what became of the run, in the order in which runs end. That is a
+        record, why the method cannot be run on this machine at all, or None for a skipped run.
 
     Raises:
         ConfigurationError: a task or method cannot be sent to another process, or one was killed.

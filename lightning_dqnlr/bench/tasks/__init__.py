@@ -111,7 +111,7 @@ def _own(
     return BenchTask(name, split, build, USUAL_LR[optimizer], **settings)
 
 
-# On three tasks the cosine's best peak was the highest of the grid around the usual LR. The rivals
+# The cosine's best peak was the highest of the grid around the usual LR on three tasks. The rivals
 # were not tuned there, so these grids are centred a decade higher.
 HIGHER = 10.0
 

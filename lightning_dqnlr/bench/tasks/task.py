@@ -58,7 +58,7 @@ class BenchTask:
         build: makes the task, the same one each time.
         lr: the LR a user would begin with.
         seconds: that one run takes on one core, roughly; for the estimate of the time left.
-        centre: of the grid of peaks, if not `lr`: where the best peak of the grid around `lr` is at
+        centre: of the grid of peaks, if not `lr`. Where the best peak of the grid around `lr` is at
             its edge, the rivals would be judged by too narrow a search.
         version: raised by whoever changes what the task is, so that its runs are made again.
 
@@ -132,8 +132,8 @@ def own_task(
 ) -> Task:
     """A task of a network that no family of `lightning_dqnlr.tasks` draws.
 
-    `net` makes fresh weights, `loss` maps a network and a batch to the mean loss, and `optimizer`
-    maps parameters to their optimizer, at the LR a user would begin with. The rest is as in `Task`.
+    `net`, `loss` and `optimizer` are those of `BenchModule`. The optimizer has the LR that a user
+    would begin with. The rest is as in `Task`.
     """
     return Task(
         name=name,

@@ -62,8 +62,8 @@ def table(name: TableName, draws: Draws) -> Examples:
     """Returns one of scikit-learn's tables, its columns standardised, a fifth of its rows held out.
 
     Args:
-        name: "breast_cancer" (569 rows, 30 columns, 2 classes), "wine" (178, 13, 3 classes),
-            "iris" (150, 4, 3 classes), or "diabetes" (442, 10, regression on one target).
+        name: "breast_cancer" (569 rows, 30 columns, 2 classes), "wine" (178, 13, 3) or "iris"
+            (150, 4, 3). "diabetes" (442, 10) is a regression on one target.
         draws: decides which rows are held out.
 
     Returns:

@@ -43,9 +43,10 @@ class Flights(NamedTuple):
 class TabularNetwork(nn.Module):
     """Embeddings of the categories and an MLP with BatchNorm (Guo & Berkhahn, arXiv:1604.06737).
 
-    The form is that of fastai's tabular model: embeddings of min(600, 1.6 n^0.56) numbers, N(0,
-    0.01^2) at first, BatchNorm of the numbers, and layers of linear map, ReLU, BatchNorm, dropout.
-    Sizes are the counts of each category's values, `numbers` the count of the other columns.
+    The form is that of fastai's tabular model. Embeddings have min(600, 1.6 n^0.56) numbers and
+    start from N(0, 0.01^2). The numbers pass through BatchNorm. Each layer is a linear map, ReLU,
+    BatchNorm and dropout. Sizes are the counts of each category's values, and `numbers` is the
+    count of the other columns.
     """
 
     def __init__(

@@ -79,8 +79,8 @@ def block_graphs(count: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
     The task CLUSTER of Dwivedi et al. (arXiv:2003.00982, section 3.2) with smaller communities.
 
     Returns:
-        Known labels int64 (N, V), 0 for none and `ABSENT` where there is no node; adjacency bool
-        (N, V, V), symmetric; communities int64 (N, V), `ABSENT` where there is no node.
+        Known labels int64 (N, V), 0 for none; symmetric adjacency bool (N, V, V); communities
+        int64 (N, V). Labels and communities are `ABSENT` where there is no node.
     """
     generator = draws.generator
     sizes = torch.randint(SMALLEST, LARGEST + 1, (count, COMMUNITIES), generator=generator)

@@ -89,8 +89,8 @@ def residual_network(classes: int = len(PHOTOGRAPHS)) -> nn.Module:
 def augmented_cross_entropy(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Cross-entropy; in training of images that are mirrored and shifted at random.
 
-    The usual augmentation of small images (arXiv:1512.03385, section 4.2): four pixels of zeros on
-    each side, a random crop of the old size, mirrored half of the time.
+    This is the usual augmentation of small images (arXiv:1512.03385, section 4.2). Four pixels of
+    zeros are added on each side. A random crop of the old size is mirrored half of the time.
 
     The loss of a batch (images, labels), shape ().
     """

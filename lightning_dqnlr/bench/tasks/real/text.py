@@ -41,8 +41,8 @@ _WORD = re.compile(r"[a-z]+|[.,;:()]")
 class GPT(nn.Module):
     """A decoder of pre-norm blocks with GPT-2's initial weights (Radford et al. 2019).
 
-    All matrices are drawn from N(0, 0.02^2), those that write into the residual stream from
-    N(0, 0.02^2 / 2L), L the number of blocks; the head is tied to the embedding. The default is the
+    All matrices are drawn from N(0, 0.02^2), but those that write into the residual stream of L
+    blocks from N(0, 0.02^2 / 2L). The head is tied to the embedding. The default is the
     character-level model of nanoGPT (Karpathy 2022), of 10.7 million parameters. It reads at most
     `context` tokens.
     """

@@ -1,8 +1,8 @@
 """Fine-tuning of a small GPT: all of its weights, or low-rank changes of its matrices (LoRA).
 
-It was pretrained on the sources of the standard library's packages by
-`benchmarks/pretrain_gpt.py`, whose result comes with this package, so that every run on every
-machine starts from the same weights. It learns to say of which package a piece of source is.
+`benchmarks/pretrain_gpt.py` pretrained it on the sources of the standard library's packages. The
+weights come with this package, so that every run on every machine starts from the same. It learns
+to say of which package a piece of source is.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ class Classifier(nn.Module):
 class LowRank(nn.Module):
     """Adds a matrix of low rank to one that stays as it is (LoRA, arXiv:2106.09685).
 
-    W + (alpha / rank) B A, with A as torch initialises linear maps and B zero at first; the weight
-    W has shape (outputs, inputs).
+    W + (alpha / rank) B A. A starts as torch initialises linear maps, and B from zero. The weight W
+    has shape (outputs, inputs).
     """
 
     def __init__(self, weight: Tensor) -> None:
