@@ -92,9 +92,9 @@ def probability_of_improvement(scores: Scores, rival: Scores) -> float:
     return torch.stack(rows).mean().item()
 
 
-def improvement(scores: Scores, rival: Scores) -> Estimate:
-    """The probability of improvement with its interval over seeds."""
-    interval = improvement_interval(scores, rival)
+def improvement(scores: Scores, rival: Scores, *, over_tasks: bool = False) -> Estimate:
+    """The probability of improvement with its interval; see `improvement_interval`."""
+    interval = improvement_interval(scores, rival, over_tasks=over_tasks)
     return Estimate(probability_of_improvement(scores, rival), interval)
 
 

@@ -9,16 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from lightning_dqnlr.bench.methods import policies as learned
 from lightning_dqnlr.bench.methods import schedules
 from lightning_dqnlr.bench.methods.feedback import GreedyLR, Hypergradient, LRFinder, Plateau
 from lightning_dqnlr.bench.methods.packages import DAdaptation, Prodigy, ScheduleFree
 from lightning_dqnlr.bench.methods.plan import Method
-from lightning_dqnlr.bench.methods.policies import (
-    LearnedPolicy,
-    MeanCurveReplay,
-    StateBlind,
-    Untrained,
-)
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.scoring.cosine import cosine
 
@@ -37,12 +32,12 @@ METHODS: tuple[Method, ...] = (
     DAdaptation(),
     ScheduleFree(),
     ScheduleFree("schedule-free-default", tuned=False),
-    LearnedPolicy(),
-    LearnedPolicy("classic", "classic"),
-    LearnedPolicy("q-table", "q_table"),
-    Untrained(),
-    StateBlind(),
-    MeanCurveReplay(),
+    learned.LearnedPolicy(),
+    learned.LearnedPolicy("classic", "classic"),
+    learned.LearnedPolicy("q-table", "q_table"),
+    learned.Untrained(),
+    learned.StateBlind(),
+    learned.MeanCurveReplay(),
 )
 
 
@@ -60,5 +55,5 @@ def with_policies(policies: Mapping[str, str | Path]) -> tuple[Method, ...]:
         raise ConfigurationError(
             f"policies: {taken} are methods already; give your policies other names."
         )
-    further = (LearnedPolicy(name, str(folder)) for name, folder in policies.items())
+    further = (learned.LearnedPolicy(name, str(folder)) for name, folder in policies.items())
     return (*METHODS, *further)

@@ -37,9 +37,9 @@ def with_interval(estimate: Estimate, digits: int = 3) -> str:
 
 
 def listed(names: Sequence[str], shown: int) -> str:
-    """The first ones, and how many more there are."""
+    """The first ones, and how many more there are; a dash for none."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    return (", ".join(names[:shown]) or NOTHING) + more
 
 
 def share(value: float) -> str:

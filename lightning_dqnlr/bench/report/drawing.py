@@ -22,8 +22,7 @@ Style = dict[str, Any]
 # Stand-ins that the page replaces by its own colours.
 INK = "#010203"
 _GRID = "#040506"
-_PAPER = "#070809"
-_CSS = {INK: "currentColor", _GRID: "var(--grid, #d8d8d8)", _PAPER: "var(--paper, #ffffff)"}
+_CSS = {INK: "currentColor", _GRID: "var(--grid, #d8d8d8)"}
 
 _OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a6761d")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))

@@ -16,13 +16,7 @@ from lightning_dqnlr.bench.report.content import (
 )
 from lightning_dqnlr.bench.report.drawing import interval_picture
 from lightning_dqnlr.bench.runs.record import VALIDATION
-from lightning_dqnlr.scoring.statistics import (
-    Estimate,
-    Interval,
-    improvement,
-    improvement_interval,
-    summarize,
-)
+from lightning_dqnlr.scoring.statistics import Estimate, Interval, improvement, summarize
 
 FEWEST_RUNS = 4  # below that an interval has no width to speak of
 ROUNDING = 1e-9  # means that differ by less are equal
@@ -76,7 +70,7 @@ def _duel(comparison: Comparison, other: str, tasks: Sequence[str]) -> Duel:
         method=other,
         tasks=len(tasks),
         train=improvement(mine, theirs),
-        train_over_tasks=improvement_interval(mine, theirs, over_tasks=True),
+        train_over_tasks=improvement(mine, theirs, over_tasks=True).interval,
         validation=improvement(*held_out),
         worse_on=sum(
             bool(x.mean() - y.mean() > ROUNDING) for x, y in zip(mine, theirs, strict=True)

@@ -15,15 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_dqnlr.bench.report.comparison import RIVAL, SUBJECT, Comparison
-from lightning_dqnlr.bench.report.content import (
-    NOTHING,
-    Bullets,
-    Case,
-    Section,
-    Table,
-    listed,
-    number,
-)
+from lightning_dqnlr.bench.report.content import Bullets, Case, Section, Table, listed, number
 from lightning_dqnlr.bench.report.trajectories import side_by_side
 from lightning_dqnlr.bench.runs.record import TRAIN, VALIDATION, Record, diverged
 from lightning_dqnlr.bench.tasks.task import UNKNOWN_HORIZON
@@ -132,7 +124,7 @@ def _cells(comparison: Comparison, row: LostTask) -> tuple[str, ...]:
 
 
 def _gaps(gaps: Sequence[Gap]) -> str:
-    return listed([f"{gap.method} by {gap.by:.2f}" for gap in gaps], 5) or NOTHING
+    return listed([f"{gap.method} by {gap.by:.2f}" for gap in gaps], 5)
 
 
 def _case(comparison: Comparison, row: LostTask) -> Case:

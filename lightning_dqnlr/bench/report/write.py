@@ -23,8 +23,6 @@ from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.provenance import provenance
 
-PAGE = "report.html"
-MARKDOWN = "report.md"
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 _FULL_COLOUR = 1.5  # regret at which a cell of the heat map is as strong as it gets
 _WORSE = "213,94,0"
@@ -75,8 +73,8 @@ def write_report(
     parts = [part for part in (*short, *others) if part.blocks]
     for picture in (picture for part in parts for picture in part.pictures):
         write_atomically(Path(folder) / picture.file, standalone(picture.svg).encode())
-    write_atomically(Path(folder) / MARKDOWN, _markdown(title, parts).encode())
-    page = write_atomically(Path(folder) / PAGE, _page(title, parts).encode())
+    write_atomically(Path(folder) / "report.md", _markdown(title, parts).encode())
+    page = write_atomically(Path(folder) / "report.html", _page(title, parts).encode())
     shown = _markdown(title, [part for part in short if part.blocks], pictures=False)
     return WrittenReport(page, shown)
 
@@ -133,7 +131,7 @@ def _origin(comparison: Comparison, command: str) -> Section:
     versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
     seeds = ", ".join(map(str, sorted({record.seed for record in records})))
     made_by = sorted({record.version for record in records})
-    policies = sorted({record.policy for record in records if record.policy})
+    policies = sorted({record.policy for record in records if record.policy}) or ["none"]
     hours = sum(record.seconds for record in records) / 3600
     items = [
         f"Command: {command}" if command else "",
@@ -142,6 +140,6 @@ def _origin(comparison: Comparison, command: str) -> Section:
         f"Machine: {machine['platform']}, {machine['cpus']} CPUs, {accelerators}.",
         f"{len(records)} runs, {hours:.1f} hours of training, {len(comparison.tasks)} tasks, "
         f"{len(comparison.methods)} methods, seeds {seeds}.",
-        f"Versions of runs: {listed(made_by, 6)}. Policy hashes: {listed(policies, 6) or 'none'}.",
+        f"Versions of runs: {listed(made_by, 6)}. Policy hashes: {listed(policies, 6)}.",
     ]
     return Section("Where it comes from", (Bullets(tuple(filter(None, items))),))

@@ -81,7 +81,6 @@ class Suite:
 class Progress(NamedTuple):
     """How far a benchmark has come."""
 
-    done: int  # missing runs that are over
     seconds_left: float  # by the pace so far and what a run of each task usually takes
     latest: PlannedRun  # the last run that ended
     failure: str | None  # of the latest
@@ -184,10 +183,8 @@ def plan(
         choose(methods, suite.methods, "suite.methods"),
         key=lambda method: places.get(method.name, len(places)),
     )
-    if suite.first:
-        choose(methods, suite.first, "suite.first")
-    if suite.sensitivity:
-        choose(methods, suite.sensitivity, "suite.sensitivity")
+    choose(methods, suite.first or None, "suite.first")
+    choose(methods, suite.sensitivity or None, "suite.sensitivity")
     policies = {method.name: policy_hash(method) for method in chosen}
     few = {method.name for method in choose(methods, suite.apart_methods, "suite.apart_methods")}
     for task in choose(tasks, suite.tasks, "suite.tasks"):
@@ -311,7 +308,7 @@ def complete(
     whole = estimate(runs, 1)
     over = 0.0
     outcomes = make_runs(runs, workers, lambda run: run.method.name in refused)
-    for done, (index, outcome) in enumerate(outcomes, 1):
+    for index, outcome in outcomes:
         run = runs[index]
         failure = None
         if isinstance(outcome, Record):
@@ -321,7 +318,7 @@ def complete(
             refused[run.method.name] = outcome
         over += run.task.seconds
         left = (time.monotonic() - started) / over * (whole - over)
-        report(Progress(done, max(0.0, left), run, failure))
+        report(Progress(max(0.0, left), run, failure))
     return refused
 
 

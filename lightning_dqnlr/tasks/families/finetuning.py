@@ -10,15 +10,9 @@ from torch import Tensor
 
 from lightning_dqnlr.tasks.data.examples import Examples, multiple_of_eight
 from lightning_dqnlr.tasks.data.scikit_learn import DIGITS_CLASSES, digits
-from lightning_dqnlr.tasks.families.random_tasks import Problem, RandomTasks
+from lightning_dqnlr.tasks.families.random_tasks import CNN_NORMS, Problem, RandomTasks
 from lightning_dqnlr.tasks.modules import SupervisedBuilder, SupervisedModule
-from lightning_dqnlr.tasks.networks.mlp_cnn import (
-    ACTIVATIONS,
-    CNNNorm,
-    CNNSpec,
-    NetworkSpec,
-    scale_weights,
-)
+from lightning_dqnlr.tasks.networks.mlp_cnn import ACTIVATIONS, CNNSpec, NetworkSpec, scale_weights
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
 from lightning_dqnlr.tasks.user import seeded_weights
@@ -109,7 +103,7 @@ class FineTunedDigits(RandomTasks):
 
     def _draw_network(self, convolutional: bool, outputs: int, draws: Draws) -> NetworkSpec:
         mlp = replace(self.draw_mlp(64, outputs, draws), initial_scale=1.0)
-        norm: CNNNorm = draws.choice(("none", "batch", "layer"))
+        norm = draws.choice(CNN_NORMS)
         channels = draws.choice((4, 6, 8)), draws.choice((8, 12, 16))
         cnn = CNNSpec(channels, outputs, activation=draws.choice(ACTIVATIONS), norm=norm)
         return cnn if convolutional else mlp

@@ -3,28 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lightning_dqnlr.tasks.data import photographs
 from lightning_dqnlr.tasks.data.examples import Examples
-from lightning_dqnlr.tasks.data.photographs import (
-    PHOTOGRAPHS,
-    TREATMENTS,
-    coordinates,
-    noisy_patches,
-    patches,
-    treated_patches,
-)
 from lightning_dqnlr.tasks.data.scikit_learn import digits
-from lightning_dqnlr.tasks.families.random_tasks import Problem, RandomTasks, supervised
-from lightning_dqnlr.tasks.networks.image_to_image import (
-    ConvAutoencoderSpec,
-    CoordinateSpec,
-    DenoiserSpec,
-    MLPAutoencoderSpec,
-)
-from lightning_dqnlr.tasks.networks.mlp_cnn import ACTIVATIONS, CNNNorm, MLPNorm, NetworkSpec
+from lightning_dqnlr.tasks.families.random_tasks import CNN_NORMS, Problem, RandomTasks, supervised
+from lightning_dqnlr.tasks.networks import image_to_image
+from lightning_dqnlr.tasks.networks.mlp_cnn import ACTIVATIONS, MLPNorm, NetworkSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
 SIDE = 8  # of patches and digits
-CNN_NORMS: tuple[CNNNorm, ...] = ("none", "batch", "layer")
 FLAT_NORMS: tuple[MLPNorm, ...] = ("none", "batch", "layer")
 
 
@@ -39,8 +26,9 @@ class PhotoCNNs(RandomTasks):
     name = "photo_cnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        network = self.draw_cnn(3, PHOTOGRAPHS * TREATMENTS, CNN_NORMS, draws)
-        data = treated_patches(split, SIDE, self.draw_examples(draws), draws)
+        classes = photographs.PHOTOGRAPHS * photographs.TREATMENTS
+        network = self.draw_cnn(3, classes, CNN_NORMS, draws)
+        data = photographs.treated_patches(split, SIDE, self.draw_examples(draws), draws)
         return supervised(network, "cross_entropy", data.scaled(self.draw_input_scale(draws)))
 
 
@@ -55,21 +43,24 @@ class Autoencoders(RandomTasks):
     name = "autoencoders"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        photographs = draws.chance(0.5)
+        photographic = draws.chance(0.5)
         convolutional = draws.chance(0.5)
-        channels = 3 if photographs else 1
+        channels = 3 if photographic else 1
         code = draws.log_integer(2, 24)
         draw = self._convolutional if convolutional else self._linear
         network = draw(channels, code, draws)
         examples = self.draw_examples(draws)
         scale = self.draw_input_scale(draws)
-        plain = digits(shape=(1, SIDE, SIDE))
-        images = patches(split, SIDE, examples, draws) if photographs else (x for x, _ in plain)
+        if photographic:
+            images = photographs.patches(split, SIDE, examples, draws)
+        else:
+            plain = digits(shape=(1, SIDE, SIDE))
+            images = (plain.train[0], plain.validation[0])
         data = Examples(*((x, x) for x in images))
         return supervised(network, "mse", data.scaled(scale))
 
     def _linear(self, channels: int, code: int, draws: Draws) -> NetworkSpec:
-        return MLPAutoencoderSpec(
+        return image_to_image.MLPAutoencoderSpec(
             shape=(channels, SIDE, SIDE),
             norm=draws.choice(FLAT_NORMS),
             initial_scale=self.draw_scale(draws, 4),
@@ -79,7 +70,7 @@ class Autoencoders(RandomTasks):
         )
 
     def _convolutional(self, channels: int, code: int, draws: Draws) -> NetworkSpec:
-        return ConvAutoencoderSpec(
+        return image_to_image.ConvAutoencoderSpec(
             channels=channels,
             norm=draws.choice(CNN_NORMS),
             initial_scale=self.draw_scale(draws, 6),
@@ -102,7 +93,7 @@ class PhotoDenoisers(RandomTasks):
     def problem(self, split: Split, draws: Draws) -> Problem:
         depth = draws.integer(1, 2)
         norm = draws.choice(CNN_NORMS)
-        network = DenoiserSpec(
+        network = image_to_image.DenoiserSpec(
             channels=3,
             initial_scale=self.draw_scale(draws, depth + 1, norm),
             width=draws.choice((10, 12, 16)),
@@ -113,7 +104,7 @@ class PhotoDenoisers(RandomTasks):
         )
         noise = draws.log_uniform(0.1, 1.0)
         examples = draws.log_integer(32, 96) * 8
-        data = noisy_patches(split, SIDE, examples, noise, draws)
+        data = photographs.noisy_patches(split, SIDE, examples, noise, draws)
         return supervised(network, "mse", data.scaled(self.draw_input_scale(draws)))
 
 
@@ -131,7 +122,7 @@ class CoordinateNetworks(RandomTasks):
         features = draws.log_integer(8, 48)
         omega = draws.log_uniform(3.0, 30.0)
         frequency = draws.log_uniform(0.3, 3.0)
-        network = CoordinateSpec(
+        network = image_to_image.CoordinateSpec(
             width=draws.log_integer(20, 80),
             depth=depth,
             features=features if fourier else 0,
@@ -139,5 +130,5 @@ class CoordinateNetworks(RandomTasks):
             activation=draws.choice(ACTIVATIONS),
             initial_scale=self.draw_scale(draws, depth + 1),
         )
-        data = coordinates(split, draws.integer(20, 48), draws)
+        data = photographs.coordinates(split, draws.integer(20, 48), draws)
         return supervised(network, "mse", data.scaled(self.draw_input_scale(draws)))

@@ -33,6 +33,7 @@ from lightning_dqnlr.tasks.task import Task
 
 # Half of the MLPs have no normalisation.
 MLP_NORMS: tuple[MLPNorm, ...] = ("none", "none", "batch", "layer")
+CNN_NORMS: tuple[CNNNorm, ...] = ("none", "batch", "layer")
 # Relative frequencies of the optimizers that are drawn more rarely than the others.
 RARER = {"nesterov": 0.25, "signum": 0.5, "robbins_monro": 0.5}
 FEWEST_WEIGHTS = 500
