@@ -6,7 +6,7 @@ The reasons are computed from the recorded curves. They say where to look and pr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import NamedTuple
@@ -111,16 +111,15 @@ def where_we_lose(comparison: Comparison, rows: Sequence[LostTask]) -> Section:
         f"Tasks where a method ends more than 2% below {SUBJECT} (mean over seeds), largest gap "
         "first. The reasons are read off the recorded runs: where to look, not proof."
     )
-    header = ("task", "split", "regret", "ahead on training loss", "ahead on validation loss")
-    cells = tuple(_cells(comparison, row) for row in rows)
+    columns: dict[str, Callable[[LostTask], str]] = {
+        "task": lambda row: row.task,
+        "split": lambda row: comparison.splits[row.task],
+        "regret": lambda row: f"{number(row.regret, 2)} / {number(row.validation_regret, 2)}",
+        "ahead on training loss": lambda row: _gaps(row.train),
+        "ahead on validation loss": lambda row: _gaps(row.validation),
+    }
     cases = [_case(comparison, row) for row in rows[:DETAILED]]
-    return Section(title, (text, Table(header, cells), *cases))
-
-
-def _cells(comparison: Comparison, row: LostTask) -> tuple[str, ...]:
-    regrets = f"{number(row.regret, 2)} / {number(row.validation_regret, 2)}"
-    split = comparison.splits[row.task]
-    return (row.task, split, regrets, _gaps(row.train), _gaps(row.validation))
+    return Section(title, (text, Table.of(rows, columns), *cases))
 
 
 def _gaps(gaps: Sequence[Gap]) -> str:

@@ -37,7 +37,6 @@ def _stacked(comparison: Comparison, task: str, methods: Sequence[str]) -> Pictu
 
 
 def side_by_side(comparison: Comparison, task: str, methods: Sequence[str]) -> Picture:
-
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, 3)
         _plot(comparison, task, methods, panels)

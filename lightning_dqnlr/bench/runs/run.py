@@ -234,8 +234,7 @@ class Observer(Callback):
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop_clock()
         losses = self._evaluate(module, trainer.optimizers[0])
-        row = (trainer.global_step, losses.train.item(), losses.validation.item())
-        self._rows.append(row)
+        self._rows.append((trainer.global_step, losses.train.item(), losses.validation.item()))
         self._since = time.perf_counter()
 
     def _stop_clock(self, count: bool = True) -> None:

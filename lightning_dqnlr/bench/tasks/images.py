@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from lightning_dqnlr.bench.tasks.task import USUAL_LR, cross_entropy, fixed_draws, own_task
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.scikit_learn import digits
-from lightning_dqnlr.tasks.networks.image_to_image import Residual
 from lightning_dqnlr.tasks.task import Task
 from lightning_dqnlr.tasks.user import seeded_weights
 
@@ -23,16 +22,22 @@ PRETRAIN_STEPS = 400
 NOISE_LEVELS = 50
 
 
-def residual_block(channels: int) -> nn.Module:
+class ResidualBlock(nn.Module):
     """Two convolutions with BatchNorm and a skip (He et al. 2016, arXiv:1603.05027, "pre-act").
 
     Maps images (N, channels, H, W) to images of the same shape.
     """
-    layers: list[nn.Module] = []
-    for _ in range(2):
-        layers += [nn.BatchNorm2d(channels), nn.ReLU()]
-        layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
-    return Residual(nn.Sequential(*layers))
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for _ in range(2):
+            layers += [nn.BatchNorm2d(channels), nn.ReLU()]
+            layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=False))
+        self.branch = nn.Sequential(*layers)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images + torch.as_tensor(self.branch(images))
 
 
 def residual_network() -> nn.Module:
@@ -40,7 +45,7 @@ def residual_network() -> nn.Module:
     return nn.Sequential(
         nn.Unflatten(1, (1, SIDE, SIDE)),
         nn.Conv2d(1, 12, 3, stride=2, padding=1),
-        *(residual_block(12) for _ in range(2)),
+        *(ResidualBlock(12) for _ in range(2)),
         nn.BatchNorm2d(12),
         nn.ReLU(),
         nn.AdaptiveAvgPool2d(1),

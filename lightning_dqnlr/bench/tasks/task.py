@@ -44,6 +44,7 @@ USUAL_LR = {
     "lion": 1e-4,  # the authors': a tenth of Adam's
 }
 
+MakeNet = Callable[[], nn.Module]
 MeanLoss = Callable[[nn.Module, Any], Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
@@ -93,9 +94,7 @@ class BenchModule(LightningModule):
         optimizer: maps the parameters to their optimizer.
     """
 
-    def __init__(
-        self, net: Callable[[], nn.Module], loss: MeanLoss, optimizer: MakeOptimizer
-    ) -> None:
+    def __init__(self, net: MakeNet, loss: MeanLoss, optimizer: MakeOptimizer) -> None:
         super().__init__()
         self.net = net()
         self.loss = loss
@@ -120,7 +119,7 @@ class BenchModule(LightningModule):
 
 def own_task(
     name: str,
-    net: Callable[[], nn.Module],
+    net: MakeNet,
     loss: MeanLoss,
     optimizer: MakeOptimizer,
     data: Examples,
@@ -183,7 +182,7 @@ class InBfloat16(nn.Module):
             return torch.as_tensor(self.net(*inputs)).float()
 
 
-def mixed(net: Callable[[], nn.Module]) -> nn.Module:
+def mixed(net: MakeNet) -> nn.Module:
     """A network with fresh weights, computed in bfloat16."""
     return InBfloat16(net())
 

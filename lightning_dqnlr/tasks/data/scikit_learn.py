@@ -21,8 +21,7 @@ def _load(tasks: str, name: str) -> tuple[Any, Any]:
     """Features (N, columns) and targets (N,) of a data set, as NumPy arrays."""
     with needs_package(f"each {tasks} task", "scikit-learn", "train"):
         import sklearn.datasets
-    loaded: tuple[Any, Any] = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
-    return loaded
+    return getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
 
 
 @lru_cache(maxsize=1)
