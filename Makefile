@@ -34,7 +34,7 @@ demo: $(VENV)/.installed-train
 
 # `make -j2 policy` makes both runs at once; interrupted ones go on where they were.
 policy: $(SEEDS:%=policy-%)
-	$(BIN)/dqnlr-combine $(MEMBERS) --into outputs/policy/combined
+	$(BIN)/dqnlr-combine $(MEMBERS) --into outputs/policy/combined --force
 
 $(SEEDS:%=policy-%): policy-%: $(VENV)/.installed-train
 	OMP_NUM_THREADS=1 $(BIN)/dqnlr-train experiment=default folder=outputs/policy/seed-$* resume=true seed=$*

@@ -16,11 +16,11 @@ from statistics import median
 from typing import NamedTuple
 
 from lightning_dqnlr.bench.report.comparison import SUBJECT, Comparison
-from lightning_dqnlr.bench.report.content import Table
+from lightning_dqnlr.bench.report.content import Table, with_interval
 from lightning_dqnlr.bench.report.duels import duels
 from lightning_dqnlr.bench.report.sensitivity import sensitivities
 from lightning_dqnlr.bench.runs.archive import Archive
-from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, diverged
+from lightning_dqnlr.bench.runs.record import TRAIN, VALIDATION, diverged
 from lightning_dqnlr.bench.tasks import TASKS
 from lightning_dqnlr.bench.tasks.task import APART
 from lightning_dqnlr.scoring.statistics import Summary, summarize
@@ -96,10 +96,9 @@ def _improvements(comparison: Comparison) -> Iterator[Criterion]:
         if rival not in found:
             continue
         duel = found[rival]
-        low, high = duel.train_interval
-        measured = f"{duel.train:.2f} [{low:.2f}, {high:.2f}], {duel.tasks} tasks"
+        measured = f"{with_interval(duel.train, 2)}, {duel.tasks} tasks"
         figure = f"probability of improvement over {rival}"
-        yield Criterion(figure, f">= {least}", measured, duel.train >= least)
+        yield Criterion(figure, f">= {least}", measured, duel.train.value >= least)
 
 
 def _splits(comparison: Comparison) -> Iterator[Criterion]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lightning_dqnlr.bench.methods.controls import state_blind, study, untrained
+from lightning_dqnlr.bench.methods.policies import state_blind, study, untrained
 from lightning_dqnlr.bench.report.content import Table
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.files import write_atomically

@@ -14,9 +14,9 @@ import sys
 import torch
 from safetensors.torch import save_file
 
-from lightning_dqnlr.bench.tasks.real.mixed_precision import InBfloat16
 from lightning_dqnlr.bench.tasks.real.text import CHARACTER_CONTEXT, NextToken, source_text
 from lightning_dqnlr.bench.tasks.real.tuning import PRETRAINED, small_gpt
+from lightning_dqnlr.bench.tasks.task import InBfloat16
 from lightning_dqnlr.scoring.cosine import cosine
 
 STEPS = 4000

@@ -1,5 +1,8 @@
 """The package's own errors. Each message names the argument at fault and the remedy."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ConfigurationError(ValueError):
     """An argument or a combination of arguments cannot work; raised before any work starts."""
@@ -26,4 +29,24 @@ class RecordError(ValueError):
 
 
 class MissingPackageError(ConfigurationError):
-    """A rival's own package is not installed; the message names the extra that brings it."""
+    """A package is not installed; the message names the extra that brings it."""
+
+
+@contextmanager
+def needs_package(user: str, packages: str, extra: str) -> Iterator[None]:
+    """Turns an ImportError into the error that says who needs which packages.
+
+    Raises:
+        MissingPackageError: something that is imported within is not installed.
+
+    Example:
+        >>> with needs_package("the report", "matplotlib", "plot"):
+        ...     from matplotlib.figure import Figure
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MissingPackageError(
+            f"{user} needs {packages}, which is not installed; "
+            f'run `pip install "lightning-dqnlr[{extra}]"`.'
+        ) from error

@@ -32,7 +32,8 @@ class ProcessDied(RuntimeError):
 
     def __init__(self, key: int, code: int | None) -> None:
         super().__init__(f"the process of job {key} ended with code {code}")
-        self.key, self.code = key, code
+        self.key = key
+        self.code = code
 
 
 class NotSent(RuntimeError):

@@ -20,9 +20,7 @@ CATCH_ALL_NAMES = {"utils", "util", "helpers", "common", "base", "misc"}
 SHORT = {
     "errors.py": "the ground floor: every room raises these",
     "bench/tasks/tables.py": "the one task on a table, beside the images and the sequences",
-    "bench/tasks/real/mixed_precision.py": "a network's property that tasks of four files share",
     "bench/tasks/real/package_data.py": "where data packages lie, for tasks of several files",
-    "bench/runs/losses.py": "what runs, races and the report know of a loss, below all of them",
 }
 LONGEST_SENTENCE = 40
 SENTENCE_END = re.compile(r"(?<=[.!?])[)\"']?\s+")

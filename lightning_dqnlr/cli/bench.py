@@ -53,29 +53,27 @@ def run(config: DictConfig, name: str) -> Path | None:
         ConfigurationError: a value cannot work, or a process was killed.
     """
     from lightning_dqnlr.bench.methods import with_policies
+    from lightning_dqnlr.bench.runs import suite as suites
     from lightning_dqnlr.bench.runs.archive import Archive, Store
-    from lightning_dqnlr.bench.runs.suite import (
-        SHARE,
-        estimate,
-        missing,
-        missing_in_rounds,
-        plan,
-        rounds,
-    )
 
     config = with_present_targets(config)
     workers = _workers(config.workers)
-    suite, folder = instantiate(config.suite), Path(config.folder)
+    suite = suites.with_further(instantiate(config.suite), list(config.policies))
+    folder = Path(config.folder)
     archive = None if config.archive is None else Archive(config.archive)
-    runs = list(plan(suite, _tasks(config), with_policies(config.policies)))
+    runs = list(suites.plan(suite, _tasks(config), with_policies(config.policies)))
     store = Store(folder / "runs", archive)
     if config.pack:
         _pack(runs, store)
         return None
-    retry, margin = bool(config.retry_failed), suite.race_margin
-    first = rounds(runs, store, margin)
-    todo, later = missing(first.wanted, store, retry_failed=retry), missing(first.undecided, store)
-    minutes = (estimate(todo, workers) + SHARE * estimate(later, workers)) / 60
+    if config.report_only and not config.dry_run:
+        return _report(_some_stored(runs, store), runs, folder / name, suite)
+    retry = bool(config.retry_failed)
+    margin = suite.race_margin
+    first = suites.rounds(runs, store, margin)
+    todo = suites.missing(first.wanted, store, retry_failed=retry)
+    later = suites.missing(first.undecided, store)
+    minutes = (suites.estimate(todo, workers) + suites.SHARE * suites.estimate(later, workers)) / 60
     print(
         f"suite={name}: {len(first.wanted)} runs, {len(first.wanted) - len(todo)} of them stored "
         f"in {folder}; the others take about {minutes:.0f} minutes on {workers} processes"
@@ -84,9 +82,7 @@ def run(config: DictConfig, name: str) -> Path | None:
     )
     if config.dry_run:
         return None
-    if config.report_only:
-        return _report(_some_stored(runs, store), runs, folder / name, suite)
-    for missing_now in missing_in_rounds(runs, store, margin, retry_failed=retry):
+    for missing_now in suites.missing_in_rounds(runs, store, margin, retry_failed=retry):
         _make(missing_now, store, workers)
     return _report(_stored(runs, store), runs, folder / name, suite)
 

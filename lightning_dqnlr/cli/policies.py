@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import hydra
 import torch
@@ -13,13 +14,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lightning_dqnlr.checks import check_integer
+from lightning_dqnlr.cli import targets
 from lightning_dqnlr.cli.errors import errors_in_one_line, find_device
-from lightning_dqnlr.cli.targets import (
-    check_targets,
-    face_target,
-    read_config,
-    with_present_targets,
-)
 from lightning_dqnlr.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,6 +24,7 @@ if TYPE_CHECKING:
 
 def combine() -> None:
     """The console script `dqnlr-combine`: averages policies of several runs into one."""
+    from lightning_dqnlr.policy.folder import RECORD
     from lightning_dqnlr.policy.policy import LRPolicy, with_settings
     from lightning_dqnlr.policy.policy import combine as combine_policies
     from lightning_dqnlr.provenance import provenance
@@ -35,6 +32,7 @@ def combine() -> None:
     parser = argparse.ArgumentParser(prog="dqnlr-combine", description=combine_policies.__doc__)
     parser.add_argument("policies", nargs="+", type=Path, help="folders that dqnlr-train wrote")
     parser.add_argument("--into", required=True, type=Path, help="folder of the new policy")
+    parser.add_argument("--force", action="store_true", help="replace a policy in that folder")
     parser.add_argument(
         "--set",
         action="append",
@@ -44,7 +42,12 @@ def combine() -> None:
     )
     arguments = parser.parse_args()
     with errors_in_one_line():
-        loaded = [LRPolicy.load(folder) for folder in arguments.policies]
+        if (arguments.into / RECORD).exists() and not arguments.force:
+            raise ConfigurationError(
+                f"--into {arguments.into} holds a policy; add --force to replace it, or choose "
+                "another folder."
+            )
+        loaded = [replace(LRPolicy.load(place), name=str(place)) for place in arguments.policies]
         # Before they are compared: members that trained under different controllers may share one.
         policy = combine_policies([with_settings(member, arguments.set) for member in loaded])
         set_afterwards = {"set_after_training": arguments.set} if arguments.set else {}
@@ -75,48 +78,45 @@ def promote() -> None:
 
 
 def _promote(arguments: argparse.Namespace) -> None:
+    from lightning_dqnlr.meta import promote as promotion
     from lightning_dqnlr.meta.failures import Failures, usable_tasks
     from lightning_dqnlr.meta.logs import shown
-    from lightning_dqnlr.meta.promote import (
-        FIRST_TASK,
-        compare,
-        find_candidates,
-        promote,
-        rivals_folder,
-        table,
-        verdict,
-    )
     from lightning_dqnlr.scoring.evaluate import Rivals
 
     check_integer("--tasks", arguments.tasks, 1)
     check_integer("--seeds", arguments.seeds, 1)
     device = find_device(arguments.device)
-    found = find_candidates(arguments.folders, lambda text: print(f"Skipped: {text}"))
+    found = promotion.find_candidates(arguments.folders, lambda text: print(f"Skipped: {text}"))
     candidates = [c for c in found if c.folder != arguments.into.resolve()]
     runs = [c.folder for c in candidates]
-    family, open_engine = _recorded(arguments.family, runs, trust=arguments.trust)
-    engine = open_engine(device)
+    recorded = _recorded(arguments.family, runs, trust=arguments.trust)
+    engine = recorded.open_engine(device)
     for candidate in candidates:
         candidate.policy.network.to(device)
-    rivals = Rivals(rivals_folder(arguments.folders), engine)
+    rivals = Rivals(promotion.rivals_folder(arguments.folders), engine)
     print(
         f"{len(candidates)} policies, {arguments.tasks} tasks, {arguments.seeds} seeds", flush=True
     )
-    numbers = range(FIRST_TASK, FIRST_TASK + arguments.tasks)
+    numbers = range(promotion.FIRST_TASK, promotion.FIRST_TASK + arguments.tasks)
     tuned = shown(numbers, "Cosines of validation tasks tuned")
-    tasks = usable_tasks(family, tuned, rivals, Failures())
-    standings = compare(
+    tasks = usable_tasks(recorded.family, tuned, rivals, Failures())
+    standings = promotion.compare(
         shown(candidates, "Policies compared"), tasks, rivals, range(arguments.seeds), engine
     )
     print("Regret to the tuned cosine on validation tasks; lower is better:")
-    print(f"{table(standings)}\n{verdict(standings)}")
-    copied = promote(standings, arguments.into, arguments.seeds)
+    print(f"{promotion.table(standings)}\n{promotion.verdict(standings)}")
+    copied = promotion.promote(standings, arguments.into, arguments.seeds)
     print(f"{standings[0].candidate.name} is now in {copied}")
 
 
-def _recorded(
-    name: str | None, policies: Sequence[Path], *, trust: bool = False
-) -> tuple[TaskFamily, Any]:
+class Recorded(NamedTuple):
+    """What runs were configured with."""
+
+    family: TaskFamily
+    open_engine: Any  # makes an engine for a device
+
+
+def _recorded(name: str | None, policies: Sequence[Path], *, trust: bool = False) -> Recorded:
     """The tasks and the engine that the runs were configured with, or tasks of a name.
 
     Args:
@@ -133,8 +133,9 @@ def _recorded(
             configs = [hydra.compose("train", [f"tasks={name}"])]
     else:
         paths = [policy.parent / ".hydra" / "config.yaml" for policy in policies]
-        configs = [read_config(path) for path in paths if path.exists()]
-    present = [with_present_targets(c, None if own else face_target) for c in configs]
+        configs = [targets.read_config(path) for path in paths if path.exists()]
+    place = None if own else targets.face_target
+    present = [targets.with_present_targets(config, place) for config in configs]
     keys = ("tasks", "env.engine")
     settings = [[_read(c, key, resolve=own) for key in keys] for c in present]
     if not settings or any(each != settings[0] for each in settings):
@@ -144,14 +145,14 @@ def _recorded(
         )
     if not own:
         for key, node in zip(keys, settings[0], strict=True):
-            check_targets(node, key)
-    tasks, engine = (instantiate(node, _convert_="all") for node in settings[0])
-    if not hasattr(tasks, "sample") or not callable(engine):
+            targets.check_targets(node, key)
+    made = Recorded(*(instantiate(node, _convert_="all") for node in settings[0]))
+    if not hasattr(made.family, "sample") or not callable(made.open_engine):
         raise ConfigurationError(
             "tasks and env.engine of the recorded configuration are no family of tasks and no "
             "engine; say on which tasks to compare: --family quick, say."
         )
-    return tasks, engine
+    return made
 
 
 def _read(config: DictConfig, key: str, *, resolve: bool) -> Any:

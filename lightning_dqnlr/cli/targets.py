@@ -38,7 +38,7 @@ def read_config(path: Path) -> DictConfig:
 
     Raises:
         ConfigurationError: it is no regular file of up to 256 KiB, no YAML of up to 32 levels, or
-            holds aliases, of which a few expand to more than any memory.
+            holds aliases. A few of these expand to more than any memory.
     """
     try:
         text = read_regular(path, _MOST).decode()

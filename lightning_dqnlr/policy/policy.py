@@ -176,17 +176,31 @@ def combine(policies: Sequence[LRPolicy]) -> LRPolicy:
     Example:
         combine([LRPolicy.load("one"), LRPolicy.load("other")]).save("both")
     """
-    if len(policies) < 2 or any(p.spec != policies[0].spec for p in policies):
-        raise ConfigurationError(
-            f"policies: {len(policies)} given; at least two are needed, all trained with the same "
-            "features, actions and decision times, or given the same with --set."
-        )
+    if len(policies) < 2:
+        raise ConfigurationError(f"policies: {len(policies)} given; at least two are needed.")
+    first = policies[0]
+    for other in policies[1:]:
+        if other.spec != first.spec:
+            raise ConfigurationError(
+                f"policies {first.name} and {other.name} differ in {_difference(first, other)}; "
+                "combine those of the same features and actions, and --set the other fields alike."
+            )
     records = [p.record for p in policies]
     _check_alike(policies)
     common = {k: v for k, v in records[0].items() if all(r.get(k) == v for r in records)}
     own = [{k: v for k, v in record.items() if k not in common} for record in records]
     network = QEnsemble([p.network for p in policies])
     return LRPolicy(network, policies[0].spec, {**common, **_totals(records), "members": own})
+
+
+def _difference(first: LRPolicy, second: LRPolicy) -> str:
+    """The fields of the specifications that differ, with the beginnings of both values."""
+    theirs = asdict(second.spec)
+    return "; ".join(
+        f"{name} ({str(value)[:60]} against {str(theirs[name])[:60]})"
+        for name, value in asdict(first.spec).items()
+        if value != theirs[name]
+    )
 
 
 def _check_alike(policies: Sequence[LRPolicy]) -> None:

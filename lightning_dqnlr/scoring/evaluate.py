@@ -198,8 +198,8 @@ def evaluate(
 ) -> Regrets:
     """Regrets of `act` (observations -> actions) on each task and seed.
 
-    The same whenever it is called, and without effect on the global random state: a run that was
-    resumed evaluates to the same numbers. The arguments are those of `run_policy`.
+    The result is the same whenever it is called, so a run that was resumed has the same numbers.
+    The global random state stays as it is. The arguments are those of `run_policy`.
 
     Example:
         >>> policy = LRPolicy.load()  # doctest: +SKIP

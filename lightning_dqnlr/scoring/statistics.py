@@ -21,6 +21,13 @@ WITHIN = math.log(1.02)  # a loss at most 2% above the rival's
 SAMPLES = 2000
 
 
+class Estimate(NamedTuple):
+    """A figure with its 95% interval."""
+
+    value: float
+    interval: Interval
+
+
 class Summary(NamedTuple):
     """A method's regrets over all tasks and seeds."""
 
@@ -30,6 +37,11 @@ class Summary(NamedTuple):
     p90: float
     worst: float
     within: float  # share of runs at most 2% above the rival
+
+    @property
+    def estimate(self) -> Estimate:
+        """The IQM with its interval."""
+        return Estimate(self.iqm, self.interval)
 
 
 def interquartile_mean(values: Tensor) -> float:
@@ -49,13 +61,12 @@ def stratified_bootstrap(
     statistic: Statistic = middle_mean,
     *,
     samples: int = SAMPLES,
-    confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Percentile interval of a statistic of all runs together, resampled within each task."""
+    """95% percentile interval of a statistic of all runs together, resampled within each task."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.cat([_resample(row, samples, generator) for row in scores], dim=-1)
-    return _percentile_interval(statistic(drawn), confidence)
+    return _percentile_interval(statistic(drawn))
 
 
 def summarize(scores: Scores, *, samples: int = SAMPLES) -> Summary:
@@ -81,16 +92,21 @@ def probability_of_improvement(scores: Scores, rival: Scores) -> float:
     return torch.stack(rows).mean().item()
 
 
+def improvement(scores: Scores, rival: Scores, *, over_tasks: bool = False) -> Estimate:
+    """The probability of improvement with its interval; see `improvement_interval`."""
+    interval = improvement_interval(scores, rival, over_tasks=over_tasks)
+    return Estimate(probability_of_improvement(scores, rival), interval)
+
+
 def improvement_interval(
     scores: Scores,
     rival: Scores,
     *,
     samples: int = SAMPLES,
-    confidence: float = 0.95,
     seed: int = 0,
     over_tasks: bool = False,
 ) -> Interval:
-    """Percentile interval of the probability of improvement.
+    """95% percentile interval of the probability of improvement.
 
     The runs of both sides are resampled within each task: what other seeds would give. With
     `over_tasks` the tasks are resampled, too: what other tasks like these would give.
@@ -104,7 +120,7 @@ def improvement_interval(
     if over_tasks:
         drawn = torch.randint(len(by_task), by_task.shape, generator=generator)
         by_task = by_task.gather(0, drawn)
-    return _percentile_interval(by_task.mean(0), confidence)
+    return _percentile_interval(by_task.mean(0))
 
 
 def _resample(row: Tensor, samples: int, generator: torch.Generator) -> Tensor:
@@ -114,12 +130,13 @@ def _resample(row: Tensor, samples: int, generator: torch.Generator) -> Tensor:
 
 def _better(x: Tensor, y: Tensor) -> Tensor:
     """P(X < Y) + P(X = Y) / 2 over the pairs of the last dimensions."""
-    x, y = x.unsqueeze(-1), y.unsqueeze(-2)
-    return ((x < y).double() + 0.5 * (x == y).double()).mean((-2, -1))
+    first = x.unsqueeze(-1)
+    second = y.unsqueeze(-2)
+    return ((first < second).double() + 0.5 * (first == second).double()).mean((-2, -1))
 
 
-def _percentile_interval(values: Tensor, confidence: float) -> Interval:
-    tail = (1 - confidence) / 2
+def _percentile_interval(values: Tensor) -> Interval:
+    tail = (1 - 0.95) / 2
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
     low, high = values.double().quantile(ends).tolist()
     return low, high
@@ -134,21 +151,17 @@ def steps_to(steps: Sequence[float], losses: Sequence[float], target: float) -> 
     It is at least 1 (a target met before training costs one step), and infinite if the target is
     never met. A NaN or an infinite loss reaches nothing.
     """
-    previous: tuple[float, float] | None = None
+    last_step = 0.0
+    last_loss = math.inf
     for step, loss in zip(steps, losses, strict=True):
+        if loss <= target and not math.isfinite(last_loss):
+            return max(1.0, step)
         if loss <= target:
-            return max(1.0, _crossing(previous, (step, loss), target))
-        previous = (step, loss) if math.isfinite(loss) else None
+            share = (last_loss - target) / (last_loss - loss)
+            return max(1.0, last_step + share * (step - last_step))
+        last_step = step
+        last_loss = loss
     return math.inf
-
-
-def _crossing(
-    before: tuple[float, float] | None, after: tuple[float, float], target: float
-) -> float:
-    if before is None:
-        return after[0]
-    share = (before[1] - target) / (before[1] - after[1])
-    return before[0] + share * (after[0] - before[0])
 
 
 def fractions(ratios: Sequence[float], factors: Sequence[float]) -> list[float]:

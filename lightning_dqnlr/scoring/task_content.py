@@ -40,12 +40,16 @@ def task_digest(task: Task) -> str:
 def task_content(task: Task, summary: Callable[[Sequence[Tensor]], bytes] | None = None) -> bytes:
     """Initial weights, data, optimizer, and the settings and code of the module and its layers.
 
-    A summary, if given, takes the place of the bits of the weights and of the data.
+    Functions that they hold belong to their code. A summary, if given, takes the place of the bits
+    of the weights and of the data.
     """
-    module, summary = task.build(0), summary or _bits
+    module = task.build(0)
+    summary = summary or _bits
     data = pytree.tree_leaves((task.train_data, task.validation_data))
     parts = [summary(list(module.state_dict().values())), summary(data)]
-    kinds = {kind for part in module.modules() for kind in type(part).__mro__}
+    kinds: set[Any] = {kind for part in module.modules() for kind in type(part).__mro__}
+    held = [value for part in module.modules() for value in vars(part).values()]
+    kinds |= {value for value in held if inspect.isfunction(value)}
     try:
         optimizer = configured_optimizer(module)
         parts.append(repr(optimizer).encode())
@@ -70,8 +74,8 @@ def _bits(tensors: Sequence[Tensor]) -> bytes:
 
 
 @cache
-def _kind_source(kind: type) -> str:
-    """Code of a class of the task's own, a user's with the whole file and so with its helpers.
+def _kind_source(kind: Any) -> str:
+    """Code of a task's class or function, a user's with the whole file and so with its helpers.
 
     Those of torch and Lightning are known by the version, and Python's do not matter.
     """

@@ -74,13 +74,10 @@ class SupervisedModule(TaskModule):
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """The mean over the batch and, of sequences, over their steps; shape ()."""
-        match self.loss_kind:
-            case "cross_entropy":
-                return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
-            case "mse":
-                return F.mse_loss(outputs, targets)
-            case "huber":
-                return F.huber_loss(outputs, targets)
+        if self.loss_kind == "cross_entropy":
+            return F.cross_entropy(outputs.flatten(0, -2), targets.flatten())
+        compare = F.mse_loss if self.loss_kind == "mse" else F.huber_loss
+        return compare(outputs, targets)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         inputs, targets = batch

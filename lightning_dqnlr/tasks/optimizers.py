@@ -9,6 +9,7 @@ optimizers that it never met.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -25,8 +26,12 @@ OptimizerName = Literal[
 COMMON: tuple[OptimizerName, ...] = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop")
 
 
-class _OwnRule(torch.optim.Optimizer):
-    """An update rule of ours: weight decay is an L2 term in the gradient, as in `torch.optim`."""
+class OwnRule(torch.optim.Optimizer):
+    """An update rule of ours.
+
+    Weight decay is an L2 term in the gradient unless a group says "decoupled_weight_decay", as in
+    `torch.optim`.
+    """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> Any:
@@ -36,7 +41,11 @@ class _OwnRule(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             for parameter in (p for p in group["params"] if p.grad is not None):
-                gradient = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                if group.get("decoupled_weight_decay"):
+                    gradient = parameter.grad
+                    parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                else:
+                    gradient = parameter.grad.add(parameter, alpha=group["weight_decay"])
                 direction = self.direction(gradient, self.state[parameter], group)
                 parameter.add_(direction, alpha=-group["lr"])
         return loss
@@ -46,7 +55,7 @@ class _OwnRule(torch.optim.Optimizer):
         raise NotImplementedError
 
 
-class Signum(_OwnRule):
+class Signum(OwnRule):
     """The sign of the gradient's running mean (Bernstein et al. 2018, arXiv:1802.04434).
 
     m = beta m + (1 - beta) g; theta -= lr sign(m). Every step has the same size, however small
@@ -65,7 +74,7 @@ class Signum(_OwnRule):
         return mean.sign()
 
 
-class RobbinsMonro(_OwnRule):
+class RobbinsMonro(OwnRule):
     """Gradient descent whose steps shrink by themselves (Robbins & Monro 1951).
 
     theta -= lr t^-power g at step t = 1, 2, ...: the rate that is set is not the rate that acts.
@@ -114,23 +123,15 @@ class OptimizerSpec:
 
     def build(self, params: Iterable[nn.Parameter], lr: float) -> torch.optim.Optimizer:
         """Returns the optimizer over `params`; its update is linear in `lr`."""
-        decay = self.weight_decay
         betas = (self.momentum, self.beta2)
-        match self.name:
-            case "sgd":
-                return torch.optim.SGD(params, lr=lr, weight_decay=decay)
-            case "momentum" | "nesterov":
-                nesterov = self.name == "nesterov"
-                return torch.optim.SGD(
-                    params, lr=lr, momentum=self.momentum, weight_decay=decay, nesterov=nesterov
-                )
-            case "adam":
-                return torch.optim.Adam(params, lr=lr, betas=betas, weight_decay=decay)
-            case "adamw":
-                return torch.optim.AdamW(params, lr=lr, betas=betas, weight_decay=decay)
-            case "rmsprop":
-                return torch.optim.RMSprop(params, lr=lr, alpha=self.beta2, weight_decay=decay)
-            case "signum":
-                return Signum(params, lr, self.momentum, decay)
-            case "robbins_monro":
-                return RobbinsMonro(params, lr, weight_decay=decay)
+        rules: dict[OptimizerName, Callable[..., torch.optim.Optimizer]] = {
+            "sgd": torch.optim.SGD,
+            "momentum": partial(torch.optim.SGD, momentum=self.momentum),
+            "nesterov": partial(torch.optim.SGD, momentum=self.momentum, nesterov=True),
+            "adam": partial(torch.optim.Adam, betas=betas),
+            "adamw": partial(torch.optim.AdamW, betas=betas),
+            "rmsprop": partial(torch.optim.RMSprop, alpha=self.beta2),
+            "signum": partial(Signum, momentum=self.momentum),
+            "robbins_monro": RobbinsMonro,
+        }
+        return rules[self.name](params, lr=lr, weight_decay=self.weight_decay)

@@ -15,14 +15,8 @@ from torch.utils.data import DataLoader, SequentialSampler
 
 from lightning_dqnlr.checks import check_integer, check_number
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.tasks import user
 from lightning_dqnlr.tasks.sampling import Split
-from lightning_dqnlr.tasks.user import (
-    ModuleBuilder,
-    hold_out,
-    optimizer_label,
-    read_batch_size,
-    read_examples,
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,24 +114,27 @@ class Task:
         Raises:
             ConfigurationError: the module or its data cannot be used; names the remedy.
         """
-        build = ModuleBuilder(module, name or "")
+        user.check_loader("dataloader", dataloader)
+        if validation is not None:
+            user.check_loader("validation", validation)
+        build = user.ModuleBuilder(module, name or "")
         first = build(0)
-        batch_size = read_batch_size(dataloader)
-        data = read_examples(dataloader, "dataloader", max_examples)
+        batch_size = user.read_batch_size(dataloader)
+        data = user.read_examples(dataloader, "dataloader", max_examples)
         if validation is None:
-            data, held_out = hold_out(data)
+            parts = user.hold_out(data)
         else:
-            held_out = read_examples(validation, "validation", max_examples)
-        examples = len(pytree.tree_leaves(data)[0])
+            parts = user.Parts(data, user.read_examples(validation, "validation", max_examples))
+        examples = len(pytree.tree_leaves(parts.train)[0])
         return cls(
             name=name or type(first).__name__,
             family=name or type(first).__name__,
             seed=0,
             build=build,
-            train_data=data,
-            validation_data=held_out,
+            train_data=parts.train,
+            validation_data=parts.validation,
             batch_size=min(batch_size, examples),
-            optimizer=optimizer_label(first),
+            optimizer=user.optimizer_label(first),
             horizon=horizon,
             known_horizon=known_horizon,
             gradient_clip=gradient_clip,

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -57,6 +57,14 @@ def seeded_weights(task: str, seed: int) -> Iterator[None]:
         yield
 
 
+def check_loader(argument: str, loader: object) -> None:
+    """Refuses what is no `DataLoader`, such as the function that makes one."""
+    if not isinstance(loader, DataLoader):
+        raise ConfigurationError(
+            f"{argument}={loader!r} must be a torch DataLoader; call it, if it makes one."
+        )
+
+
 def read_examples(loader: DataLoader[Any], argument: str, most: int) -> Any:
     """All examples of a loader's data set, collated once: a pytree of tensors (examples, ...).
 
@@ -94,19 +102,25 @@ def read_batch_size(loader: DataLoader[Any]) -> int:
     return size
 
 
-def hold_out(data: Any) -> tuple[Any, Any]:
-    """Splits off the last tenth after a fixed shuffle: what is trained on, and what is not."""
+class Parts(NamedTuple):
+    """Examples to train on, and those that are held out: pytrees of tensors (examples, ...)."""
+
+    train: Any
+    validation: Any
+
+
+def hold_out(data: Any) -> Parts:
+    """Splits off the last tenth after a fixed shuffle."""
     count = len(pytree.tree_leaves(data)[0])
     if count < 2:
         raise ConfigurationError("dataloader has a single example; give validation too.")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     # In the order of the data set, which a loader that does not shuffle keeps.
     cut = count - max(1, round(_HELD_OUT * count))
-    kept, held_out = order[:cut].sort().values, order[cut:].sort().values
-    return (
-        pytree.tree_map(lambda t: t[kept], data),
-        pytree.tree_map(lambda t: t[held_out], data),
-    )
+    kept = order[:cut].sort().values
+    held_out = order[cut:].sort().values
+    train = pytree.tree_map(lambda tensor: tensor[kept], data)
+    return Parts(train, pytree.tree_map(lambda tensor: tensor[held_out], data))
 
 
 def optimizer_label(module: LightningModule) -> str:

@@ -39,7 +39,7 @@ PROTOCOL = (
     "envs/trainer_data.py",
     "host/group_rates.py",
 )
-CONTROLLER = ("control", "policy", "host", "bench/methods/controls.py", "envs/trainer_run.py")
+CONTROLLER = ("control", "policy", "host", "bench/methods/policies.py", "envs/trainer_run.py")
 SHARED_BY_METHODS = ("bench/methods/plan.py", "scoring/cosine.py")
 PACKAGES = ("torch", "lightning", "prodigyopt", "dadaptation", "schedulefree", "scikit-learn")
 SILENT = (ast.Import, ast.ImportFrom)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lightning_dqnlr.bench.methods.controls import (
+from lightning_dqnlr.bench.methods.policies import (
     MeanCurve,
     in_harness,
     state_blind,

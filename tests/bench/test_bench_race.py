@@ -7,9 +7,9 @@ import pytest
 from lightning_dqnlr.bench.report.comparison import Comparison
 from lightning_dqnlr.bench.report.write import write_report
 from lightning_dqnlr.bench.runs.archive import Store
-from lightning_dqnlr.bench.runs.losses import survivors
+from lightning_dqnlr.bench.runs.record import survivors
 from lightning_dqnlr.bench.runs.suite import Suite, plan, rounds
-from lightning_dqnlr.bench.tasks.known import Sampled
+from lightning_dqnlr.bench.tasks import Sampled
 from lightning_dqnlr.bench.tasks.task import BenchTask
 from lightning_dqnlr.cli import bench as cli_bench
 from lightning_dqnlr.errors import ConfigurationError

@@ -4,12 +4,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from lightning_dqnlr.bench.report.by_task import heat_map
 from lightning_dqnlr.bench.report.comparison import Comparison
 from lightning_dqnlr.bench.report.content import number, share
 from lightning_dqnlr.bench.report.costs import cost_table, costs
 from lightning_dqnlr.bench.report.duels import duel_table, duels
-from lightning_dqnlr.bench.report.headline import headline
+from lightning_dqnlr.bench.report.headline import headline, heat_map
 from lightning_dqnlr.bench.report.losing import losing
 from lightning_dqnlr.bench.report.sensitivity import sensitivities, sensitivity_table
 from lightning_dqnlr.bench.report.write import write_report
@@ -188,8 +187,8 @@ def test_the_heat_map_marks_what_is_missing():
 def test_each_rival_by_hand():
     shown = {row.method: row for row in duels(Comparison(two_tasks_three_methods()))}
     # Against constant: every pair on a; on b a tie with half of the runs, else worse.
-    assert shown["constant"].train == pytest.approx((1 + 0.25) / 2)
-    assert shown["cosine"].train == pytest.approx((0.5 + 0.25) / 2)
+    assert shown["constant"].train.value == pytest.approx((1 + 0.25) / 2)
+    assert shown["cosine"].train.value == pytest.approx((0.5 + 0.25) / 2)
     assert (shown["constant"].worse_on, shown["cosine"].worse_on) == (1, 1)
     table = duel_table(list(shown.values()))
     assert rows(table)["cosine"]["tasks"] == "2"
@@ -236,7 +235,7 @@ def test_better_has_to_hold_for_other_tasks_and_worse_only_for_these():
             + runs(task, "dqnlr", 0.5 - sign * gap, 0.5 - sign * gap)
         ]
         (row,) = duels(Comparison(records))
-        assert row.train == pytest.approx(2 / 3 if sign == 1 else 1 / 3)
+        assert row.train.value == pytest.approx(2 / 3 if sign == 1 else 1 / 3)
         assert row.verdict == verdict
 
 

@@ -13,7 +13,6 @@ from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.methods import METHODS
 from lightning_dqnlr.bench.runs.archive import Store
-from lightning_dqnlr.bench.runs.processes import make_runs
 from lightning_dqnlr.bench.runs.record import RunKey
 from lightning_dqnlr.bench.runs.run import PlannedRun, run
 from lightning_dqnlr.bench.runs.suite import (
@@ -22,13 +21,13 @@ from lightning_dqnlr.bench.runs.suite import (
     complete,
     estimate,
     grid,
+    make_runs,
     missing,
     plan,
     rates,
     your_own,
 )
-from lightning_dqnlr.bench.tasks import TASKS
-from lightning_dqnlr.bench.tasks.known import Sampled
+from lightning_dqnlr.bench.tasks import TASKS, Sampled
 from lightning_dqnlr.bench.tasks.sequences import KINDS, Lion, token_kinds
 from lightning_dqnlr.bench.tasks.task import APART, BenchSplit, BenchTask, fixed_draws
 from lightning_dqnlr.errors import ConfigurationError

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lightning_dqnlr.bench.report.comparison import PLAIN, RIVAL, SUBJECT, Comparison
-from lightning_dqnlr.bench.runs.losses import VALIDATION, diverged
+from lightning_dqnlr.bench.runs.record import VALIDATION, diverged
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.scoring.cosine import DIVERGED
 from tests.bench.synthetic_records import record

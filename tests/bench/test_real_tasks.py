@@ -21,22 +21,22 @@ from lightning_dqnlr.bench.tasks.real.graphs import (
     ABSENT,
     COMMUNITIES,
     GraphNetwork,
-    NodeCrossEntropy,
     block_graphs,
+    node_cross_entropy,
 )
 from lightning_dqnlr.bench.tasks.real.images import (
     NOISE,
-    Denoising,
-    ResNet20,
     UNet,
     augmented,
     cut_out,
+    denoising,
     photographs,
+    residual_network,
 )
-from lightning_dqnlr.bench.tasks.real.mixed_precision import mixed
 from lightning_dqnlr.bench.tasks.real.speech import PADDING, SoundTransformer, dictionary
 from lightning_dqnlr.bench.tasks.real.text import GPT, NextToken, WordLSTM
 from lightning_dqnlr.bench.tasks.real.tuning import PRETRAINED, Classifier, adapted, small_gpt
+from lightning_dqnlr.bench.tasks.task import mixed
 from lightning_dqnlr.envs.trainer_data import module_losses, task_loader
 from lightning_dqnlr.errors import MissingPackageError
 from lightning_dqnlr.scoring.cosine import cosine
@@ -238,7 +238,7 @@ def _both(crop):
 
 
 def test_the_residual_network_is_that_of_the_paper():
-    net = ResNet20(10)
+    net = residual_network(10)
     convolutions = [part for part in net.modules() if isinstance(part, nn.Conv2d)]
     assert len(convolutions) + 1 == 20
     assert 0.26e6 < sum(w.numel() for w in net.parameters()) < 0.28e6  # 0.27 M in its table 6
@@ -248,7 +248,7 @@ def test_the_residual_network_is_that_of_the_paper():
 
 
 def test_noise_is_drawn_anew_in_training_and_known_in_evaluation():
-    net, loss = nn.Identity(), Denoising()
+    net, loss = nn.Identity(), denoising
     clean = torch.rand(4, 1, 8, 8)
     batch = (clean, torch.full_like(clean, 2.0))
     assert loss(net.eval(), batch) == pytest.approx(4.0, rel=1e-4)  # nothing is cleaned
@@ -311,7 +311,7 @@ def test_graphs_are_those_of_the_block_model():
 
 
 def test_nodes_that_are_absent_change_nothing():
-    net, loss = GraphNetwork(16, 2), NodeCrossEntropy()
+    net, loss = GraphNetwork(16, 2), node_cross_entropy
     known, edges, community = block_graphs(3, Draws(0))
     before = loss(net, (known, edges, community)).item()
     more = [nn.functional.pad(x, (0, 5), value=ABSENT) for x in (known, community)]

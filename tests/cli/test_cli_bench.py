@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_module
 
+from lightning_dqnlr import policy
 from lightning_dqnlr.bench.runs.archive import Store
 from lightning_dqnlr.cli import bench as cli_bench
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
@@ -251,6 +252,22 @@ def test_a_report_of_what_is_stored_runs_nothing_and_says_what_is_missing(tmp_pa
     with pytest.raises(ConfigurationError, match=r"archive=.* hold no record.*report_only=false"):
         cli_bench.run(composed(*settings, "report_only=true"), "quick")
     assert not (tmp_path / "bench" / "runs").exists()
+    assert capsys.readouterr().out == ""  # no estimate of runs before the error
+
+
+def test_a_policy_of_ones_own_runs_although_the_suite_names_its_methods(tmp_path, capsys):
+    folder = Path(policy.__file__).parent / "classic"
+    settings = (f"folder={tmp_path}", "dry_run=true", *TINY[:5], f"+policies.mine={folder}")
+    cli_bench.run(composed(*settings), "quick")
+    assert "8 runs, 0 of them stored" in capsys.readouterr().out
+
+
+def test_a_policy_of_ones_own_runs_on_the_tasks_that_stand_apart(tmp_path, capsys):
+    settings = ("suite=full", "suite.splits=[longer runs]", "suite.apart_methods=[wsd]")
+    settings += ("suite.seeds=1", "suite.points=1", "dry_run=true", f"folder={tmp_path}")
+    folder = Path(policy.__file__).parent / "classic"
+    cli_bench.run(composed(*settings, f"+policies.mine={folder}"), "full")
+    assert "8 runs, 0 of them stored" in capsys.readouterr().out  # of two methods on four tasks
 
 
 def test_the_suite_of_shipped_records_runs_nothing_unless_it_is_told_to():

@@ -53,7 +53,7 @@ def test_members_that_trained_under_different_decays_can_share_one(tmp_path):
     folders = [save_member(tmp_path / str(s.decay_share), 0, s) for s in specs]
     refused = combine(*folders, "--into", tmp_path / "both")
     assert refused.returncode == 2
-    assert "decision times" in refused.stderr
+    assert f"{folders[0]} and {folders[1]} differ in decay_share (0.5 against" in refused.stderr
     done = combine(*folders, "--into", tmp_path / "both", "--set", "decay_share=0.3")
     assert done.returncode == 0, done.stderr
     assert LRPolicy.load(tmp_path / "both").spec == specs[1]
@@ -66,3 +66,23 @@ def test_a_missing_policy_is_one_line_and_writes_nothing(tmp_path):
     assert "nowhere" in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "both").exists()
+
+
+def test_a_policy_that_is_there_is_replaced_only_on_request(tmp_path):
+    folders = [save_member(tmp_path / str(seed), seed) for seed in (3, 4)]
+    there = save_member(tmp_path / "there", 5)
+    before = (there / "policy.json").read_bytes()
+    refused = combine(*folders, "--into", there)
+    assert refused.returncode == 2
+    assert "--force" in refused.stderr
+    assert (there / "policy.json").read_bytes() == before
+    done = combine(*folders, "--into", there, "--force")
+    assert done.returncode == 0, done.stderr
+    assert len(LRPolicy.load(there).record["members"]) == 2
+
+
+def test_making_the_policy_again_replaces_the_last_one():
+    """`make policy` combines anew each time, so its command must ask for the replacement."""
+    makefile = (Path(__file__).parents[2] / "Makefile").read_text()
+    (line,) = (line for line in makefile.splitlines() if "dqnlr-combine" in line)
+    assert "--force" in line

@@ -11,7 +11,7 @@ from hydra import compose, initialize_config_module
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_dqnlr.bench.methods.controls import untrained
+from lightning_dqnlr.bench.methods.policies import untrained
 from lightning_dqnlr.cli import train as cli
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.host.callback import DQNLRCallback

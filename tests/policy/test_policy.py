@@ -163,11 +163,17 @@ class TestCombine:
             "members": [{"seed": 0}, {"seed": 1}],
         }
 
-    def test_different_actions_or_a_single_policy_are_refused(self):
+    def test_a_single_policy_is_refused(self):
+        with pytest.raises(ConfigurationError, match="1 given; at least two"):
+            combine([make_policy()])
+
+    def test_two_that_differ_are_named_with_their_difference(self):
         other = make_policy(ControllerSpec(actions=ActionSpec((0.5, 1.0, 2.0))))
-        for policies in ([make_policy(), other], [make_policy()]):
-            with pytest.raises(ConfigurationError, match="at least two"):
-                combine(policies)
+        other.name = "other"
+        told = r"unnamed and other differ in actions \(.*0\.25, 0\.5.* against .*0\.5, 1\.0"
+        with pytest.raises(ConfigurationError, match=told) as refused:
+            combine([make_policy(), make_policy(), other])
+        assert "features (" not in str(refused.value)  # they share these
 
     @pytest.mark.parametrize(
         ("field", "value"),

@@ -17,7 +17,8 @@ from lightning_dqnlr.tasks import (
     TeacherMLPs,
     TextTransformers,
 )
-from lightning_dqnlr.tasks.families.random_tasks import affordable_width, bounded_scale
+from lightning_dqnlr.tasks.families.random_tasks import affordable_width
+from lightning_dqnlr.tasks.networks.mlp_cnn import bounded_scale
 from tests.tasks.every_family import FAMILIES, ORDINARY, TOKENS, every_family, parametrized
 
 SPLITS = ("train", "validation", "test")

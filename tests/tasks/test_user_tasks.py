@@ -186,3 +186,10 @@ def test_own_tasks_of_one_name_are_refused():
     tasks = [Task.from_lightning(Line, loader(), horizon=50)] * 2
     with pytest.raises(ConfigurationError, match="name"):
         OwnTasks(tasks)
+
+
+@pytest.mark.parametrize("argument", ["dataloader", "validation"])
+def test_a_function_in_the_place_of_a_loader_is_refused_by_name(argument):
+    arguments = {"dataloader": loader(), argument: loader}
+    with pytest.raises(ConfigurationError, match=rf"^{argument}=<function .*DataLoader; call it"):
+        Task.from_lightning(Line, **arguments, horizon=3)

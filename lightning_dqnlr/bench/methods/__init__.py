@@ -1,7 +1,7 @@
 """The benchmark's methods: every way to set the learning rate that is compared.
 
-Results of one method depend on the modules it imports; therefore each kind has a module of its
-own, and this one, which imports all, holds nothing but the list.
+Results of one method depend on the modules it imports. Each kind of method therefore has a module
+of its own. This module imports all of them and holds nothing but the list.
 """
 
 from __future__ import annotations
@@ -9,33 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from lightning_dqnlr.bench.methods import policies as learned
+from lightning_dqnlr.bench.methods import schedules
 from lightning_dqnlr.bench.methods.feedback import GreedyLR, Hypergradient, LRFinder, Plateau
 from lightning_dqnlr.bench.methods.packages import DAdaptation, Prodigy, ScheduleFree
 from lightning_dqnlr.bench.methods.plan import Method
-from lightning_dqnlr.bench.methods.policies import (
-    LearnedPolicy,
-    MeanCurveReplay,
-    StateBlind,
-    Untrained,
-)
-from lightning_dqnlr.bench.methods.schedules import (
-    FixedAdamW,
-    OneCycle,
-    ScheduledLR,
-    constant,
-    linear,
-    wsd,
-)
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.scoring.cosine import cosine
 
 METHODS: tuple[Method, ...] = (
-    ScheduledLR("constant", constant),
-    ScheduledLR("linear", linear),
-    ScheduledLR("cosine", cosine),
-    ScheduledLR("wsd", wsd),
-    FixedAdamW(),
-    OneCycle(),
+    schedules.ScheduledLR("constant", schedules.constant),
+    schedules.ScheduledLR("linear", schedules.linear),
+    schedules.ScheduledLR("cosine", cosine),
+    schedules.ScheduledLR("wsd", schedules.wsd),
+    schedules.FixedAdamW(),
+    schedules.OneCycle(),
     Plateau(),
     LRFinder(),
     GreedyLR(),
@@ -44,12 +32,12 @@ METHODS: tuple[Method, ...] = (
     DAdaptation(),
     ScheduleFree(),
     ScheduleFree("schedule-free-default", tuned=False),
-    LearnedPolicy(),
-    LearnedPolicy("classic", "classic"),
-    LearnedPolicy("q-table", "q_table"),
-    Untrained(),
-    StateBlind(),
-    MeanCurveReplay(),
+    learned.LearnedPolicy(),
+    learned.LearnedPolicy("classic", "classic"),
+    learned.LearnedPolicy("q-table", "q_table"),
+    learned.Untrained(),
+    learned.StateBlind(),
+    learned.MeanCurveReplay(),
 )
 
 
@@ -67,5 +55,5 @@ def with_policies(policies: Mapping[str, str | Path]) -> tuple[Method, ...]:
         raise ConfigurationError(
             f"policies: {taken} are methods already; give your policies other names."
         )
-    further = (LearnedPolicy(name, str(folder)) for name, folder in policies.items())
+    further = (learned.LearnedPolicy(name, str(folder)) for name, folder in policies.items())
     return (*METHODS, *further)

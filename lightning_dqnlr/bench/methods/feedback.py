@@ -55,15 +55,16 @@ class FollowPlateau(Callback):
     """Gives torch's scheduler the mean training loss of every few steps."""
 
     def __init__(self, method: Plateau, steps: int) -> None:
-        self._method, self._steps = method, steps
+        self._method = method
+        self._steps = steps
         self._losses: list[Tensor] = []
         self._scheduler: ReduceLROnPlateau | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        method, optimizer = self._method, trainer.optimizers[0]
+        method = self._method
         # Without its absolute `eps` of 1e-8, which would forbid cuts of small learning rates.
         self._scheduler = ReduceLROnPlateau(
-            optimizer, factor=method.factor, patience=method.patience, eps=0.0
+            trainer.optimizers[0], factor=method.factor, patience=method.patience, eps=0.0
         )
 
     def on_train_batch_end(
@@ -115,19 +116,23 @@ class FollowLoss(RateSetter):
     def __init__(self, method: GreedyLR) -> None:
         self._method = method
         self._losses: deque[float] = deque(maxlen=method.window)
-        self._best, self._good, self._bad = math.inf, 0, 0
+        self._best = math.inf
+        self._good = 0
+        self._bad = 0
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        method, rates = self._method, self.rates
+        method = self._method
         self._losses.append(_loss(outputs).item())
         loss = sum(self._losses) / len(self._losses)
         better = loss < self._best - method.threshold
         self._best = loss if better else self._best
-        self._good, self._bad = (self._good + 1, 0) if better else (0, self._bad + 1)
+        self._good = self._good + 1 if better else 0
+        self._bad = 0 if better else self._bad + 1
         if max(self._good, self._bad) <= method.patience:
             return
+        rates = self.rates
         lr = rates.lr / method.factor if self._good else rates.lr * method.factor
         self._good = self._bad = 0
         span = 10.0**method.decades
@@ -138,9 +143,9 @@ class FollowLoss(RateSetter):
 class Hypergradient:
     """Hypergradient descent, multiplicative (Baydin et al. 2018, arXiv:1703.04782).
 
-    The loss's derivative by the last step's learning rate is minus the product of the gradient
-    now and the last update u, where theta moves by -lr u: the last gradient in SGD-HD, Adam's
-    quotient in Adam-HD. The multiplicative rule divides it by both norms, so that no unit is left:
+    Theta moves by -lr u in a step. The update u is the gradient in SGD-HD and Adam's quotient in
+    Adam-HD. The loss's derivative by the last learning rate is minus the product of the gradient
+    now and the last u. The multiplicative rule divides it by both norms, so that no unit is left:
     lr <- lr (1 + beta cos(g, u)). u is read off the last displacement, whatever the optimizer;
     decoupled weight decay, a small part of it, is not taken out.
 
@@ -205,20 +210,21 @@ class LRFinder:
     steps: int = 100
 
     def plan(self, setting: Setting) -> Plan:
-        finder, horizon = self._search(setting), setting.task.horizon
+        finder = self._search(setting)
+        horizon = setting.task.horizon
         found = finder.suggestion()
         tries = math.ceil((horizon + len(finder.results["lr"])) / horizon)
         return Plan(lr=setting.lr if found is None else found, tries=tries)
 
     def _search(self, setting: Setting) -> Any:
         """Lightning's finder after its steps."""
-        task, stream = setting.task, RandomStream(setting.seed, setting.device)
+        task = setting.task
         module = task.build(setting.seed)
         # The finder draws a progress bar of its own that no argument turns off.
         with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
             trainer = task_trainer(task, [], setting.device, folder=folder)
             loader = task_loader(task, setting.seed)
-            with stream.active():
+            with RandomStream(setting.seed, setting.device).active():
                 return Tuner(trainer).lr_find(
                     module, loader, num_training=self.steps, update_attr=False
                 )

@@ -1,8 +1,8 @@
 """Rivals from their authors' own packages: Prodigy, D-Adaptation, Schedule-Free.
 
-Each takes the place of the task's optimizer, in the variant that matches it: SGD's where the task
-trains with SGD and the package has one, Adam's otherwise, with weight decay, its kind, and Adam's
-betas taken over. The packages come with the extra `bench` and are loaded when first needed.
+Each takes the place of the task's optimizer. The variant is SGD's where the task trains with SGD
+and the package has one, otherwise Adam's. It takes over the weight decay, the kind of the decay and
+Adam's betas. The packages come with the extra `bench` and are loaded when first needed.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from importlib import import_module
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import SGD, AdamW, Optimizer
 
-from lightning_dqnlr.bench.methods.plan import Averaging, Plan, Setting
+from lightning_dqnlr.bench.methods.plan import Plan, Setting
 from lightning_dqnlr.bench.methods.schedules import FollowShape
-from lightning_dqnlr.errors import MissingPackageError
+from lightning_dqnlr.errors import needs_package
 from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.scoring.cosine import warm_up_steps
 
@@ -102,7 +101,7 @@ def _with_own_rate(setting: Setting, make: Callable[[Optimizer], Optimizer]) -> 
 class ScheduleFree:
     """Schedule-Free SGD or AdamW (Defazio et al. 2024, arXiv:2405.15682).
 
-    With a warm-up over 5% of the run, as its authors advise. Its momentum (the first beta) is the
+    It has a warm-up over 5% of the run, as its authors advise. Its momentum (the first beta) is the
     place between iterate and average where the gradient is taken; it keeps the package's 0.9. It
     is evaluated at the average. Without a learning rate it takes the package's own, 1 for SGD and
     0.0025 for AdamW.
@@ -121,32 +120,20 @@ class ScheduleFree:
                 GroupRates(own).set(1.0 if sgd else 0.0025)
             if sgd:
                 groups = _groups(own, "lr", "weight_decay")
-                return package.SGDScheduleFree(groups, warmup_steps=warm_up)
-            betas = (0.9, own.param_groups[0].get("betas", (0.9, 0.999))[1])
-            groups = _groups(own, "lr", "weight_decay", "eps")
-            return package.AdamWScheduleFree(groups, betas=betas, warmup_steps=warm_up)
+                made = package.SGDScheduleFree(groups, warmup_steps=warm_up)
+            else:
+                betas = (0.9, own.param_groups[0].get("betas", (0.9, 0.999))[1])
+                groups = _groups(own, "lr", "weight_decay", "eps")
+                made = package.AdamWScheduleFree(groups, betas=betas, warmup_steps=warm_up)
+            made.train()  # the mode in which it can step
+            return made
 
-        callbacks = (TrainMode(),)
-        return Plan(setting.lr, optimizer=schedule_free, callbacks=callbacks, lr_of=effective_lr)
-
-
-class TrainMode(Callback):
-    """Puts a Schedule-Free optimizer into the mode in which it can step."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        optimizer = trainer.optimizers[0]
-        assert isinstance(optimizer, Averaging)
-        optimizer.train()
+        return Plan(setting.lr, optimizer=schedule_free, lr_of=effective_lr)
 
 
 def _package(name: str, method: str) -> Any:
-    try:
+    with needs_package(f"method {method!r}", f"the package {name}", "bench"):
         return import_module(name)
-    except ImportError as error:
-        raise MissingPackageError(
-            f"method {method!r} needs the package {name}, which is not installed; "
-            'run `pip install "lightning-dqnlr[bench]"`, or leave the method out.'
-        ) from error
 
 
 def _groups(own: Optimizer, *kept: str) -> list[dict[str, Any]]:

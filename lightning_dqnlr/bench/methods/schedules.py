@@ -28,9 +28,7 @@ def linear(step: int, horizon: int) -> float:
     The decay is that of Defazio et al. 2023 (arXiv:2310.07831).
     """
     ramp = warm_up_steps(horizon)
-    if step < ramp:
-        return (step + 1) / ramp
-    return (horizon - step) / max(1, horizon - ramp)
+    return min((step + 1) / ramp, (horizon - step) / max(1, horizon - ramp))
 
 
 def wsd(step: int, horizon: int) -> float:
@@ -62,7 +60,8 @@ class FollowShape(RateSetter):
     """Sets the learning rate of every step to a share of the optimizer's own."""
 
     def __init__(self, shape: Shape, horizon: int) -> None:
-        self._shape, self._horizon = shape, horizon
+        self._shape = shape
+        self._horizon = horizon
 
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int

@@ -17,15 +17,15 @@ from statistics import mean
 
 from torch import Tensor
 
-from lightning_dqnlr.bench.runs.losses import (
+from lightning_dqnlr.bench.runs.record import (
     TRAIN,
     VALIDATION,
+    Record,
     final_loss,
     initial_loss,
     log_losses,
     survivors,
 )
-from lightning_dqnlr.bench.runs.record import Record
 from lightning_dqnlr.bench.tasks.task import APART
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.scoring.statistics import steps_to
@@ -195,7 +195,8 @@ class Comparison:
 
 def _ratio(run: Record, rival: Record, seconds: bool) -> float:
     target = final_loss(rival, VALIDATION)
-    time, reference = _time_to(run, target), _time_to(rival, target)
+    time = _time_to(run, target)
+    reference = _time_to(rival, target)
     if math.isinf(time) or math.isinf(reference):
         return math.inf
     if seconds:

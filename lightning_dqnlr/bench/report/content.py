@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from lightning_dqnlr.scoring.statistics import Interval
+from lightning_dqnlr.scoring.statistics import Estimate, Interval
 
 Row = TypeVar("Row")
 NOTHING = "—"  # in the place of a figure that is missing
@@ -31,15 +31,15 @@ def interval_text(interval: Interval, digits: int = 3) -> str:
     return "[" + ", ".join(number(end, digits) for end in interval) + "]"
 
 
-def with_interval(value: float, interval: Interval, digits: int = 3) -> str:
+def with_interval(estimate: Estimate, digits: int = 3) -> str:
     """`0.069 [0.057, 0.085]`."""
-    return f"{number(value, digits)} {interval_text(interval, digits)}"
+    return f"{number(estimate.value, digits)} {interval_text(estimate.interval, digits)}"
 
 
 def listed(names: Sequence[str], shown: int) -> str:
-    """The first ones, and how many more there are."""
+    """The first ones, and how many more there are; a dash for none."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
+    return (", ".join(names[:shown]) or NOTHING) + more
 
 
 def share(value: float) -> str:

@@ -10,8 +10,7 @@ from typing import NamedTuple
 from lightning_dqnlr.bench.report.comparison import PLAIN, RIVAL, SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import Block, Section, Table, number
 from lightning_dqnlr.bench.report.headline import headline_rows
-from lightning_dqnlr.bench.runs.losses import final_loss
-from lightning_dqnlr.bench.runs.record import Record
+from lightning_dqnlr.bench.runs.record import Record, final_loss
 
 
 class Cost(NamedTuple):
@@ -89,11 +88,9 @@ def cost_table(comparison: Comparison) -> Table:
 def _seed_table(comparison: Comparison) -> Table:
     """Standard deviation over seeds of the training regret; equal ones in the headline's order."""
     names = [row.method for row in headline_rows(comparison, comparison.shared, samples=1)]
-    found = {}
-    for name in names:
-        scores = comparison.scores(name, comparison.shared)
-        # A single seed says nothing of it.
-        found[name] = _median(row.std().item() for row in scores if len(row) > 1)
+    scores = {name: comparison.scores(name, comparison.shared) for name in names}
+    # A single seed says nothing of it.
+    found = {n: _median(row.std().item() for row in scores[n] if len(row) > 1) for n in names}
     names.sort(key=lambda name: math.inf if math.isnan(found[name]) else found[name])
     cells = tuple((name, number(found[name])) for name in names)
     return Table(("method", "median task"), cells, (SUBJECT,))

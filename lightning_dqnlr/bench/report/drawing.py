@@ -9,21 +9,21 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from lightning_dqnlr.bench.report.comparison import PLAIN, RIVAL, SUBJECT, Comparison
-from lightning_dqnlr.bench.report.content import Picture
-from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.scoring.statistics import Interval
+from lightning_dqnlr.bench.report.content import Gallery, Picture
+from lightning_dqnlr.errors import needs_package
+from lightning_dqnlr.scoring.statistics import Estimate, Interval
 
 Style = dict[str, Any]
 
 # Stand-ins that the page replaces by its own colours.
-INK, _GRID, _PAPER = "#010203", "#040506", "#070809"
-_CSS = {INK: "currentColor", _GRID: "var(--grid, #d8d8d8)", _PAPER: "var(--paper, #ffffff)"}
+INK = "#010203"
+_GRID = "#040506"
+_CSS = {INK: "currentColor", _GRID: "var(--grid, #d8d8d8)"}
 
-_SUBJECT, _RIVAL, _PLAIN = "#d55e00", "#0072b2", "#8a8a8a"
 _OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a6761d")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
 
@@ -31,11 +31,8 @@ _SETTINGS = {
     "svg.fonttype": "none",
     "font.size": 9,
     "axes.titlesize": 10,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
     "grid.color": _GRID,
     "grid.linewidth": 0.8,
     "axes.spines.top": False,
@@ -46,9 +43,9 @@ _SETTINGS = {
 def styles(comparison: Comparison) -> dict[str, Style]:
     """Colour, dash and width of each method's line."""
     fixed: dict[str, Style] = {
-        PLAIN: {"color": _PLAIN, "linestyle": "-", "linewidth": 1.4},
-        RIVAL: {"color": _RIVAL, "linestyle": "-", "linewidth": 2.2},
-        SUBJECT: {"color": _SUBJECT, "linestyle": "-", "linewidth": 2.6},
+        PLAIN: {"color": "#8a8a8a", "linestyle": "-", "linewidth": 1.4},
+        RIVAL: {"color": "#0072b2", "linestyle": "-", "linewidth": 2.2},
+        SUBJECT: {"color": "#d55e00", "linestyle": "-", "linewidth": 2.6},
     }
     others = [name for name in sorted(comparison.methods) if name not in fixed]
     for i, name in enumerate(others):
@@ -57,16 +54,9 @@ def styles(comparison: Comparison) -> dict[str, Style]:
     return {name: fixed[name] for name in comparison.methods}
 
 
-class Estimate(NamedTuple):
-    """A figure of one method with its 95% interval."""
-
-    method: str
-    value: float
-    interval: Interval
-
-
 def interval_picture(
     comparison: Comparison,
+    methods: Sequence[str],
     panels: Mapping[str, Sequence[Estimate]],
     *,
     name: str,
@@ -80,11 +70,11 @@ def interval_picture(
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, len(panels), sharey=True)
         for panel, (label, estimates) in zip(axes, panels.items(), strict=True):
-            for y, estimate in enumerate(estimates):
-                color = look[estimate.method]["color"]
+            for y, (method, estimate) in enumerate(zip(methods, estimates, strict=True)):
+                color = look[method]["color"]
                 panel.plot(estimate.interval, [y, y], color=color, linewidth=4, alpha=0.45)
                 panel.plot([estimate.value], [y], "o", color=color, markersize=6)
-            panel.set_yticks(range(len(estimates)), [estimate.method for estimate in estimates])
+            panel.set_yticks(range(len(methods)), methods)
             panel.grid(True, axis="x")
             panel.axvline(middle, color=INK, linewidth=1)
             panel.set_xlabel(label)
@@ -92,8 +82,7 @@ def interval_picture(
                 panel.set_xlim(limits)
         axes[0].invert_yaxis()
 
-    height = 1.0 + 0.3 * len(next(iter(panels.values())))
-    return picture(name, text, draw, width=9.2, height=height)
+    return picture(name, text, draw, width=9.2, height=1.0 + 0.3 * len(methods))
 
 
 def add_legend(
@@ -107,8 +96,10 @@ def add_legend(
     figure.legend(handles, list(methods), loc=place, **look)
 
 
-def legend_picture(comparison: Comparison, methods: Sequence[str], name: str) -> Picture:
-    """The lines of some methods, for a gallery of this name."""
+def gallery(
+    comparison: Comparison, methods: Sequence[str], name: str, pictures: Iterable[Picture]
+) -> Gallery:
+    """Pictures under one legend, the lines of some methods."""
     columns = min(6, max(1, len(methods)))
 
     def draw(figure: Any) -> None:
@@ -116,7 +107,8 @@ def legend_picture(comparison: Comparison, methods: Sequence[str], name: str) ->
 
     text = "Line styles: " + ", ".join(methods)
     height = 0.1 + 0.25 * math.ceil(len(methods) / columns)
-    return picture(f"legend-{name}", text, draw, width=1.8 * columns, height=height)
+    legend = picture(f"legend-{name}", text, draw, width=1.8 * columns, height=height)
+    return Gallery(legend, tuple(pictures))
 
 
 def log_scale(axes: Any) -> None:
@@ -143,16 +135,11 @@ def picture(
     The SVG's identifiers begin with the name, so that a page may hold many pictures.
 
     Raises:
-        ConfigurationError: if matplotlib is not installed.
+        MissingPackageError: if matplotlib is not installed.
     """
-    try:
+    with needs_package("the report", "matplotlib", "plot"):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ConfigurationError(
-            "the report needs matplotlib, which is not installed; "
-            'run `pip install "lightning-dqnlr[plot]"`.'
-        ) from error
     settings: Any = {**_SETTINGS, "svg.hashsalt": name}
     with rc_context(settings):
         figure = Figure(figsize=(width, height), layout="constrained")

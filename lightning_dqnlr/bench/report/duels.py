@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from lightning_dqnlr.bench.report.comparison import SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import (
@@ -14,14 +14,9 @@ from lightning_dqnlr.bench.report.content import (
     number,
     with_interval,
 )
-from lightning_dqnlr.bench.report.drawing import Estimate, interval_picture
-from lightning_dqnlr.bench.runs.losses import VALIDATION
-from lightning_dqnlr.scoring.statistics import (
-    Interval,
-    improvement_interval,
-    probability_of_improvement,
-    summarize,
-)
+from lightning_dqnlr.bench.report.drawing import interval_picture
+from lightning_dqnlr.bench.runs.record import VALIDATION
+from lightning_dqnlr.scoring.statistics import Estimate, Interval, improvement, summarize
 
 FEWEST_RUNS = 4  # below that an interval has no width to speak of
 ROUNDING = 1e-9  # means that differ by less are equal
@@ -32,11 +27,9 @@ class Duel(NamedTuple):
 
     method: str
     tasks: int
-    train: float  # probability of improvement
-    train_interval: Interval  # over seeds
+    train: Estimate  # probability of improvement, its interval over seeds
     train_over_tasks: Interval  # over seeds and tasks
-    validation: float
-    validation_interval: Interval
+    validation: Estimate
     worse_on: int  # tasks with a higher mean regret than the other's, on training loss
     iqm: float  # of the subject, on these tasks
     other_iqm: float
@@ -50,7 +43,7 @@ class Duel(NamedTuple):
         """
         if self.runs < FEWEST_RUNS:
             return "undecided"
-        if self.train_interval[1] < 0.5:
+        if self.train.interval[1] < 0.5:
             return "worse"
         return "better" if self.train_over_tasks[0] > 0.5 else "undecided"
 
@@ -58,28 +51,27 @@ class Duel(NamedTuple):
 def duels(comparison: Comparison) -> list[Duel]:
     """The subject against each other method, the one it is most likely worse than first.
 
-    P(improvement) is the mean over tasks of P(X < Y) + P(X = Y) / 2, with X and Y the regrets of
-    the subject's and of the other's runs.
+    P(improvement) is the mean over tasks of P(X < Y) + P(X = Y) / 2. X are the regrets of the
+    subject's runs, and Y those of the other's.
     """
     rows = [
         _duel(comparison, other, tasks)
         for other in comparison.methods
         if other != SUBJECT and (tasks := comparison.common(SUBJECT, other))
     ]
-    return sorted(rows, key=lambda row: (row.train, row.method))
+    return sorted(rows, key=lambda row: (row.train.value, row.method))
 
 
 def _duel(comparison: Comparison, other: str, tasks: Sequence[str]) -> Duel:
-    mine, theirs = (comparison.scores(name, tasks) for name in (SUBJECT, other))
+    mine = comparison.scores(SUBJECT, tasks)
+    theirs = comparison.scores(other, tasks)
     held_out = [comparison.scores(name, tasks, VALIDATION) for name in (SUBJECT, other)]
     return Duel(
         method=other,
         tasks=len(tasks),
-        train=probability_of_improvement(mine, theirs),
-        train_interval=improvement_interval(mine, theirs),
-        train_over_tasks=improvement_interval(mine, theirs, over_tasks=True),
-        validation=probability_of_improvement(*held_out),
-        validation_interval=improvement_interval(*held_out),
+        train=improvement(mine, theirs),
+        train_over_tasks=improvement(mine, theirs, over_tasks=True).interval,
+        validation=improvement(*held_out),
         worse_on=sum(
             bool(x.mean() - y.mean() > ROUNDING) for x, y in zip(mine, theirs, strict=True)
         ),
@@ -93,13 +85,9 @@ def duel_table(rows: Sequence[Duel]) -> Table:
     columns: dict[str, Callable[[Duel], str]] = {
         f"{SUBJECT} against": lambda row: row.method,
         "tasks": lambda row: str(row.tasks),
-        "P(improvement), training [95% CI]": lambda row: with_interval(
-            row.train, row.train_interval, 2
-        ),
+        "P(improvement), training [95% CI]": lambda row: with_interval(row.train, 2),
         "[95% CI over tasks]": lambda row: interval_text(row.train_over_tasks, 2),
-        "P(improvement), validation [95% CI]": lambda row: with_interval(
-            row.validation, row.validation_interval, 2
-        ),
+        "P(improvement), validation [95% CI]": lambda row: with_interval(row.validation, 2),
         "worse on tasks": lambda row: f"{row.worse_on} of {row.tasks}",
         f"IQM of {SUBJECT}": lambda row: number(row.iqm),
         "IQM of the other": lambda row: number(row.other_iqm),
@@ -121,22 +109,23 @@ def against_each(comparison: Comparison, rows: Sequence[Duel]) -> Section:
 
 def _picture(comparison: Comparison, rows: Sequence[Duel]) -> Picture:
     panels = {
-        f"P({SUBJECT} ends lower), train loss": [
-            Estimate(row.method, row.train, row.train_interval) for row in rows
-        ],
-        f"P({SUBJECT} ends lower), validation loss": [
-            Estimate(row.method, row.validation, row.validation_interval) for row in rows
-        ],
+        f"P({SUBJECT} ends lower), train loss": [row.train for row in rows],
+        f"P({SUBJECT} ends lower), validation loss": [row.validation for row in rows],
     }
+    methods = [row.method for row in rows]
     text = f"Probability that {SUBJECT} ends lower than each other method."
-    look = {"name": "improvement", "text": text}
-    return interval_picture(comparison, panels, **look, middle=0.5, limits=(-0.02, 1.02))
+    look: Any = {"name": "improvement", "text": text, "middle": 0.5, "limits": (-0.02, 1.02)}
+    return interval_picture(comparison, methods, panels, **look)
+
+
+def _named(method: str, estimate: Estimate) -> str:
+    return f"{method} ({estimate.value:.2f})"
 
 
 def verdicts(rows: Sequence[Duel]) -> list[str]:
     """The duels in words, the lost ones first: they are what there is to improve."""
     named = {
-        verdict: ", ".join(f"{d.method} ({d.train:.2f})" for d in rows if d.verdict == verdict)
+        verdict: ", ".join(_named(d.method, d.train) for d in rows if d.verdict == verdict)
         for verdict in ("worse", "better", "undecided")
     }
     nobody = "none of the others"
@@ -150,6 +139,6 @@ def verdicts(rows: Sequence[Duel]) -> list[str]:
             f"On training loss {SUBJECT} is neither shown better nor worse compared with: "
             f"{named['undecided']}."
         )
-    held_out = [f"{d.method} ({d.validation:.2f})" for d in rows if d.validation_interval[1] < 0.5]
+    held_out = [_named(d.method, d.validation) for d in rows if d.validation.interval[1] < 0.5]
     items.append(f"On validation loss {SUBJECT} is worse than: {', '.join(held_out) or nobody}.")
     return items

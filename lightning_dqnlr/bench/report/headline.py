@@ -1,15 +1,18 @@
-"""How good each method is: regret over all tasks, and split by split; and how fast it is there.
+"""How good each method is, over all tasks, split by split and task by task; and how fast.
 
 The performance profiles are those of Dolan & Moré 2002 (arXiv:cs/0102001).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 from typing import Any, NamedTuple
 
 from lightning_dqnlr.bench.report.comparison import RIVAL, SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import (
+    NOTHING,
     Block,
     Picture,
     Section,
@@ -18,8 +21,8 @@ from lightning_dqnlr.bench.report.content import (
     share,
     with_interval,
 )
-from lightning_dqnlr.bench.report.drawing import INK, Estimate, interval_picture, picture, styles
-from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, diverged
+from lightning_dqnlr.bench.report.drawing import INK, interval_picture, picture, styles
+from lightning_dqnlr.bench.runs.record import TRAIN, VALIDATION, diverged, final_loss
 from lightning_dqnlr.bench.tasks.task import APART
 from lightning_dqnlr.scoring.statistics import LIMIT, SAMPLES, Summary, area, fractions, summarize
 
@@ -41,14 +44,12 @@ class HeadlineRow(NamedTuple):
 _COLUMNS: dict[str, Callable[[HeadlineRow], str]] = {
     "method": lambda row: row.method,
     "tasks": lambda row: str(row.tasks),
-    "regret, training: IQM [95% CI]": lambda row: with_interval(row.train.iqm, row.train.interval),
+    "regret, training: IQM [95% CI]": lambda row: with_interval(row.train.estimate),
     "median": lambda row: number(row.train.median),
     "90th pct.": lambda row: number(row.train.p90, 2),
     "worst": lambda row: number(row.train.worst, 2),
     "within 2%": lambda row: share(row.train.within),
-    "regret, validation: IQM [95% CI]": lambda row: with_interval(
-        row.validation.iqm, row.validation.interval
-    ),
+    "regret, validation: IQM [95% CI]": lambda row: with_interval(row.validation.estimate),
     "profile area": lambda row: number(row.profile_area, 2),
     "diverged": lambda row: share(row.diverged),
     "runs per result": lambda row: f"{row.tries:.3g}",
@@ -112,15 +113,12 @@ def how_good(comparison: Comparison) -> Section:
 
 def _picture(comparison: Comparison, rows: Sequence[HeadlineRow]) -> Picture:
     panels = {
-        "regret, train loss (IQM, 95% interval)": [
-            Estimate(row.method, row.train.iqm, row.train.interval) for row in rows
-        ],
-        "regret, validation loss (IQM, 95% interval)": [
-            Estimate(row.method, row.validation.iqm, row.validation.interval) for row in rows
-        ],
+        "regret, train loss (IQM, 95% interval)": [row.train.estimate for row in rows],
+        "regret, validation loss (IQM, 95% interval)": [row.validation.estimate for row in rows],
     }
+    methods = [row.method for row in rows]
     text = "Interquartile mean of the regret per method with 95% intervals."
-    return interval_picture(comparison, panels, name="regret", text=text, middle=0)
+    return interval_picture(comparison, methods, panels, name="regret", text=text, middle=0)
 
 
 def split_by_split(comparison: Comparison) -> Section:
@@ -132,6 +130,57 @@ def split_by_split(comparison: Comparison) -> Section:
         blocks.append(f"{name or 'no split'}{apart} ({', '.join(tasks)}):")
         blocks.append(headline(comparison, tasks))
     return Section("Split by split", tuple(blocks))
+
+
+def regret_by_task(comparison: Comparison) -> Section:
+    text = (
+        f"Mean regret over seeds; orange is above the tuned {RIVAL}, blue below, "
+        f"{NOTHING} missing or not run."
+    )
+    train = ("On training loss:", heat_map(comparison, TRAIN))
+    validation = ("On validation loss:", heat_map(comparison, VALIDATION))
+    return Section("Regret, task by task", (text, *train, *validation))
+
+
+def heat_map(comparison: Comparison, which: str = TRAIN) -> Table:
+    """Mean regret over seeds, task x method; a task without a rival has no figures."""
+    rows = tuple(
+        (task, *[_regret(comparison, task, method, which) for method in comparison.methods])
+        for task in comparison.tasks
+    )
+    return Table(("task", *comparison.methods), rows, heat=True)
+
+
+def _regret(comparison: Comparison, task: str, method: str, which: str) -> str:
+    if not comparison.common(method, RIVAL, among=[task]):
+        return NOTHING
+    return number(comparison.mean_regret(task, method, which), 2)
+
+
+def final_losses(comparison: Comparison) -> Section:
+    header = ("task", "method", "LR", "initial", "training", "validation", "diverged", "seeds")
+    rows = tuple(_loss_cells(comparison, *key) for key in sorted(comparison.entries))
+    text = "Medians over seeds, with the LR chosen. All regrets come from these."
+    return Section("Final losses", (text, Table(header, rows)) if rows else (), folded=True)
+
+
+def _loss_cells(comparison: Comparison, task: str, method: str) -> tuple[str, ...]:
+    entry = comparison.entries[task, method]
+    return (
+        task,
+        method,
+        NOTHING if entry.lr is None else f"{entry.lr:.2g}",
+        f"{median(run.initial_train for run in entry.runs):.4g}",
+        _median_loss(final_loss(run) for run in entry.runs),
+        _median_loss(final_loss(run, VALIDATION) for run in entry.runs),
+        str(sum(map(diverged, entry.runs))),
+        str(len(entry.runs)),
+    )
+
+
+def _median_loss(losses: Iterable[float]) -> str:
+    middle = median(math.inf if math.isnan(loss) else loss for loss in losses)
+    return f"{middle:.4g}" if math.isfinite(middle) else "diverged"
 
 
 def how_fast(comparison: Comparison) -> Section:
@@ -163,7 +212,8 @@ def _profile_picture(comparison: Comparison) -> Picture:
 
 def _profiles(axes: Any, comparison: Comparison, seconds: bool) -> None:
     look = styles(comparison)
-    names, tasks = comparison.complete(), comparison.shared
+    tasks = comparison.shared
+    names = comparison.complete()
     ratios = {name: comparison.ratios(name, tasks, seconds=seconds) for name in names}
     areas = {name: area(values) for name, values in ratios.items()}
     for name in sorted(ratios, key=lambda name: -areas[name]):
@@ -171,8 +221,7 @@ def _profiles(axes: Any, comparison: Comparison, seconds: bool) -> None:
         axes.plot(_FACTORS, fractions(ratios[name], _FACTORS), label=label, **look[name])
     axes.set_xscale("log", base=2)
     axes.set_xticks([0.25, 0.5, 1, 2, 4], ["1/4", "1/2", "1", "2", "4"])
-    axes.set_xlim(1 / LIMIT, LIMIT)
-    axes.set_ylim(0, 1.02)
+    axes.set(xlim=(1 / LIMIT, LIMIT), ylim=(0, 1.02))
     axes.axvline(1, color=INK, linewidth=0.8)
     axes.grid(True)
     legend = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "title": "area"}

@@ -10,7 +10,7 @@ from lightning_dqnlr.bench.report.content import Block, Bullets, Section, Table
 from lightning_dqnlr.bench.report.duels import Duel, verdicts
 from lightning_dqnlr.bench.report.headline import headline, headline_row
 from lightning_dqnlr.bench.report.losing import LostTask
-from lightning_dqnlr.bench.runs.losses import diverged
+from lightning_dqnlr.bench.runs.record import diverged
 
 
 def in_short(comparison: Comparison, rows: Sequence[Duel], lost: Sequence[LostTask]) -> Section:

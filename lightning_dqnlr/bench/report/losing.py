@@ -6,7 +6,7 @@ The reasons are computed from the recorded curves. They say where to look and pr
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import NamedTuple
@@ -15,18 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightning_dqnlr.bench.report.comparison import RIVAL, SUBJECT, Comparison
-from lightning_dqnlr.bench.report.content import (
-    NOTHING,
-    Bullets,
-    Case,
-    Section,
-    Table,
-    listed,
-    number,
-)
+from lightning_dqnlr.bench.report.content import Bullets, Case, Section, Table, listed, number
 from lightning_dqnlr.bench.report.trajectories import side_by_side
-from lightning_dqnlr.bench.runs.losses import TRAIN, VALIDATION, diverged
-from lightning_dqnlr.bench.runs.record import Record
+from lightning_dqnlr.bench.runs.record import TRAIN, VALIDATION, Record, diverged
 from lightning_dqnlr.bench.tasks.task import UNKNOWN_HORIZON
 from lightning_dqnlr.scoring.statistics import WITHIN
 
@@ -82,7 +73,8 @@ def losing(comparison: Comparison) -> list[LostTask]:
 
 
 def _lost_task(comparison: Comparison, task: str) -> LostTask:
-    train, validation = (_ahead(comparison, task, which) for which in (TRAIN, VALIDATION))
+    train = _ahead(comparison, task, TRAIN)
+    validation = _ahead(comparison, task, VALIDATION)
     hints = _hints(comparison, task)
     if validation and not train:
         hints.insert(0, "only the validation loss is worse: it generalises worse")
@@ -119,20 +111,19 @@ def where_we_lose(comparison: Comparison, rows: Sequence[LostTask]) -> Section:
         f"Tasks where a method ends more than 2% below {SUBJECT} (mean over seeds), largest gap "
         "first. The reasons are read off the recorded runs: where to look, not proof."
     )
-    header = ("task", "split", "regret", "ahead on training loss", "ahead on validation loss")
-    cells = tuple(_cells(comparison, row) for row in rows)
+    columns: dict[str, Callable[[LostTask], str]] = {
+        "task": lambda row: row.task,
+        "split": lambda row: comparison.splits[row.task],
+        "regret": lambda row: f"{number(row.regret, 2)} / {number(row.validation_regret, 2)}",
+        "ahead on training loss": lambda row: _gaps(row.train),
+        "ahead on validation loss": lambda row: _gaps(row.validation),
+    }
     cases = [_case(comparison, row) for row in rows[:DETAILED]]
-    return Section(title, (text, Table(header, cells), *cases))
-
-
-def _cells(comparison: Comparison, row: LostTask) -> tuple[str, ...]:
-    regrets = f"{number(row.regret, 2)} / {number(row.validation_regret, 2)}"
-    split = comparison.splits[row.task]
-    return (row.task, split, regrets, _gaps(row.train), _gaps(row.validation))
+    return Section(title, (text, Table.of(rows, columns), *cases))
 
 
 def _gaps(gaps: Sequence[Gap]) -> str:
-    return listed([f"{gap.method} by {gap.by:.2f}" for gap in gaps], 5) or NOTHING
+    return listed([f"{gap.method} by {gap.by:.2f}" for gap in gaps], 5)
 
 
 def _case(comparison: Comparison, row: LostTask) -> Case:
@@ -184,9 +175,9 @@ def _rates(runs: Sequence[Record], rivals: Sequence[Record], name: str) -> str:
 
 def _log_ratios(run: Record, rival: Record, third: int) -> Array:
     """Of the LRs, at the points in a third of the run; none without a rival's LR."""
-    mine, other = _curve(run, "lr"), _curve(rival, "lr")
-    start, end = (place / 3 * run.horizon for place in (third, third + 1))
-    inside = (start < mine.steps) & (mine.steps <= end)
+    mine = _curve(run, "lr")
+    other = _curve(rival, "lr")
+    inside = (third / 3 * run.horizon < mine.steps) & (mine.steps <= (third + 1) / 3 * run.horizon)
     if not len(other.steps):
         return np.empty(0)
     return np.log(mine.values / np.interp(mine.steps, *other))[inside]
@@ -196,7 +187,8 @@ def _since(runs: Sequence[Record], rivals: Sequence[Record], name: str) -> str:
     """From when on the running training loss stays above the rival's."""
     shares = []
     for run, rival in zip(runs, rivals, strict=True):
-        mine, other = _curve(run, "train"), _curve(rival, "train")
+        mine = _curve(run, "train")
+        other = _curve(rival, "train")
         reference = np.interp(mine.steps, *other) if len(other.steps) else np.zeros_like(mine.steps)
         ahead = mine.values <= reference
         if len(ahead) and not ahead[-1]:
@@ -234,6 +226,7 @@ def _no_decay(runs: Sequence[Record], told: bool) -> str:
 
 def _curve(run: Record, name: str) -> Curve:
     """Its positive finite points; others have no logarithm."""
-    steps, values = (np.array(run.curve[key], dtype=float) for key in ("step", name))
+    steps = np.array(run.curve["step"], dtype=float)
+    values = np.array(run.curve[name], dtype=float)
     known = np.isfinite(values) & (values > 0)
     return Curve(steps[known], values[known])

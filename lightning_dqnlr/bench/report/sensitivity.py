@@ -11,11 +11,12 @@ import numpy as np
 import torch
 
 from lightning_dqnlr.bench.report.comparison import RIVAL, SUBJECT, Comparison
-from lightning_dqnlr.bench.report.content import Gallery, Picture, Section, Table, number, share
-from lightning_dqnlr.bench.report.drawing import INK, legend_picture, log_scale, picture, styles
-from lightning_dqnlr.bench.runs.losses import diverged
+from lightning_dqnlr.bench.report.content import Picture, Section, Table, number, share
+from lightning_dqnlr.bench.report.drawing import INK, gallery, log_scale, picture, styles
+from lightning_dqnlr.bench.runs.record import diverged
 from lightning_dqnlr.scoring.statistics import interquartile_mean
 
+Curves = dict[str, dict[float, float]]  # by method: a value by the LR
 FACTORS = tuple(10 ** (quarter / 4) for quarter in range(-12, 13))
 
 
@@ -83,8 +84,7 @@ def _mean_regrets(comparison: Comparison, task: str, method: str) -> dict[float,
 
 def sensitivity_table(comparison: Comparison) -> Table:
     """One row per method; methods swept on fewer tasks as missing."""
-    rows = sensitivities(comparison)
-    table = Table.of(rows, _COLUMNS, (SUBJECT,))
+    table = Table.of(sensitivities(comparison), _COLUMNS, (SUBJECT,))
     tasks = swept(comparison)
     for method in comparison.methods:
         have = sum(bool(comparison.sweep(task, method)) for task in tasks)
@@ -122,47 +122,44 @@ def _curve(comparison: Comparison, task: str, method: str) -> dict[float, float]
     }
 
 
+def _lr_axes(figure: Any, comparison: Comparison, curves: Curves, level: float) -> Any:
+    """Axes with curves over the LR, the subject's on top, and a line at a level below them."""
+    look = styles(comparison)
+    axes = figure.subplots()
+    axes.axhline(level, color=INK, linewidth=0.8)
+    for name in reversed(curves):  # the subject is the first
+        axes.plot(list(curves[name]), list(curves[name].values()), **look[name])
+    axes.set_xscale("log")
+    axes.grid(True)
+    return axes
+
+
 def mistuning_picture(comparison: Comparison) -> tuple[Picture, ...]:
     """All methods that were swept, over all tasks; nothing where none was."""
-    curves = {name: mistuned(comparison, name) for name in comparison.methods}
-    curves = {name: curve for name, curve in curves.items() if len(curve) > 1}
-    if not curves:
+    regrets = {name: mistuned(comparison, name) for name in comparison.methods}
+    swept_ones = {name: curve for name, curve in regrets.items() if len(curve) > 1}
+    if not swept_ones:
         return ()
-    look = styles(comparison)
+    ratios = {name: {f: math.exp(r) for f, r in c.items()} for name, c in swept_ones.items()}
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        axes.axhline(1, color=INK, linewidth=0.8)
-        lines = {}
-        for name in reversed(curves):  # the subject, which is the first, on top
-            ratios = list(map(math.exp, curves[name].values()))
-            lines[name] = axes.plot(list(curves[name]), ratios, **look[name])[0]
-        axes.set_xscale("log")
+        axes = _lr_axes(figure, comparison, ratios, level=1)
         log_scale(axes)
         axes.set_xlabel(f"learning rate given, over the best peak of the {RIVAL}")
         axes.set_ylabel(f"training loss, over the tuned {RIVAL}'s")
-        axes.grid(True)
         place = {"loc": "outside right center", "frameon": False, "handlelength": 2.6}
-        figure.legend([lines[name] for name in curves], list(curves), **place)
+        figure.legend(axes.get_lines()[:0:-1], list(ratios), **place)
 
     text = "What a wrong learning rate costs each method, over all tasks."
     return (picture("mistuning", text, draw, width=8.2, height=3.6),)
 
 
 def _task_picture(comparison: Comparison, task: str) -> Picture:
-    look = styles(comparison)
+    curves = {name: _mean_regrets(comparison, task, name) for name in comparison.methods}
 
     def draw(figure: Any) -> None:
-        axes = figure.subplots()
-        axes.axhline(0, color=INK, linewidth=0.8)
-        for name in reversed(comparison.methods):
-            means = _mean_regrets(comparison, task, name)
-            axes.plot(list(means), list(means.values()), **look[name])
-        axes.set_xscale("log")
-        axes.set_title(task)
-        axes.set_xlabel("learning rate given")
-        axes.set_ylabel("regret, training")
-        axes.grid(True)
+        axes = _lr_axes(figure, comparison, curves, level=0)
+        axes.set(title=task, xlabel="learning rate given", ylabel="regret, training")
 
     text = f"Regret against the given learning rate on {task}."
     return picture(f"sensitivity-{task}", text, draw, width=3.7, height=2.5)
@@ -180,9 +177,8 @@ def how_much_the_lr_matters(comparison: Comparison) -> Section:
         "interquartile mean, by how far the rate is from the best peak of each task."
     )
     methods = [n for n in comparison.methods if any(comparison.sweep(t, n) for t in tasks)]
-    gallery = Gallery(
-        legend_picture(comparison, methods, "sensitivity"),
-        tuple(_task_picture(comparison, task) for task in tasks),
+    small = gallery(
+        comparison, methods, "sensitivity", (_task_picture(comparison, t) for t in tasks)
     )
     table = sensitivity_table(comparison)
-    return Section(title, (text, *mistuning_picture(comparison), table, gallery))
+    return Section(title, (text, *mistuning_picture(comparison), table, small))

@@ -7,15 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning_dqnlr.bench.report.comparison import PLAIN, RIVAL, SUBJECT, Comparison, Runs
-from lightning_dqnlr.bench.report.content import Gallery, Picture, Section
-from lightning_dqnlr.bench.report.drawing import (
-    Style,
-    add_legend,
-    legend_picture,
-    log_scale,
-    picture,
-    styles,
-)
+from lightning_dqnlr.bench.report.content import Picture, Section
+from lightning_dqnlr.bench.report.drawing import add_legend, gallery, log_scale, picture, styles
 
 _LR_RANGE = 3e4
 
@@ -23,12 +16,10 @@ _LR_RANGE = 3e4
 def learning_rates_and_losses(comparison: Comparison) -> Section:
     named = dict.fromkeys((SUBJECT, RIVAL, PLAIN))
     methods = [name for name in named if name in comparison.methods]
-    gallery = Gallery(
-        legend_picture(comparison, methods, "trajectories"),
-        tuple(_stacked(comparison, task, methods) for task in comparison.ranked),
-    )
+    pictures = (_stacked(comparison, task, methods) for task in comparison.ranked)
     text = "Learning rate, training loss and validation loss; one line per seed."
-    return Section("Learning rates and losses", (text, gallery))
+    small = gallery(comparison, methods, "trajectories", pictures)
+    return Section("Learning rates and losses", (text, small))
 
 
 def _stacked(comparison: Comparison, task: str, methods: Sequence[str]) -> Picture:
@@ -46,14 +37,12 @@ def _stacked(comparison: Comparison, task: str, methods: Sequence[str]) -> Pictu
 
 
 def side_by_side(comparison: Comparison, task: str, methods: Sequence[str]) -> Picture:
-
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, 3)
         _plot(comparison, task, methods, panels)
         titles = ("learning rate", "training loss", "validation loss")
         for panel, title in zip(panels, titles, strict=True):
-            panel.set_title(title)
-            panel.set_xlabel("optimizer step")
+            panel.set(title=title, xlabel="optimizer step")
         add_legend(figure, comparison, methods, place="outside right upper")
 
     text = f"Learning rate and losses on {task}: {', '.join(methods)}."
@@ -72,7 +61,7 @@ def _plot(comparison: Comparison, task: str, methods: Sequence[str], panels: Seq
     panels[0].set_ylim(max(bottom, top / _LR_RANGE), top)  # a schedule's last step is almost zero
 
 
-def _curves(axes: Any, runs: Runs, curve: str, style: Style) -> None:
+def _curves(axes: Any, runs: Runs, curve: str, style: dict[str, Any]) -> None:
     thin = {**style, "linewidth": 0.5 * style["linewidth"], "alpha": 0.85}
     for run in runs:
         values = [math.nan if value is None else value for value in run.curve[curve]]

@@ -8,13 +8,12 @@ from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from lightning_dqnlr.bench.report.by_task import final_losses, regret_by_task
+from lightning_dqnlr.bench.report import headline
 from lightning_dqnlr.bench.report.comparison import SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import NOTHING, Bullets, Section, listed
 from lightning_dqnlr.bench.report.costs import what_it_costs
 from lightning_dqnlr.bench.report.drawing import standalone
 from lightning_dqnlr.bench.report.duels import Duel, against_each, duels
-from lightning_dqnlr.bench.report.headline import how_fast, how_good, split_by_split
 from lightning_dqnlr.bench.report.in_short import in_short, what_is_missing
 from lightning_dqnlr.bench.report.losing import LostTask, losing, where_we_lose
 from lightning_dqnlr.bench.report.sensitivity import how_much_the_lr_matters
@@ -24,10 +23,10 @@ from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.provenance import provenance
 
-PAGE, MARKDOWN = "report.html", "report.md"
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 _FULL_COLOUR = 1.5  # regret at which a cell of the heat map is as strong as it gets
-_WORSE, _BETTER = "213,94,0", "0,114,178"
+_WORSE = "213,94,0"
+_BETTER = "0,114,178"
 
 
 class WrittenReport(NamedTuple):
@@ -51,7 +50,7 @@ def write_report(
         records: of any number of methods, tasks, LRs and seeds; what is missing is said.
         folder: made if missing; a report that is there is replaced.
         command: that made the records, to be printed.
-        race_margin: of the race that the grids were run as, see `losses.survivors`.
+        race_margin: of the race that the grids were run as, see `record.survivors`.
         planned: names of the tasks that there should be records of.
 
     Raises:
@@ -69,29 +68,29 @@ def write_report(
     rows = duels(comparison)
     lost = losing(comparison)
     short = [in_short(comparison, rows, lost), what_is_missing(comparison, planned)]
-    short += [how_good(comparison)] if comparison.ranked else []
+    short += [headline.how_good(comparison)] if comparison.ranked else []
     others = [*_details(comparison, rows, lost), _origin(comparison, command)]
     parts = [part for part in (*short, *others) if part.blocks]
     for picture in (picture for part in parts for picture in part.pictures):
         write_atomically(Path(folder) / picture.file, standalone(picture.svg).encode())
-    write_atomically(Path(folder) / MARKDOWN, _markdown(title, parts).encode())
-    page = write_atomically(Path(folder) / PAGE, _page(title, parts).encode())
-    headline = _markdown(title, [part for part in short if part.blocks], pictures=False)
-    return WrittenReport(page, headline)
+    write_atomically(Path(folder) / "report.md", _markdown(title, parts).encode())
+    page = write_atomically(Path(folder) / "report.html", _page(title, parts).encode())
+    shown = _markdown(title, [part for part in short if part.blocks], pictures=False)
+    return WrittenReport(page, shown)
 
 
 def _details(
     comparison: Comparison, rows: Sequence[Duel], lost: Sequence[LostTask]
 ) -> list[Section]:
-    losses = final_losses(comparison)
+    losses = headline.final_losses(comparison)
     if not comparison.ranked:
         return [losses]
     return [
-        how_fast(comparison),
-        regret_by_task(comparison),
+        headline.how_fast(comparison),
+        headline.regret_by_task(comparison),
         against_each(comparison, rows),
         where_we_lose(comparison, lost),
-        split_by_split(comparison),
+        headline.split_by_split(comparison),
         learning_rates_and_losses(comparison),
         how_much_the_lr_matters(comparison),
         what_it_costs(comparison),
@@ -132,7 +131,7 @@ def _origin(comparison: Comparison, command: str) -> Section:
     versions = ", ".join(f"{name} {version}" for name, version in here["versions"].items())
     seeds = ", ".join(map(str, sorted({record.seed for record in records})))
     made_by = sorted({record.version for record in records})
-    policies = sorted({record.policy for record in records if record.policy})
+    policies = sorted({record.policy for record in records if record.policy}) or ["none"]
     hours = sum(record.seconds for record in records) / 3600
     items = [
         f"Command: {command}" if command else "",
@@ -141,6 +140,6 @@ def _origin(comparison: Comparison, command: str) -> Section:
         f"Machine: {machine['platform']}, {machine['cpus']} CPUs, {accelerators}.",
         f"{len(records)} runs, {hours:.1f} hours of training, {len(comparison.tasks)} tasks, "
         f"{len(comparison.methods)} methods, seeds {seeds}.",
-        f"Versions of runs: {listed(made_by, 6)}. Policy hashes: {listed(policies, 6) or 'none'}.",
+        f"Versions of runs: {listed(made_by, 6)}. Policy hashes: {listed(policies, 6)}.",
     ]
     return Section("Where it comes from", (Bullets(tuple(filter(None, items))),))

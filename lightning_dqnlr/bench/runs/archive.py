@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from torch.utils import _pytree as pytree
+
 from lightning_dqnlr.bench.runs.record import Record, RunKey, slug
 from lightning_dqnlr.errors import ConfigurationError, RecordError
 from lightning_dqnlr.files import write_atomically, write_together
@@ -88,15 +90,11 @@ def _dump(records: Iterable[Record]) -> bytes:
 
 
 def _line(record: Record) -> str:
-    values = {k: v if k == "lr" else _rounded(v) for k, v in json.loads(record.to_json()).items()}
+    values = {**pytree.tree_map(_rounded, json.loads(record.to_json())), "lr": record.lr}
     return json.dumps(values, separators=(",", ":"), allow_nan=False) + "\n"
 
 
 def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_rounded(item) for item in value]
     return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
@@ -124,7 +122,8 @@ class Store:
     """
 
     def __init__(self, folder: str | Path, archive: Archive | None = None) -> None:
-        self.folder, self.archive = Path(folder), archive
+        self.folder = Path(folder)
+        self.archive = archive
 
     def path(self, key: RunKey) -> Path:
         """Where the record of this key lies, or will lie."""

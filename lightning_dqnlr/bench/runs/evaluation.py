@@ -14,11 +14,12 @@ from torch.optim import Optimizer
 from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.methods.plan import Averaging
+from lightning_dqnlr.envs.environment import Losses
 from lightning_dqnlr.envs.module import training_loss
 from lightning_dqnlr.envs.trainer_data import module_losses
 from lightning_dqnlr.tasks.task import Task
 
-# Of a larger set a fixed random part is evaluated, the same for all methods and seeds.
+# A fixed random part of a larger set is evaluated, the same for all methods and seeds.
 PART = 2048
 # How many batches the authors of Schedule-Free take to renew BatchNorm's statistics.
 _RENEWING_BATCHES = 50
@@ -34,18 +35,18 @@ class Evaluation:
         held_out = _part(task.validation_data)
         self._task = replace(task, train_data=train, validation_data=held_out, batch_size=size)
 
-    def __call__(self, module: LightningModule, optimizer: Optimizer) -> tuple[float, float]:
+    def __call__(self, module: LightningModule, optimizer: Optimizer) -> Losses:
         """Training and validation loss; module, optimizer and random state stay as they are."""
         cuda = [module.device] if module.device.type == "cuda" else []
         with torch.random.fork_rng(cuda), _undisturbed(module):
             # Before its first step the average is the weights themselves.
-            if not isinstance(optimizer, Averaging) or not optimizer.state:
+            if not isinstance(optimizer, Averaging) or not any(optimizer.state.values()):
                 losses = module_losses(module, self._task)
             else:
                 with _averaged(module, optimizer):
                     self._renew_statistics(module)
                     losses = module_losses(module, self._task)
-        return losses.train.item(), losses.validation.item()
+        return losses
 
     @torch.no_grad()
     def _renew_statistics(self, module: LightningModule) -> None:

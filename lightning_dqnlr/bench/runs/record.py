@@ -1,15 +1,24 @@
-"""`Record`: what one training run of the benchmark left behind, as plain data."""
+"""`Record`: what one training run of the benchmark left behind, as plain data; and its losses."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NamedTuple
 
-from lightning_dqnlr.errors import RecordError
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from lightning_dqnlr.errors import RecordError
+from lightning_dqnlr.scoring.cosine import regret
+
+TRAIN = "train"
+VALIDATION = "validation"
+FEWEST = 3  # LRs that a race over a grid keeps, however far ahead the best is
 _CURVES = ("step", "train", "validation", "lr")
 
 
@@ -34,8 +43,8 @@ class Record:
     """One run of one method on one task, as one JSON file holds it.
 
     Losses are means over the whole data set, or over a fixed large part of it, in eval mode. What
-    is not a finite number is None. The curve has lists of one length under "step", "train",
-    "validation" (losses) and "lr" (of the step just made), from step 0 to where the run ended.
+    is not a finite number is None. The curve has lists of one length: "step", the losses "train"
+    and "validation", and the "lr" of the step just made. It goes from step 0 to the run's end.
     """
 
     task: str
@@ -65,7 +74,8 @@ class Record:
 
     def to_json(self) -> str:
         """One JSON object, strictly: a number that is not finite becomes null."""
-        return json.dumps(_finite(asdict(self)), indent=1, allow_nan=False) + "\n"
+        values = pytree.tree_map(finite_or_none, asdict(self))
+        return json.dumps(values, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Record:
@@ -93,11 +103,8 @@ _REMEDY = "delete the file and let the run be made again."
 _KINDS = {"float": (int, float), "int": (int,), "str": (str,)}
 
 
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
+def finite_or_none(value: Any) -> Any:
+    """None in the place of a number that is not finite."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -117,3 +124,47 @@ def _check(values: dict[str, Any]) -> None:
     lists = isinstance(curve, dict) and all(isinstance(c, list) for c in curve.values())
     if not lists or set(curve) != set(_CURVES) or len({len(c) for c in curve.values()}) != 1:
         raise RecordError(f"curve must hold lists of one length {_CURVES}; {_REMEDY}")
+
+
+def initial_loss(runs: Sequence[Record], which: str = TRAIN) -> float:
+    """Mean loss before training, of the runs that came as far; NaN if none did."""
+    losses = [run.initial_train if which == TRAIN else run.initial_validation for run in runs]
+    known = [loss for loss in losses if math.isfinite(loss) and loss != 0]
+    return sum(known) / len(known) if known else math.nan
+
+
+def final_loss(run: Record, which: str = TRAIN) -> float:
+    """The loss after training; NaN if the run diverged or raised."""
+    loss = run.final_train if which == TRAIN else run.final_validation
+    return math.nan if loss is None or run.failure is not None else loss
+
+
+def log_losses(runs: Sequence[Record], initial: float, which: str = TRAIN) -> Tensor:
+    """log((loss + e) / e) of each run, (S,) float64, with e = 1% of the initial loss.
+
+    A loss below zero counts as zero. A diverged run counts as ten times the initial loss.
+    """
+    losses = torch.tensor([final_loss(run, which) for run in runs], dtype=torch.float64)
+    return regret(losses, 0.0, initial)
+
+
+def diverged(run: Record) -> bool:
+    """Whether a run raised, lost its loss to infinity, or ended above where it started."""
+    return not final_loss(run) <= run.initial_train
+
+
+def survivors(runs: Sequence[Record], margin: float) -> frozenset[float | None]:
+    """The LRs of a grid that may still become the best by the mean over seeds.
+
+    An LR survives if log(loss + e) <= best + margin, or if it is among the best three (of equal
+    ones the lower). The runs are of one task, method and seed, one per LR. The margin is in nats
+    of training loss; 0.7 is a factor of two. A diverged run counts at ten times the initial loss.
+    """
+    initial = initial_loss(runs)
+    losses = log_losses(runs, 1.0 if math.isnan(initial) else initial).tolist()
+    ranked = sorted((loss, run.lr or 0.0, run.lr) for loss, run in zip(losses, runs, strict=True))
+    return frozenset(
+        lr
+        for place, (loss, _, lr) in enumerate(ranked)
+        if place < FEWEST or loss <= ranked[0][0] + margin
+    )

@@ -1,7 +1,7 @@
 """One run of the benchmark: a method trains a task in a real Trainer and leaves a `Record`.
 
-All methods of one (task, seed) see the same initial weights, the same batches and the same stream
-of random numbers, so that they can be compared in pairs.
+All methods of one (task, seed) see the same initial weights, batches and stream of random numbers.
+They can therefore be compared in pairs.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.methods.plan import Method, Plan, Setting
 from lightning_dqnlr.bench.runs.evaluation import Evaluation
-from lightning_dqnlr.bench.runs.record import Record, RunKey
+from lightning_dqnlr.bench.runs.record import Record, RunKey, finite_or_none
 from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
 from lightning_dqnlr.bench.tasks.task import BenchTask
 from lightning_dqnlr.envs.process import RandomStream, interruptible
@@ -126,7 +126,8 @@ class _Attempt:
             self._failure = f"{type(error).__name__}: {error}"
 
     def _train(self) -> None:
-        setting, task = self._setting, self._setting.task
+        setting = self._setting
+        task = setting.task
         began = time.perf_counter()
         self._plan = plan = self._method.plan(setting)
         self._planning = time.perf_counter() - began
@@ -141,18 +142,15 @@ class _Attempt:
     def record(self, split: str) -> Record:
         seen = self._observer
         task = self._setting.task
-        key = self._key
         curve = seen.curve()
-        train, validation = curve["train"], curve["validation"]
+        train = curve["train"]
+        validation = curve["validation"]
         ended = seen.ended and self._failure is None
         chose = self._plan.tries > 1  # else planning was reading files, not training
         return Record(
-            task=task.name,
+            **self._key._asdict(),
             split=split,
             optimizer=task.optimizer,
-            method=key.method,
-            lr=key.lr,
-            seed=key.seed,
             horizon=task.horizon,
             batch_size=task.batch_size,
             parameters=self._parameters,
@@ -165,8 +163,6 @@ class _Attempt:
             extra_bytes=seen.extra_bytes,
             tries=self._plan.tries,
             failure=self._failure,
-            version=key.version,
-            policy=key.policy,
         )
 
 
@@ -187,7 +183,9 @@ class Observer(Callback):
         self._since: float | None = None
         self.plan = Plan()
         self.plain_bytes = 0  # state of the task's own optimizer, where the plan replaces it
-        self.seconds, self.extra_bytes, self.ended = 0.0, 0, False
+        self.seconds = 0.0
+        self.extra_bytes = 0
+        self.ended = False
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         trainer.optimizers[0].register_step_post_hook(self._note_rate)
@@ -223,9 +221,9 @@ class Observer(Callback):
         first = self._rates.get(1)
         return {
             "step": [step for step, _, _ in self._rows],
-            "train": [_finite_or_none(train) for _, train, _ in self._rows],
-            "validation": [_finite_or_none(held_out) for _, _, held_out in self._rows],
-            "lr": [_finite_or_none(self._rates.get(step, first)) for step, _, _ in self._rows],
+            "train": [finite_or_none(train) for _, train, _ in self._rows],
+            "validation": [finite_or_none(held_out) for _, _, held_out in self._rows],
+            "lr": [finite_or_none(self._rates.get(step, first)) for step, _, _ in self._rows],
         }
 
     def _note_rate(self, optimizer: Optimizer, *_: Any) -> None:
@@ -236,7 +234,7 @@ class Observer(Callback):
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop_clock()
         losses = self._evaluate(module, trainer.optimizers[0])
-        self._rows.append((trainer.global_step, *losses))
+        self._rows.append((trainer.global_step, losses.train.item(), losses.validation.item()))
         self._since = time.perf_counter()
 
     def _stop_clock(self, count: bool = True) -> None:
@@ -285,10 +283,6 @@ def _tensor_bytes(tree: Any) -> int:
 
 def _finite(tensors: Iterable[Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
-
-
-def _finite_or_none(value: float | None) -> float | None:
-    return None if value is None or not abs(value) < float("inf") else value
 
 
 def _first(losses: list[float | None]) -> float:

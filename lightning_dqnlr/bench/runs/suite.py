@@ -5,21 +5,20 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple, TypeVar, get_args
 
 from lightning_dqnlr.bench.methods.plan import Method
 from lightning_dqnlr.bench.runs.archive import Store
-from lightning_dqnlr.bench.runs.losses import survivors
-from lightning_dqnlr.bench.runs.processes import make_runs
-from lightning_dqnlr.bench.runs.record import Record, RunKey
+from lightning_dqnlr.bench.runs.record import Record, RunKey, survivors
 from lightning_dqnlr.bench.runs.run import PlannedRun
 from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
 from lightning_dqnlr.bench.tasks.task import APART, BenchSplit, BenchTask
 from lightning_dqnlr.checks import NOT_NEGATIVE, check_choice, check_integer, check_number
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
-from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.errors import ConfigurationError, MissingPackageError
+from lightning_dqnlr.processes import NotSent, ProcessDied, Processes
 from lightning_dqnlr.scoring.task_content import task_digest
 from lightning_dqnlr.tasks.task import Task
 
@@ -42,7 +41,7 @@ class Suite:
         apart_methods: those that run on the splits that ask a question of their own
             (`task.APART`); None for all of `methods`.
         first: methods that run before the others on each task, in this order.
-        race_margin: see `losses.survivors`; None if all peaks of a grid run with all seeds.
+        race_margin: see `record.survivors`; None if all peaks of a grid run with all seeds.
         device: kind of device to train on, "cpu" or "cuda".
         evaluations: about how many points the curve of a run has.
         splits: that the tasks are of; None for all.
@@ -82,14 +81,9 @@ class Suite:
 class Progress(NamedTuple):
     """How far a benchmark has come."""
 
-    done: int  # missing runs that are over
     seconds_left: float  # by the pace so far and what a run of each task usually takes
     latest: PlannedRun  # the last run that ended
     failure: str | None  # of the latest
-
-
-def _opened(task: Task) -> Task:
-    return task
 
 
 def your_own(task: Task, lr: float | None = None) -> BenchTask:
@@ -111,7 +105,7 @@ def your_own(task: Task, lr: float | None = None) -> BenchTask:
     return BenchTask(
         task.name,
         "your own",
-        partial(_opened, task),
+        partial(replace, task),
         float(lr),
         seconds=task.horizon / 300,
         version=task_digest(task),
@@ -145,8 +139,8 @@ def choose(
 def rates(suite: Suite, method: Method, task: BenchTask) -> tuple[float | None, ...]:
     """The learning rates that a method is given on a task.
 
-    A method that needs a peak gets the grid, around the task's centre if it has one; any other one
-    run without, at the module's own LR.
+    A method that needs a peak gets the grid, around the task's centre if it has one. Any other
+    method gets one run at the module's own LR.
     """
     given: tuple[float | None, ...] = (
         grid(task.centre or task.lr, suite.points, suite.decades) if method.tuned else (None,)
@@ -155,6 +149,18 @@ def rates(suite: Suite, method: Method, task: BenchTask) -> tuple[float | None, 
         decades = suite.sensitivity_decades
         given += tuple(x for x in grid(task.lr, decades + 1, decades) if x not in given)
     return given
+
+
+def with_further(suite: Suite, names: Sequence[str]) -> Suite:
+    """The suite with further methods of a user, which run on every task of it.
+
+    Example:
+        >>> with_further(Suite(methods=["cosine"]), ["mine"]).methods
+        ['cosine', 'mine']
+    """
+    chosen = (suite.methods, suite.apart_methods)
+    methods, apart = (None if some is None else [*some, *names] for some in chosen)
+    return replace(suite, methods=methods, apart_methods=apart)
 
 
 def _restricted(suite: Suite, task: BenchTask) -> bool:
@@ -177,10 +183,8 @@ def plan(
         choose(methods, suite.methods, "suite.methods"),
         key=lambda method: places.get(method.name, len(places)),
     )
-    if suite.first:
-        choose(methods, suite.first, "suite.first")
-    if suite.sensitivity:
-        choose(methods, suite.sensitivity, "suite.sensitivity")
+    choose(methods, suite.first or None, "suite.first")
+    choose(methods, suite.sensitivity or None, "suite.sensitivity")
     policies = {method.name: policy_hash(method) for method in chosen}
     few = {method.name for method in choose(methods, suite.apart_methods, "suite.apart_methods")}
     for task in choose(tasks, suite.tasks, "suite.tasks"):
@@ -219,6 +223,69 @@ def estimate(runs: Sequence[PlannedRun], workers: int) -> float:
     return sum(run.task.seconds for run in runs) / workers
 
 
+def make_runs(
+    runs: Sequence[PlannedRun], workers: int, skip: Callable[[PlannedRun], bool]
+) -> Iterator[tuple[int, Record | str | None]]:
+    """Makes runs in several processes, which end when this iterator does.
+
+    Runs of a task should follow each other, because a process keeps the last task that it opened.
+    `skip` is asked right before a run would begin.
+
+    Yields:
+        The place in `runs` and what became of the run, in the order in which runs end. That is a
+        record, why the method cannot be run on this machine at all, or None for a skipped run.
+
+    Raises:
+        ConfigurationError: a task or method cannot be sent to another process, or one was killed.
+    """
+    count = min(workers, len(runs))
+    busy = 0
+    try:
+        with Processes(count, partial(_Maker, runs)) as pool:
+            for index, run in enumerate(runs):
+                if busy == count:
+                    yield pool.receive()
+                    busy -= 1
+                if skip(run):
+                    yield index, None
+                    continue
+                pool.submit(index, index)
+                busy += 1
+            for _ in range(busy):
+                yield pool.receive()
+    except NotSent as error:
+        raise ConfigurationError(
+            f"a task or method cannot be sent to another process ({error}); define its module and "
+            "its data loader at the top of a file that can be imported."
+        ) from error
+    except ProcessDied as error:
+        raise ConfigurationError(
+            f"workers: a process ended with code {error.code}, perhaps for want of memory (-9), or "
+            "because it cannot import a task's module (1; set PYTHONPATH). What was finished is "
+            "stored; the same command goes on, with fewer workers if need be."
+        ) from error
+
+
+class _Maker:
+    """In a process: makes the runs whose places it is told; keeps the last task that it opened.
+
+    All runs are sent once, at the start. Their tasks may be large, and many runs share one.
+    """
+
+    def __init__(self, runs: Sequence[PlannedRun]) -> None:
+        self._runs = runs
+        self._opened: tuple[BenchTask, Task] | None = None
+
+    def __call__(self, index: int) -> Record | str:
+        run = self._runs[index]
+        if self._opened is None or self._opened[0] is not run.task:
+            self._opened = (run.task, run.task.open())
+        try:
+            return run.make(self._opened[1])
+        except MissingPackageError as error:
+            return str(error)
+
+
 def complete(
     runs: Sequence[PlannedRun], store: Store, workers: int, report: Callable[[Progress], None]
 ) -> dict[str, str]:
@@ -241,7 +308,7 @@ def complete(
     whole = estimate(runs, 1)
     over = 0.0
     outcomes = make_runs(runs, workers, lambda run: run.method.name in refused)
-    for done, (index, outcome) in enumerate(outcomes, 1):
+    for index, outcome in outcomes:
         run = runs[index]
         failure = None
         if isinstance(outcome, Record):
@@ -251,7 +318,7 @@ def complete(
             refused[run.method.name] = outcome
         over += run.task.seconds
         left = (time.monotonic() - started) / over * (whole - over)
-        report(Progress(done, max(0.0, left), run, failure))
+        report(Progress(max(0.0, left), run, failure))
     return refused
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property, partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.tasks.task import USUAL_LR, CrossEntropy, fixed_draws, own_task
+from lightning_dqnlr.bench.tasks.task import USUAL_LR, cross_entropy, fixed_draws, own_task
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.scikit_learn import digits
 from lightning_dqnlr.tasks.task import Task
@@ -83,7 +83,8 @@ class Mixer(nn.Module):
                 nn.LayerNorm(SIDE), nn.Linear(SIDE, width), nn.GELU(), nn.Linear(width, SIDE)
             )
 
-        self.rows, self.columns = (nn.ModuleList([mlp(), mlp()]) for _ in range(2))
+        self.rows = nn.ModuleList([mlp(), mlp()])
+        self.columns = nn.ModuleList([mlp(), mlp()])
         self.head = nn.Linear(SIDE * SIDE, CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -111,13 +112,11 @@ class VariationalAutoencoder(nn.Module):
         return torch.cat([self.decode(code), mean, log_variance], 1)
 
 
-class NegativeELBO(nn.Module):
+def negative_elbo(net: nn.Module, batch: tuple[Tensor]) -> Tensor:
     """Per pixel; in eval mode at the code's mean, so that it is a fixed function."""
-
-    def forward(self, net: nn.Module, batch: tuple[Tensor]) -> Tensor:
-        logits, mean, log_variance = net(batch[0]).split([64, 8, 8], 1)
-        divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1).mean()
-        return F.binary_cross_entropy_with_logits(logits, batch[0]) + divergence / 64
+    logits, mean, log_variance = net(batch[0]).split([64, 8, 8], 1)
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1.0 - log_variance).sum(1).mean()
+    return F.binary_cross_entropy_with_logits(logits, batch[0]) + divergence / 64
 
 
 class Denoiser(nn.Module):
@@ -126,7 +125,8 @@ class Denoiser(nn.Module):
     def __init__(self, width: int = 96) -> None:
         super().__init__()
         self.level = nn.Embedding(NOISE_LEVELS, width)
-        self.into, self.inner = nn.Linear(64, width), nn.Linear(width, width)
+        self.into = nn.Linear(64, width)
+        self.inner = nn.Linear(width, width)
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 64))
 
     def forward(self, images: Tensor, levels: Tensor) -> Tensor:
@@ -135,54 +135,50 @@ class Denoiser(nn.Module):
         return torch.as_tensor(self.out(hidden + F.silu(self.inner(hidden))))
 
 
-class NoisePrediction(nn.Module):
+def noise_prediction(net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
     """The loss of denoising diffusion (Ho et al. 2020, arXiv:2006.11239, equation 14)."""
-
-    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        noisy, levels, noise = batch
-        return F.mse_loss(net(noisy, levels), noise)
+    noisy, levels, noise = batch
+    return F.mse_loss(net(noisy, levels), noise)
 
 
-class PretrainedEncoder:
-    """Makes classifiers whose first layers were pretrained to restore digits from noisy ones.
+def _encoder() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64), nn.GELU())
 
-    Pretraining runs at the first call, in less than a second, and is remembered.
-    """
 
-    def __call__(self) -> nn.Module:
-        net = nn.Sequential(*self._encoder(), nn.Linear(64, CLASSES))
-        net.load_state_dict(self._pretrained, strict=False)  # all but the head
-        return net
+@cache
+def _pretrained() -> dict[str, Tensor]:
+    """Weights of an encoder that restores digits from noisy ones; in less than a second."""
+    images = digits().train[0]
+    with seeded_weights("bench/fine-tuned digits", -1), torch.enable_grad():
+        encoder = _encoder()
+        net = nn.Sequential(*encoder, nn.Linear(64, 64))
+        optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
+        for _ in range(PRETRAIN_STEPS):
+            clean = images[torch.randint(len(images), (64,))]
+            optimizer.zero_grad()
+            F.mse_loss(net(clean + 0.3 * torch.randn_like(clean)), clean).backward()
+            optimizer.step()
+    return encoder.state_dict()
 
-    @staticmethod
-    def _encoder() -> list[nn.Module]:
-        return [nn.Linear(64, 96), nn.GELU(), nn.Linear(96, 64), nn.GELU()]
 
-    @cached_property
-    def _pretrained(self) -> dict[str, Tensor]:
-        images, _ = digits().train
-        with seeded_weights("bench/fine-tuned digits", -1), torch.enable_grad():
-            encoder = nn.Sequential(*self._encoder())
-            net = nn.Sequential(*encoder, nn.Linear(64, 64))
-            optimizer = torch.optim.Adam(net.parameters(), lr=2e-3)
-            for _ in range(PRETRAIN_STEPS):
-                clean = images[torch.randint(len(images), (64,))]
-                optimizer.zero_grad()
-                F.mse_loss(net(clean + 0.3 * torch.randn_like(clean)), clean).backward()
-                optimizer.step()
-        return encoder.state_dict()
+def pretrained_classifier() -> nn.Module:
+    """Digits (N, 64) to logits (N, 10), by the pretrained encoder and a new head."""
+    net = _encoder().append(nn.Linear(64, CLASSES))
+    net.load_state_dict(_pretrained(), strict=False)  # all but the head
+    return net
 
 
 def residual_digits() -> Task:
     """A residual network with BatchNorm, momentum with weight decay."""
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9, weight_decay=5e-4)
-    return own_task("residual digits", residual_network, CrossEntropy(), sgd, digits(), horizon=600)
+    return own_task("residual digits", residual_network, cross_entropy, sgd, digits(), horizon=600)
 
 
 def residual_digits_nadam() -> Task:
     """The same network, trained by NAdam."""
-    rule, net = partial(torch.optim.NAdam, lr=USUAL_LR["nadam"]), residual_network
-    return own_task("NAdam residual digits", net, CrossEntropy(), rule, digits(), horizon=500)
+    net = residual_network
+    rule = partial(torch.optim.NAdam, lr=USUAL_LR["nadam"])
+    return own_task("NAdam residual digits", net, cross_entropy, rule, digits(), horizon=500)
 
 
 def vision_transformer(name: str = "vision transformer", known_horizon: bool = True) -> Task:
@@ -191,7 +187,7 @@ def vision_transformer(name: str = "vision transformer", known_horizon: bool = T
     return own_task(
         name,
         VisionTransformer,
-        CrossEntropy(),
+        cross_entropy,
         adamw,
         digits(),
         horizon=600,
@@ -208,7 +204,7 @@ def mixer_noisy_labels() -> Task:
     labels = torch.where(flipped, (labels + 1) % CLASSES, labels)
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["sgd"])
     data = Examples((images, labels), validation)
-    return own_task("mixer noisy labels", Mixer, CrossEntropy(), sgd, data, horizon=800)
+    return own_task("mixer noisy labels", Mixer, cross_entropy, sgd, data, horizon=800)
 
 
 def variational_autoencoder() -> Task:
@@ -217,7 +213,7 @@ def variational_autoencoder() -> Task:
     data = Examples((images,), (held_out,))
     adam = partial(torch.optim.Adam, lr=USUAL_LR["adam"])
     net = VariationalAutoencoder
-    return own_task("variational autoencoder", net, NegativeELBO(), adam, data, horizon=800)
+    return own_task("variational autoencoder", net, negative_elbo, adam, data, horizon=800)
 
 
 def diffusion() -> Task:
@@ -238,7 +234,7 @@ def diffusion() -> Task:
     data = Examples(noised(images, 4), noised(held_out, 2))
     adamw = partial(torch.optim.AdamW, lr=USUAL_LR["adamw"])
     return own_task(
-        "diffusion", Denoiser, NoisePrediction(), adamw, data, horizon=1000, batch_size=64
+        "diffusion", Denoiser, noise_prediction, adamw, data, horizon=1000, batch_size=64
     )
 
 
@@ -247,7 +243,5 @@ def fine_tuned_digits() -> Task:
     (images, labels), validation = digits()
     data = Examples((images[:LABELLED], labels[:LABELLED]), validation)
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9)
-    net = PretrainedEncoder()
-    return own_task(
-        "fine-tuned encoder", net, CrossEntropy(), sgd, data, horizon=300, batch_size=16
-    )
+    net = pretrained_classifier
+    return own_task("fine-tuned encoder", net, cross_entropy, sgd, data, horizon=300, batch_size=16)

@@ -11,7 +11,7 @@ import io
 import re
 import tokenize
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from lightning_dqnlr.bench.tasks.task import (
     USUAL_LR,
-    CrossEntropy,
-    SquaredError,
+    cross_entropy,
     fixed_draws,
     own_task,
+    squared_error,
 )
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.data.examples import Examples, four_fifths
@@ -37,20 +37,16 @@ from lightning_dqnlr.tasks.data.text import (
     source_files,
     windows,
 )
+from lightning_dqnlr.tasks.optimizers import OwnRule
 from lightning_dqnlr.tasks.task import Task
 
 CONTEXT = 32  # characters
 WORD_CONTEXT = 16
 WORDS = 400  # of the vocabulary
 NEGATIVES = 5
-# What a character belongs to; 0 for what lies between tokens.
-KINDS = {
-    tokenize.NAME: 1,
-    tokenize.NUMBER: 2,
-    tokenize.STRING: 3,
-    tokenize.OP: 4,
-    tokenize.COMMENT: 5,
-}
+# What a character belongs to, from 1; 0 for what lies between tokens.
+_TOKENS = (tokenize.NAME, tokenize.NUMBER, tokenize.STRING, tokenize.OP, tokenize.COMMENT)
+KINDS = {token: kind for kind, token in enumerate(_TOKENS, 1)}
 
 
 class DecoderTransformer(nn.Module):
@@ -60,7 +56,8 @@ class DecoderTransformer(nn.Module):
 
     def __init__(self, width: int = 32, layers: int = 2) -> None:
         super().__init__()
-        self.tokens, self.places = nn.Embedding(VOCABULARY, width), nn.Embedding(CONTEXT, width)
+        self.tokens = nn.Embedding(VOCABULARY, width)
+        self.places = nn.Embedding(CONTEXT, width)
         block = nn.TransformerEncoderLayer(
             width, 4, 2 * width, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
         )
@@ -97,7 +94,8 @@ class SkipGram(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.word, self.context = nn.Embedding(WORDS, width), nn.Embedding(WORDS, width)
+        self.word = nn.Embedding(WORDS, width)
+        self.context = nn.Embedding(WORDS, width)
         for embedding in (self.word, self.context):
             nn.init.normal_(embedding.weight, std=0.1)
 
@@ -106,14 +104,12 @@ class SkipGram(nn.Module):
         return (self.word(word).unsqueeze(1) * self.context(contexts)).sum(2)
 
 
-class NegativeSampling(nn.Module):
+def negative_sampling(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """The first context is the right one, the others were drawn (arXiv:1310.4546, equation 4)."""
-
-    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        word, contexts = batch
-        signs = -torch.ones(contexts.shape[1], device=word.device)
-        signs[0] = 1.0
-        return -F.logsigmoid(signs * net(word, contexts)).sum(1).mean()
+    word, contexts = batch
+    signs = -torch.ones(contexts.shape[1], device=word.device)
+    signs[0] = 1.0
+    return -F.logsigmoid(signs * net(word, contexts)).sum(1).mean()
 
 
 class TemporalConvolutions(nn.Module):
@@ -135,35 +131,40 @@ class TemporalConvolutions(nn.Module):
         return torch.as_tensor(self.out(hidden)).squeeze(1)
 
 
-@cache
-def documentation() -> str:
-    """The text of Python's `help()`, about 460,000 characters of English.
+def help_topics() -> list[str]:
+    """The texts of Python's `help()`, sorted by name, about 460,000 characters of English.
 
     Raises:
-        ConfigurationError: this Python was installed without it.
+        ConfigurationError: this Python was installed without them.
     """
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         raise ConfigurationError(
-            "the documentation tasks read pydoc_data, which this Python was installed without; "
-            "install Python with its standard library, or leave these tasks out: tasks=[...]."
+            "tasks on Python's documentation read pydoc_data, which this Python was installed "
+            "without; install Python with its standard library, or leave them out: "
+            "suite.tasks=[...]."
         ) from error
-    return "\n".join(topics[name] for name in sorted(topics))
+    return [topics[name] for name in sorted(topics)]
+
+
+def by_frequency(words: Sequence[str], text: Sequence[str], vocabulary: int) -> Tensor:
+    """Words as codes from 1, by how frequent they are in a text; 0 for those that are rare."""
+    frequent = Counter(text).most_common(vocabulary - 1)
+    code = {word: index for index, (word, _) in enumerate(frequent, 1)}
+    return torch.tensor([code.get(word, 0) for word in words])
 
 
 @cache
 def _characters() -> Tensor:
-    return torch.tensor([CHARACTERS.find(character) + 1 for character in documentation()])
+    text = "\n".join(help_topics())
+    return torch.tensor([CHARACTERS.find(character) + 1 for character in text])
 
 
 @cache
 def _words() -> Tensor:
-    """The documentation's words, by frequency; 0 stands for those that are too rare."""
-    words = re.findall(r"[a-z]+", documentation().lower())
-    frequent = [word for word, _ in Counter(words).most_common(WORDS - 1)]
-    code = {word: index for index, word in enumerate(frequent, 1)}
-    return torch.tensor([code.get(word, 0) for word in words])
+    words = re.findall(r"[a-z]+", "\n".join(help_topics()).lower())
+    return by_frequency(words, words, WORDS)
 
 
 def language_model(name: str, horizon: int) -> Task:
@@ -173,7 +174,7 @@ def language_model(name: str, horizon: int) -> Task:
     return own_task(
         name,
         DecoderTransformer,
-        CrossEntropy(),
+        cross_entropy,
         adamw,
         data,
         horizon=horizon,
@@ -187,7 +188,7 @@ def word_model() -> Task:
     net = partial(Recurrent, WORDS, WORDS, 32, False)
     data = next_in(four_fifths(_words()), WORD_CONTEXT, 2048, fixed_draws("Lion word LSTM"))
     lion = partial(Lion, lr=USUAL_LR["lion"], weight_decay=0.1)
-    return own_task("Lion word LSTM", net, CrossEntropy(), lion, data, horizon=800, batch_size=8)
+    return own_task("Lion word LSTM", net, cross_entropy, lion, data, horizon=800, batch_size=8)
 
 
 def word_vectors() -> Task:
@@ -200,7 +201,7 @@ def word_vectors() -> Task:
         parts.append((pairs[:, 0], torch.cat([pairs[:, 2:], wrong], 1)))
     data = Examples(*parts)
     rule = partial(torch.optim.Adagrad, lr=USUAL_LR["adagrad"])
-    return own_task("Adagrad word vectors", SkipGram, NegativeSampling(), rule, data, horizon=1000)
+    return own_task("Adagrad word vectors", SkipGram, negative_sampling, rule, data, horizon=1000)
 
 
 def token_kinds(path: Path) -> Tensor:
@@ -223,15 +224,14 @@ def syntax_tagger() -> Task:
     draws = fixed_draws("syntax tagger")
     parts: list[list[Tensor]] = [[], []]
     for path in source_files("test")[:3]:
-        codes, kinds = encode(path), token_kinds(path)
-        both = torch.stack([codes, kinds[: len(codes)]], 1)
+        codes = encode(path)
+        both = torch.stack([codes, token_kinds(path)[: len(codes)]], 1)
         for part, rows, count in zip(parts, four_fifths(both), (512, 128), strict=True):
             part.append(windows(rows, 24, count, draws))
-    train, validation = (torch.cat(part).unbind(2) for part in parts)
     net = partial(Recurrent, VOCABULARY, 1 + len(KINDS), 16, True)
     adam = partial(torch.optim.Adam, lr=USUAL_LR["adam"])
-    data = Examples(train, validation)
-    return own_task("syntax tagger", net, CrossEntropy(), adam, data, horizon=500, batch_size=8)
+    data = Examples(*(torch.cat(part).unbind(2) for part in parts))
+    return own_task("syntax tagger", net, cross_entropy, adam, data, horizon=500, batch_size=8)
 
 
 def mackey_glass(length: int, delay: int = 17) -> Tensor:
@@ -239,7 +239,8 @@ def mackey_glass(length: int, delay: int = 17) -> Tensor:
 
     Euler steps of 1, standardised, after a burn-in.
     """
-    burn_in, values = 300, [1.2] * (delay + 1)
+    burn_in = 300
+    values = [1.2] * (delay + 1)
     for _ in range(burn_in + length):
         late = values[-1 - delay]
         values.append(values[-1] + 0.2 * late / (1.0 + late**10) - 0.1 * values[-1])
@@ -260,10 +261,10 @@ def chaotic_series() -> Task:
     net = TemporalConvolutions
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9)
     data = Examples(*parts)
-    return own_task("chaotic series", net, SquaredError(), sgd, data, horizon=800, batch_size=16)
+    return own_task("chaotic series", net, squared_error, sgd, data, horizon=800, batch_size=16)
 
 
-class Lion(torch.optim.Optimizer):
+class Lion(OwnRule):
     """The sign of an interpolated momentum (Chen et al. 2023, arXiv:2302.06675, algorithm 2).
 
     c = beta1 m + (1 - beta1) g; theta -= lr (sign(c) + weight_decay theta);
@@ -280,22 +281,11 @@ class Lion(torch.optim.Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         defaults = {"lr": lr, "betas": betas, "weight_decay": weight_decay}
-        # What torch's optimizers call it: for who takes the weight decay over.
         super().__init__(params, {**defaults, "decoupled_weight_decay": True})
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            beta1, beta2 = group["betas"]
-            for parameter in (p for p in group["params"] if p.grad is not None):
-                state, gradient = self.state[parameter], parameter.grad
-                momentum = state.setdefault("momentum", torch.zeros_like(parameter))
-                parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-                direction = momentum.lerp(gradient, 1.0 - beta1).sign()
-                parameter.add_(direction, alpha=-group["lr"])
-                momentum.lerp_(gradient, 1.0 - beta2)
-        return loss
+    def direction(self, gradient: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor:
+        beta1, beta2 = group["betas"]
+        momentum: Tensor = state.setdefault("momentum", torch.zeros_like(gradient))
+        direction = momentum.lerp(gradient, 1.0 - beta1).sign()
+        momentum.lerp_(gradient, 1.0 - beta2)
+        return direction

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.tasks.task import USUAL_LR, SquaredError, fixed_draws, own_task
+from lightning_dqnlr.bench.tasks.task import USUAL_LR, fixed_draws, own_task, squared_error
 from lightning_dqnlr.tasks.data.examples import Examples, split_off_a_fifth
 from lightning_dqnlr.tasks.task import Task
 
@@ -21,7 +21,8 @@ class GatedNetwork(nn.Module):
 
     def __init__(self, width: int = 32, depth: int = 3) -> None:
         super().__init__()
-        self.into, self.out = nn.Linear(COLUMNS, width), nn.Linear(width, 1)
+        self.into = nn.Linear(COLUMNS, width)
+        self.out = nn.Linear(width, 1)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(depth))
         self.gates = nn.ModuleList(nn.Linear(width, 2 * width) for _ in range(depth))
 
@@ -54,4 +55,4 @@ def gated_regression() -> Task:
     """Residual gated units on Friedman's function, plain SGD."""
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["sgd"])
     data = friedman(1280)
-    return own_task("gated regression", GatedNetwork, SquaredError(), sgd, data, horizon=800)
+    return own_task("gated regression", GatedNetwork, squared_error, sgd, data, horizon=800)

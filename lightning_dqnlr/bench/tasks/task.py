@@ -44,6 +44,8 @@ USUAL_LR = {
     "lion": 1e-4,  # the authors': a tenth of Adam's
 }
 
+MakeNet = Callable[[], nn.Module]
+MeanLoss = Callable[[nn.Module, Any], Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 
 
@@ -57,7 +59,7 @@ class BenchTask:
         build: makes the task, the same one each time.
         lr: the LR a user would begin with.
         seconds: that one run takes on one core, roughly; for the estimate of the time left.
-        centre: of the grid of peaks, if not `lr`: where the best peak of the grid around `lr` is at
+        centre: of the grid of peaks, if not `lr`. Where the best peak of the grid around `lr` is at
             its edge, the rivals would be judged by too narrow a search.
         version: raised by whoever changes what the task is, so that its runs are made again.
 
@@ -87,15 +89,16 @@ class BenchModule(LightningModule):
     """A network, its loss and its optimizer.
 
     Args:
-        net: the network.
-        loss: maps the network and a batch to the mean loss, shape (). A module, like the network,
-            so that its code is part of the records' code hash.
+        net: gives the network, with fresh weights from torch's global random state.
+        loss: maps the network and a batch to the mean loss, shape ().
         optimizer: maps the parameters to their optimizer.
     """
 
-    def __init__(self, net: nn.Module, loss: nn.Module, optimizer: MakeOptimizer) -> None:
+    def __init__(self, net: MakeNet, loss: MeanLoss, optimizer: MakeOptimizer) -> None:
         super().__init__()
-        self.net, self.loss, self.make_optimizer = net, loss, optimizer
+        self.net = net()
+        self.loss = loss
+        self.make_optimizer = optimizer
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return torch.as_tensor(self.net(*inputs))
@@ -114,17 +117,10 @@ class BenchModule(LightningModule):
         return self.make_optimizer(self.parameters())
 
 
-def make_module(
-    net: Callable[[], nn.Module], loss: nn.Module, optimizer: MakeOptimizer
-) -> LightningModule:
-    """A module with fresh weights from torch's global random state."""
-    return BenchModule(net(), loss, optimizer)
-
-
 def own_task(
     name: str,
-    net: Callable[[], nn.Module],
-    loss: nn.Module,
+    net: MakeNet,
+    loss: MeanLoss,
     optimizer: MakeOptimizer,
     data: Examples,
     *,
@@ -135,14 +131,14 @@ def own_task(
 ) -> Task:
     """A task of a network that no family of `lightning_dqnlr.tasks` draws.
 
-    `net` makes fresh weights, `loss` maps a network and a batch to the mean loss, and `optimizer`
-    maps parameters to their optimizer, at the LR a user would begin with. The rest is as in `Task`.
+    `net`, `loss` and `optimizer` are those of `BenchModule`. The optimizer has the LR that a user
+    would begin with. The rest is as in `Task`.
     """
     return Task(
         name=name,
         family=name,
         seed=0,
-        build=ModuleBuilder(partial(make_module, net, loss, optimizer), name),
+        build=ModuleBuilder(partial(BenchModule, net, loss, optimizer), name),
         train_data=data.train,
         validation_data=data.validation,
         batch_size=batch_size,
@@ -158,22 +154,46 @@ def _label(optimizer: MakeOptimizer) -> str:
     return "momentum" if made.defaults.get("momentum") else type(made).__name__.lower()
 
 
+def random_split(held_out: int, draws: Draws, *tensors: Tensor) -> Examples:
+    """Holds so many examples of tensors (N, ...) out at random."""
+    order = torch.randperm(len(tensors[0]), generator=draws.generator)
+    parts = (order[held_out:], order[:held_out])
+    return Examples(*(tuple(tensor[part] for tensor in tensors) for part in parts))
+
+
 def fixed_draws(name: str) -> Draws:
     """The random numbers of a benchmark task's data; those of no family, whatever its seed."""
     return Draws(derive_seed(f"bench/{name}", "test", 0))
 
 
-class CrossEntropy(nn.Module):
+class InBfloat16(nn.Module):
+    """Computes a network in bfloat16 where autocast does so; weights and loss stay in float32.
+
+    It is a part of the network, so that whoever trains the task trains it so.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        """What the network makes of its inputs, in float32."""
+        with torch.autocast(inputs[0].device.type, torch.bfloat16):
+            return torch.as_tensor(self.net(*inputs)).float()
+
+
+def mixed(net: MakeNet) -> nn.Module:
+    """A network with fresh weights, computed in bfloat16."""
+    return InBfloat16(net())
+
+
+def cross_entropy(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean cross-entropy of logits (N, ..., C) for labels (N, ...)."""
-
-    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        inputs, labels = batch
-        return nn.functional.cross_entropy(net(inputs).flatten(0, -2), labels.flatten())
+    inputs, labels = batch
+    return nn.functional.cross_entropy(net(inputs).flatten(0, -2), labels.flatten())
 
 
-class SquaredError(nn.Module):
+def squared_error(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean squared error."""
-
-    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        inputs, targets = batch
-        return nn.functional.mse_loss(net(inputs), targets)
+    inputs, targets = batch
+    return nn.functional.mse_loss(net(inputs), targets)

@@ -22,8 +22,7 @@ class Examples(NamedTuple):
 
     def scaled(self, factor: float) -> Examples:
         """Multiplies the inputs, not the targets."""
-        train, validation = ((inputs * factor, *targets) for inputs, *targets in self)
-        return Examples(train, validation)
+        return Examples(*((inputs * factor, *targets) for inputs, *targets in self))
 
 
 def split_off(cut: int, *tensors: Tensor) -> Examples:
@@ -36,10 +35,16 @@ def split_off_a_fifth(*tensors: Tensor) -> Examples:
     return split_off(len(tensors[0]) * 4 // 5, *tensors)
 
 
-def four_fifths(rows: Tensor) -> tuple[Tensor, Tensor]:
+class Parts(NamedTuple):
+    """A text or a series in two: to train on, and for validation; (rows, ...) each."""
+
+    train: Tensor
+    validation: Tensor
+
+
+def four_fifths(rows: Tensor) -> Parts:
     """The first four fifths of the rows, and the rest."""
-    (train,), (held_out,) = split_off_a_fifth(rows)
-    return train, held_out
+    return Parts(*(part for (part,) in split_off_a_fifth(rows)))
 
 
 def multiple_of_eight(count: int) -> int:

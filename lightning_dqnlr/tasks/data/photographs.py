@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.errors import needs_package
 from lightning_dqnlr.tasks.data.examples import Examples, multiple_of_eight, split_off
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
@@ -30,16 +30,11 @@ NOISE = 0.3
 @lru_cache(maxsize=1)
 def _photographs() -> tuple[Tensor, ...]:
     """The photographs, each (3, 427, 640), every colour standardised over its photograph."""
-    try:
+    with needs_package("each photograph task", "scikit-learn with Pillow", "train"):
         from sklearn.datasets import load_sample_images
 
         # scikit-learn reads them by Pillow. Without Pillow it raises an ImportError, too.
         images = load_sample_images().images
-    except ImportError as error:
-        raise ConfigurationError(
-            "the photograph tasks need scikit-learn and Pillow, which are not both installed; "
-            'run: pip install "lightning-dqnlr[train]"'
-        ) from error
     pixels = [torch.tensor(image, dtype=torch.float32).permute(2, 0, 1) for image in images]
     return tuple((p - p.mean((1, 2), True)) / p.std((1, 2), keepdim=True) for p in pixels)
 
@@ -50,7 +45,7 @@ def patches(split: Split, size: int, examples: int, draws: Draws) -> tuple[Tenso
     Over a whole photograph each colour has mean 0 and variance 1.
 
     Raises:
-        ConfigurationError: scikit-learn or Pillow is not installed.
+        MissingPackageError: scikit-learn or Pillow is not installed.
     """
     (train, _), (validation, _) = _parts(split, size, examples, draws)
     return train, validation
@@ -79,13 +74,14 @@ def coordinates(split: Split, side: int, draws: Draws) -> Examples:
     """
     photograph = _photographs()[draws.integer(0, PHOTOGRAPHS - 1)]
     left, right = SPLIT_COLUMNS[split]
-    top, first = draws.integer(0, 427 - side), draws.integer(left, right - side)
+    top = draws.integer(0, 427 - side)
+    first = draws.integer(left, right - side)
     square = photograph[:, top : top + side, first : first + side]
     line = torch.linspace(-1.0, 1.0, side)
     positions = torch.cartesian_prod(line, line)
     order = torch.randperm(side * side, generator=draws.generator)
-    positions, colours = positions[order], square.flatten(1).T[order]
-    return split_off(multiple_of_eight(side * side * 4 // 5), positions, colours)
+    colours = square.flatten(1).T
+    return split_off(multiple_of_eight(side * side * 4 // 5), positions[order], colours[order])
 
 
 def _parts(split: Split, size: int, examples: int, draws: Draws) -> Examples:

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.errors import needs_package
 from lightning_dqnlr.tasks.data.examples import Examples, multiple_of_eight, split_off, standardised
 from lightning_dqnlr.tasks.sampling import Draws
 
@@ -19,15 +19,9 @@ TABLE_NAMES: tuple[TableName, ...] = get_args(TableName)
 
 def _load(tasks: str, name: str) -> tuple[Any, Any]:
     """Features (N, columns) and targets (N,) of a data set, as NumPy arrays."""
-    try:
+    with needs_package(f"each {tasks} task", "scikit-learn", "train"):
         import sklearn.datasets
-    except ImportError as error:
-        raise ConfigurationError(
-            f"the {tasks} tasks need scikit-learn, which is not installed; "
-            'run: pip install "lightning-dqnlr[train]"'
-        ) from error
-    loaded: tuple[Any, Any] = getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
-    return loaded
+    return getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
 
 
 @lru_cache(maxsize=1)
@@ -47,7 +41,7 @@ def digits(scale: float = 1.0, shape: tuple[int, ...] = (64,)) -> Examples:
     split is always the same, and the tensors are the caller's own.
 
     Raises:
-        ConfigurationError: scikit-learn is not installed.
+        MissingPackageError: scikit-learn is not installed.
     """
     images, labels = _shuffled_digits()
     images = (images * scale).reshape(-1, *shape)
@@ -67,15 +61,15 @@ def table(name: TableName, draws: Draws) -> Examples:
     """Returns one of scikit-learn's tables, its columns standardised, a fifth of its rows held out.
 
     Args:
-        name: "breast_cancer" (569 rows, 30 columns, 2 classes), "wine" (178, 13, 3 classes),
-            "iris" (150, 4, 3 classes), or "diabetes" (442, 10, regression on one target).
+        name: "breast_cancer" (569 rows, 30 columns, 2 classes), "wine" (178, 13, 3) or "iris"
+            (150, 4, 3). "diabetes" (442, 10) is a regression on one target.
         draws: decides which rows are held out.
 
     Returns:
         Inputs (N, columns) float32; labels (N,) int64, or standardised targets (N, 1) float32.
 
     Raises:
-        ConfigurationError: scikit-learn is not installed.
+        MissingPackageError: scikit-learn is not installed.
     """
     features, targets = _whole_table(name)
     order = torch.randperm(len(features), generator=draws.generator)

@@ -24,7 +24,8 @@ def gaussian_inputs(examples: int, dimension: int, draws: Draws) -> Tensor:
 
 def teacher_outputs(inputs: Tensor, outputs: int, draws: Draws) -> Tensor:
     """Labels inputs (N, D) with a random MLP; each of the outputs has mean 0 and variance 1."""
-    width, depth = draws.log_integer(8, 64), draws.integer(1, 3)
+    width = draws.log_integer(8, 64)
+    depth = draws.integer(1, 3)
     activation = draws.choice((torch.relu, torch.tanh, torch.sin))
     hidden = inputs
     for _ in range(depth):
@@ -88,10 +89,12 @@ def copying(length: int, symbols: int, copied: int, examples: int, draws: Draws)
     to give, or S for a blank.
     """
     total = examples + examples // 4
-    blank, recall = symbols, symbols + 1
+    blank = symbols
+    recall = symbols + 1
     message = torch.randint(symbols, (total, copied), generator=draws.generator)
     inputs = torch.full((total, length), blank)
-    inputs[:, :copied], inputs[:, -copied:] = message, recall
+    inputs[:, :copied] = message
+    inputs[:, -copied:] = recall
     targets = torch.full((total, length), blank)
     targets[:, -copied:] = message
     return split_off_a_fifth(torch.nn.functional.one_hot(inputs, symbols + 2).float(), targets)
@@ -105,8 +108,10 @@ def autoregression(length: int, noise: float, examples: int, draws: Draws) -> Ex
     Inputs (N, T, 1) are the process, of standard deviation 1, plus measurement noise of deviation
     `noise`. Targets (N, T, 1) are the process itself, one step later.
     """
-    radius, frequency = draws.uniform(0.8, 0.99), draws.uniform(0.1, math.pi / 2)
-    first, second = 2.0 * radius * math.cos(frequency), -(radius**2)
+    radius = draws.uniform(0.8, 0.99)
+    frequency = draws.uniform(0.1, math.pi / 2)
+    first = 2.0 * radius * math.cos(frequency)
+    second = -(radius**2)
     burn_in = 64
     total = examples + examples // 4
     shocks = draws.normal(burn_in + length + 1, total)

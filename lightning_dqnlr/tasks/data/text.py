@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data.examples import Examples, four_fifths
+from lightning_dqnlr.tasks.data.examples import Examples, Parts, four_fifths
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
 CHARACTERS = "\n" + "".join(map(chr, range(32, 127)))
@@ -71,11 +71,11 @@ def next_characters(split: Split, length: int, examples: int, draws: Draws) -> E
     Training windows are from the first four fifths of each file, the others from the rest.
     """
     files = draw_files(split, draws.integer(1, 3), draws)
-    train, validation = zip(*(four_fifths(encode(path)) for path in files), strict=True)
-    return next_in((torch.cat(train), torch.cat(validation)), length, examples, draws)
+    texts = zip(*(four_fifths(encode(path)) for path in files), strict=True)
+    return next_in(Parts(*map(torch.cat, texts)), length, examples, draws)
 
 
-def next_in(parts: tuple[Tensor, Tensor], length: int, examples: int, draws: Draws) -> Examples:
+def next_in(parts: Parts, length: int, examples: int, draws: Draws) -> Examples:
     """Windows of texts, and the same windows one place on: both int64 (N, T), with T the length.
 
     The parts are codes (characters,) to train on, and codes to validate with. There are so many

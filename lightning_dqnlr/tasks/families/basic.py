@@ -7,19 +7,13 @@ published figures stay what they were.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 import torch
 
 from lightning_dqnlr.tasks.data.examples import Examples, corrupt_labels
 from lightning_dqnlr.tasks.data.scikit_learn import DIGITS_CLASSES, digits
 from lightning_dqnlr.tasks.data.synthetic import teacher_data
-from lightning_dqnlr.tasks.families.random_tasks import (
-    Problem,
-    RandomTasks,
-    draw_examples,
-    supervised,
-)
+from lightning_dqnlr.tasks.families.random_tasks import Problem, RandomTasks, supervised
 from lightning_dqnlr.tasks.modules import Loss, QuadraticBuilder
 from lightning_dqnlr.tasks.networks.mlp_cnn import CNNNorm
 from lightning_dqnlr.tasks.optimizers import OptimizerName
@@ -42,16 +36,20 @@ class NoisyQuadratics(BundledTasks):
     loss = mean over the batch's centres c of 0.5 (theta - c)^T Q diag(h) Q^T (theta - c)
     """
 
-    name: ClassVar[str] = "noisy_quadratics"
+    name = "noisy_quadratics"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         dimension = draws.log_integer(32, 512)
-        steepest, condition = draws.log_uniform(0.1, 10.0), draws.log_uniform(1.0, 1e4)
-        rotated, noise = draws.chance(0.5), draws.log_uniform(0.01, 3.0)
-        input_scale, initial_scale = self.draw_input_scale(draws), self.draw_initial_scale(draws)
-        examples = draw_examples(draws)
+        steepest = draws.log_uniform(0.1, 10.0)
+        condition = draws.log_uniform(1.0, 1e4)
+        rotated = draws.chance(0.5)
+        noise = draws.log_uniform(0.01, 3.0)
+        input_scale = self.draw_input_scale(draws)
+        initial_scale = self.draw_initial_scale(draws)
+        examples = self.draw_examples(draws)
         exponents = torch.rand(dimension, generator=draws.generator)
-        exponents[0], exponents[-1] = 0.0, 1.0
+        exponents[0] = 0.0
+        exponents[-1] = 1.0
         builder = partial(
             QuadraticBuilder,
             curvature=steepest * condition**-exponents,
@@ -72,13 +70,13 @@ class DigitsMLPs(BundledTasks):
     'adam'
     """
 
-    name: ClassVar[str] = "digits_mlps"
+    name = "digits_mlps"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         data = digits(self.draw_input_scale(draws))
         images, labels = data.train
-        noisy, fraction = draws.chance(0.5), draws.uniform(0.0, 0.2)
-        if noisy:
+        fraction = draws.chance(0.5) * draws.uniform(0.0, 0.2)
+        if fraction:
             labels = corrupt_labels(labels, fraction, DIGITS_CLASSES, draws)
         network = self.draw_mlp(images.shape[1], DIGITS_CLASSES, draws)
         return supervised(network, "cross_entropy", data._replace(train=(images, labels)))
@@ -90,11 +88,12 @@ class TeacherMLPs(BundledTasks):
     targets = teacher(inputs) + noise, or labels = argmax teacher(inputs) with some drawn anew
     """
 
-    name: ClassVar[str] = "teacher_mlps"
+    name = "teacher_mlps"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         regression = draws.chance(0.5)
-        dimension, examples = draws.log_integer(4, 64), draw_examples(draws)
+        dimension = draws.log_integer(4, 64)
+        examples = self.draw_examples(draws)
         outputs = draws.integer(1, 4) if regression else draws.integer(2, 10)
         input_scale = self.draw_input_scale(draws)
         network = self.draw_mlp(dimension, outputs, draws)
@@ -119,7 +118,7 @@ class DigitsCNNs(BundledTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-    name: ClassVar[str] = "digits_cnns"
+    name = "digits_cnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         data = digits(self.draw_input_scale(draws), (1, 8, 8))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +10,9 @@ from torch import Tensor
 
 from lightning_dqnlr.tasks.data.examples import Examples, multiple_of_eight
 from lightning_dqnlr.tasks.data.scikit_learn import DIGITS_CLASSES, digits
-from lightning_dqnlr.tasks.families.random_tasks import ACTIVATIONS, Problem, RandomTasks
+from lightning_dqnlr.tasks.families.random_tasks import CNN_NORMS, Problem, RandomTasks
 from lightning_dqnlr.tasks.modules import SupervisedBuilder, SupervisedModule
-from lightning_dqnlr.tasks.networks.mlp_cnn import CNNNorm, CNNSpec, NetworkSpec, scale_weights
+from lightning_dqnlr.tasks.networks.mlp_cnn import ACTIVATIONS, CNNSpec, NetworkSpec, scale_weights
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
 from lightning_dqnlr.tasks.user import seeded_weights
@@ -79,10 +78,11 @@ class FineTunedDigits(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-    name: ClassVar[str] = "fine_tuned_digits"
+    name = "fine_tuned_digits"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        convolutional, steps = draws.chance(0.5), draws.log_integer(30, 120)
+        convolutional = draws.chance(0.5)
+        steps = draws.log_integer(30, 120)
         shape = (1, 8, 8) if convolutional else (64,)
         data = digits(self.draw_input_scale(draws), shape)
         order = torch.randperm(DIGITS_CLASSES, generator=draws.generator)
@@ -103,7 +103,7 @@ class FineTunedDigits(RandomTasks):
 
     def _draw_network(self, convolutional: bool, outputs: int, draws: Draws) -> NetworkSpec:
         mlp = replace(self.draw_mlp(64, outputs, draws), initial_scale=1.0)
-        norm: CNNNorm = draws.choice(("none", "batch", "layer"))
+        norm = draws.choice(CNN_NORMS)
         channels = draws.choice((4, 6, 8)), draws.choice((8, 12, 16))
         cnn = CNNSpec(channels, outputs, activation=draws.choice(ACTIVATIONS), norm=norm)
         return cnn if convolutional else mlp

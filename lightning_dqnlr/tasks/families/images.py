@@ -2,37 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
+from lightning_dqnlr.tasks.data import photographs
 from lightning_dqnlr.tasks.data.examples import Examples
-from lightning_dqnlr.tasks.data.photographs import (
-    PHOTOGRAPHS,
-    TREATMENTS,
-    coordinates,
-    noisy_patches,
-    patches,
-    treated_patches,
-)
 from lightning_dqnlr.tasks.data.scikit_learn import digits
-from lightning_dqnlr.tasks.families.random_tasks import (
-    ACTIVATIONS,
-    Problem,
-    RandomTasks,
-    bounded_scale,
-    draw_examples,
-    supervised,
-)
-from lightning_dqnlr.tasks.networks.image_to_image import (
-    ConvAutoencoderSpec,
-    CoordinateSpec,
-    DenoiserSpec,
-    MLPAutoencoderSpec,
-)
-from lightning_dqnlr.tasks.networks.mlp_cnn import CNNNorm, MLPNorm, NetworkSpec
+from lightning_dqnlr.tasks.families.random_tasks import CNN_NORMS, Problem, RandomTasks, supervised
+from lightning_dqnlr.tasks.networks import image_to_image
+from lightning_dqnlr.tasks.networks.mlp_cnn import ACTIVATIONS, MLPNorm, NetworkSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
 SIDE = 8  # of patches and digits
-CNN_NORMS: tuple[CNNNorm, ...] = ("none", "batch", "layer")
 FLAT_NORMS: tuple[MLPNorm, ...] = ("none", "batch", "layer")
 
 
@@ -44,11 +23,12 @@ class PhotoCNNs(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-    name: ClassVar[str] = "photo_cnns"
+    name = "photo_cnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        network = self.draw_cnn(3, PHOTOGRAPHS * TREATMENTS, CNN_NORMS, draws)
-        data = treated_patches(split, SIDE, draw_examples(draws), draws)
+        classes = photographs.PHOTOGRAPHS * photographs.TREATMENTS
+        network = self.draw_cnn(3, classes, CNN_NORMS, draws)
+        data = photographs.treated_patches(split, SIDE, self.draw_examples(draws), draws)
         return supervised(network, "cross_entropy", data.scaled(self.draw_input_scale(draws)))
 
 
@@ -60,36 +40,40 @@ class Autoencoders(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16, 32)
-    name: ClassVar[str] = "autoencoders"
+    name = "autoencoders"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        photographs, convolutional = draws.chance(0.5), draws.chance(0.5)
-        channels = 3 if photographs else 1
+        photographic = draws.chance(0.5)
+        convolutional = draws.chance(0.5)
+        channels = 3 if photographic else 1
         code = draws.log_integer(2, 24)
         draw = self._convolutional if convolutional else self._linear
         network = draw(channels, code, draws)
-        examples = draw_examples(draws)
+        examples = self.draw_examples(draws)
         scale = self.draw_input_scale(draws)
-        plain = digits(shape=(1, SIDE, SIDE))
-        images = patches(split, SIDE, examples, draws) if photographs else (x for x, _ in plain)
+        if photographic:
+            images = photographs.patches(split, SIDE, examples, draws)
+        else:
+            plain = digits(shape=(1, SIDE, SIDE))
+            images = (plain.train[0], plain.validation[0])
         data = Examples(*((x, x) for x in images))
         return supervised(network, "mse", data.scaled(scale))
 
     def _linear(self, channels: int, code: int, draws: Draws) -> NetworkSpec:
-        return MLPAutoencoderSpec(
+        return image_to_image.MLPAutoencoderSpec(
             shape=(channels, SIDE, SIDE),
             norm=draws.choice(FLAT_NORMS),
-            initial_scale=bounded_scale(self.draw_initial_scale(draws), 4),
+            initial_scale=self.draw_scale(draws, 4),
             width=draws.log_integer(12, 48),
             code=code,
             activation=draws.choice(ACTIVATIONS),
         )
 
     def _convolutional(self, channels: int, code: int, draws: Draws) -> NetworkSpec:
-        return ConvAutoencoderSpec(
+        return image_to_image.ConvAutoencoderSpec(
             channels=channels,
             norm=draws.choice(CNN_NORMS),
-            initial_scale=bounded_scale(self.draw_initial_scale(draws), 6),
+            initial_scale=self.draw_scale(draws, 6),
             hidden=(draws.choice((4, 6, 8)), draws.choice((8, 12, 16))),
             code=code,
             activation=draws.choice(ACTIVATIONS),
@@ -104,14 +88,14 @@ class PhotoDenoisers(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (8, 16)
-    name: ClassVar[str] = "photo_denoisers"
+    name = "photo_denoisers"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         depth = draws.integer(1, 2)
         norm = draws.choice(CNN_NORMS)
-        network = DenoiserSpec(
+        network = image_to_image.DenoiserSpec(
             channels=3,
-            initial_scale=bounded_scale(self.draw_initial_scale(draws), depth + 1, norm),
+            initial_scale=self.draw_scale(draws, depth + 1, norm),
             width=draws.choice((10, 12, 16)),
             depth=depth,
             activation=draws.choice(ACTIVATIONS),
@@ -120,7 +104,7 @@ class PhotoDenoisers(RandomTasks):
         )
         noise = draws.log_uniform(0.1, 1.0)
         examples = draws.log_integer(32, 96) * 8
-        data = noisy_patches(split, SIDE, examples, noise, draws)
+        data = photographs.noisy_patches(split, SIDE, examples, noise, draws)
         return supervised(network, "mse", data.scaled(self.draw_input_scale(draws)))
 
 
@@ -130,20 +114,21 @@ class CoordinateNetworks(RandomTasks):
     colour = MLP(cos(2 pi B x), sin(2 pi B x)), or an MLP of x with sine activations
     """
 
-    name: ClassVar[str] = "coordinate_networks"
+    name = "coordinate_networks"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         fourier = draws.chance(0.5)
         depth = draws.integer(2, 4)
-        features, omega = draws.log_integer(8, 48), draws.log_uniform(3.0, 30.0)
-        frequency, width = draws.log_uniform(0.3, 3.0), draws.log_integer(20, 80)
-        network = CoordinateSpec(
-            width=width,
+        features = draws.log_integer(8, 48)
+        omega = draws.log_uniform(3.0, 30.0)
+        frequency = draws.log_uniform(0.3, 3.0)
+        network = image_to_image.CoordinateSpec(
+            width=draws.log_integer(20, 80),
             depth=depth,
             features=features if fourier else 0,
             frequency=frequency if fourier else omega,
             activation=draws.choice(ACTIVATIONS),
-            initial_scale=bounded_scale(self.draw_initial_scale(draws), depth + 1),
+            initial_scale=self.draw_scale(draws, depth + 1),
         )
-        data = coordinates(split, draws.integer(20, 48), draws)
+        data = photographs.coordinates(split, draws.integer(20, 48), draws)
         return supervised(network, "mse", data.scaled(self.draw_input_scale(draws)))

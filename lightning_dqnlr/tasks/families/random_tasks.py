@@ -6,7 +6,6 @@ into training: plateaus of tiny weights and inputs, and starts far past stabilit
 never met them is lost there (LHOPT, arXiv:2106.00958; Celo, arXiv:2501.12670).
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -20,26 +19,25 @@ from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.modules import Loss, SupervisedBuilder
 from lightning_dqnlr.tasks.networks.mlp_cnn import (
-    Activation,
+    ACTIVATIONS,
     CNNNorm,
     CNNSpec,
     MLPNorm,
     MLPSpec,
     NetworkSpec,
+    bounded_scale,
 )
 from lightning_dqnlr.tasks.optimizers import COMMON, OptimizerName, OptimizerSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split, check_range, derive_seed
 from lightning_dqnlr.tasks.task import Task
 
-ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
 # Half of the MLPs have no normalisation.
 MLP_NORMS: tuple[MLPNorm, ...] = ("none", "none", "batch", "layer")
+CNN_NORMS: tuple[CNNNorm, ...] = ("none", "batch", "layer")
 # Relative frequencies of the optimizers that are drawn more rarely than the others.
 RARER = {"nesterov": 0.25, "signum": 0.5, "robbins_monro": 0.5}
-# Bound of the product of all layers' scales in a network without normalisation, up and down. Past
-# it float32 gradients and Adam's squares overflow or vanish at any learning rate.
-LARGEST_FUNCTION_SCALE = 1e4
-FEWEST_WEIGHTS, MOST_WEIGHTS = 500, 30_000
+FEWEST_WEIGHTS = 500
+MOST_WEIGHTS = 30_000
 # Fields of a family whose weights and inputs keep their ordinary scales.
 ORDINARY: dict[str, Any] = {
     "initial_scales": (1.0, 1.0),
@@ -132,7 +130,7 @@ class RandomTasks(ABC):
         batch_size = draws.choice(self.batch_sizes)
         horizon = draws.log_integer(self.min_horizon, self.max_horizon)
         known_horizon = draws.chance(self.known_horizon_probability)
-        clipped, largest_norm = draws.chance(0.2), draws.log_uniform(0.1, 10.0)
+        clip = draws.chance(0.2) * draws.log_uniform(0.1, 10.0)
         name = f"{self.name}/{split}/{seed}"
         problem = self.problem(split, draws)
         examples = problem.examples
@@ -147,37 +145,43 @@ class RandomTasks(ABC):
             optimizer=optimizer.name,
             horizon=horizon,
             known_horizon=known_horizon,
-            gradient_clip=largest_norm if clipped else None,
+            gradient_clip=clip or None,
         )
 
     def _draw_optimizer(self, draws: Draws) -> OptimizerSpec:
         weights = [RARER.get(name, 1.0) for name in self.optimizers]
         name = draws.choice(self.optimizers, weights)
-        decayed, decay = draws.chance(0.5), draws.log_uniform(1e-5, 1e-2)
         return OptimizerSpec(
             name=name,
-            weight_decay=decay if decayed else 0.0,
+            weight_decay=draws.chance(0.5) * draws.log_uniform(1e-5, 1e-2),
             momentum=draws.choice((0.8, 0.9, 0.95)),
             beta2=draws.choice((0.99, 0.999)),
         )
 
+    def draw_examples(self, draws: Draws) -> int:
+        """The number of training examples, log-uniform: 256..2048, a multiple of eight."""
+        return draws.log_integer(32, 256) * 8
+
+    def draw_scale(self, draws: Draws, layers: int, norm: str = "none") -> float:
+        """The scale of the initial weights of each of so many layers; see `bounded_scale`."""
+        return bounded_scale(self.draw_initial_scale(draws), layers, norm)
+
     def draw_initial_scale(self, draws: Draws) -> float:
         wide = draws.chance(self.wide_probability)
-        low, high = self.wide_initial_scales if wide else self.initial_scales
-        return draws.log_uniform(low, high)
+        return draws.log_uniform(*(self.wide_initial_scales if wide else self.initial_scales))
 
     def draw_input_scale(self, draws: Draws) -> float:
-        low, high = self.input_scales
-        return draws.log_uniform(low, high)
+        return draws.log_uniform(*self.input_scales)
 
     def draw_mlp(self, inputs: int, outputs: int, draws: Draws) -> MLPSpec:
         """Draws a multi-layer perceptron of 500 to 30,000 weights, its biases not counted."""
-        depth, width = draws.integer(1, 4), draws.log_integer(8, 96)
+        depth = draws.integer(1, 4)
+        width = draws.log_integer(8, 96)
         norm = draws.choice(MLP_NORMS)
         return MLPSpec(
             inputs=inputs,
             outputs=outputs,
-            initial_scale=bounded_scale(self.draw_initial_scale(draws), depth + 1, norm),
+            initial_scale=self.draw_scale(draws, depth + 1, norm),
             width=affordable_width(width, inputs, outputs, depth),
             depth=depth,
             activation=draws.choice(ACTIVATIONS),
@@ -194,7 +198,7 @@ class RandomTasks(ABC):
         later = [draws.choice((8, 12, 16)) for _ in range(2)]
         norm = draws.choice(norms)
         return CNNSpec(
-            initial_scale=bounded_scale(self.draw_initial_scale(draws), later_layers + 2, norm),
+            initial_scale=self.draw_scale(draws, later_layers + 2, norm),
             channels=(first, *later[:later_layers]),
             outputs=outputs,
             activation=draws.choice(ACTIVATIONS),
@@ -203,11 +207,6 @@ class RandomTasks(ABC):
             dropout=0.1 if draws.chance(0.25) else 0.0,
             inputs=channels,
         )
-
-
-def draw_examples(draws: Draws) -> int:
-    """Draws the number of training examples log-uniformly: 256..2048, a multiple of eight."""
-    return draws.log_integer(32, 256) * 8
 
 
 def affordable_width(width: int, inputs: int, outputs: int, depth: int) -> int:
@@ -221,14 +220,3 @@ def affordable_width(width: int, inputs: int, outputs: int, depth: int) -> int:
     while weights(width) > MOST_WEIGHTS:
         width -= 1
     return width
-
-
-def bounded_scale(scale: float, layers: int, norm: str = "none") -> float:
-    """Returns the scale per layer, limited so that a network without norms stays trainable.
-
-    limit = LARGEST_FUNCTION_SCALE^(1 / layers); the scale lies in 1 / limit..limit.
-    """
-    if norm != "none":
-        return scale
-    limit = math.exp(math.log(LARGEST_FUNCTION_SCALE) / layers)
-    return min(max(scale, 1.0 / limit), limit)

@@ -2,17 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Literal, get_args
 
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.synthetic import adding, autoregression, copying
 from lightning_dqnlr.tasks.data.text import VOCABULARY, next_characters
-from lightning_dqnlr.tasks.families.random_tasks import (
-    Problem,
-    RandomTasks,
-    bounded_scale,
-    supervised,
-)
+from lightning_dqnlr.tasks.families.random_tasks import Problem, RandomTasks, supervised
 from lightning_dqnlr.tasks.modules import Loss
 from lightning_dqnlr.tasks.networks.sequences import Cell, RecurrentSpec, TransformerSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
@@ -32,7 +27,7 @@ class SyntheticRNNs(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (4, 8, 16)
-    name: ClassVar[str] = "synthetic_rnns"
+    name = "synthetic_rnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         name: SequenceName = draws.choice(get_args(SequenceName))
@@ -47,7 +42,7 @@ class SyntheticRNNs(RandomTasks):
             hidden=draws.log_integer(12, 32),
             cell=draws.choice(CELLS),
             every_step=name != "adding",
-            initial_scale=bounded_scale(self.draw_initial_scale(draws), RECURRENT_LAYERS),
+            initial_scale=self.draw_scale(draws, RECURRENT_LAYERS),
         )
         loss: Loss = "cross_entropy" if name == "copying" else "mse"
         return supervised(network, loss, data.scaled(self.draw_input_scale(draws)))
@@ -61,10 +56,11 @@ class TextRNNs(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (4, 8)
-    name: ClassVar[str] = "text_rnns"
+    name = "text_rnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        length, examples = draws.choice((16, 24, 32)), draws.log_integer(24, 64) * 8
+        length = draws.choice((16, 24, 32))
+        examples = draws.log_integer(24, 64) * 8
         network = RecurrentSpec(
             inputs=VOCABULARY,
             outputs=VOCABULARY,
@@ -73,7 +69,7 @@ class TextRNNs(RandomTasks):
             tokens=True,
             every_step=True,
             dropout=0.1 if draws.chance(0.25) else 0.0,
-            initial_scale=bounded_scale(self.draw_initial_scale(draws), RECURRENT_LAYERS),
+            initial_scale=self.draw_scale(draws, RECURRENT_LAYERS),
         )
         data = next_characters(split, length, examples, draws)
         return supervised(network, "cross_entropy", data)
@@ -87,17 +83,17 @@ class TextTransformers(RandomTasks):
     """
 
     batch_sizes: Sequence[int] = (4, 8)
-    name: ClassVar[str] = "text_transformers"
+    name = "text_transformers"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        length, examples = draws.choice((16, 24, 32)), draws.log_integer(16, 48) * 8
-        heads, width = draws.choice((1, 2, 4)), draws.choice((16, 32, 48), (3.0, 3.0, 1.0))
+        length = draws.choice((16, 24, 32))
+        examples = draws.log_integer(16, 48) * 8
         network = TransformerSpec(
             vocabulary=VOCABULARY,
             length=length,
-            width=width,
+            heads=draws.choice((1, 2, 4)),
+            width=draws.choice((16, 32, 48), (3.0, 3.0, 1.0)),
             depth=draws.integer(1, 2),
-            heads=heads,
             dropout=0.1 if draws.chance(0.25) else 0.0,
             norm_first=draws.chance(0.7),
             initial_scale=self.draw_initial_scale(draws),
@@ -107,12 +103,13 @@ class TextTransformers(RandomTasks):
 
 
 def _draw_sequences(name: SequenceName, draws: Draws) -> Examples:
-    length, examples = draws.choice((16, 24, 32)), draws.log_integer(24, 96) * 8
-    symbols, copied, noise = draws.integer(2, 6), draws.integer(1, 4), draws.log_uniform(0.01, 0.5)
-    match name:
-        case "adding":
-            return adding(length, examples, draws)
-        case "copying":
-            return copying(length, symbols, copied, examples, draws)
-        case "autoregression":
-            return autoregression(length, noise, examples, draws)
+    length = draws.choice((16, 24, 32))
+    examples = draws.log_integer(24, 96) * 8
+    symbols = draws.integer(2, 6)
+    copied = draws.integer(1, 4)
+    noise = draws.log_uniform(0.01, 0.5)
+    if name == "adding":
+        return adding(length, examples, draws)
+    if name == "copying":
+        return copying(length, symbols, copied, examples, draws)
+    return autoregression(length, noise, examples, draws)

@@ -1,7 +1,6 @@
 """Tables and bad labels with MLPs; documents and ratings with embeddings."""
 
 from abc import abstractmethod
-from typing import ClassVar
 
 from torch import Tensor
 
@@ -9,17 +8,9 @@ from lightning_dqnlr.tasks.data.examples import corrupt_labels, imbalance
 from lightning_dqnlr.tasks.data.scikit_learn import DIGITS_CLASSES, TABLE_NAMES, digits, table
 from lightning_dqnlr.tasks.data.synthetic import documents, ratings, teacher_data
 from lightning_dqnlr.tasks.data.text import file_of_window
-from lightning_dqnlr.tasks.families.random_tasks import (
-    ACTIVATIONS,
-    MLP_NORMS,
-    Problem,
-    RandomTasks,
-    bounded_scale,
-    draw_examples,
-    supervised,
-)
+from lightning_dqnlr.tasks.families.random_tasks import MLP_NORMS, Problem, RandomTasks, supervised
 from lightning_dqnlr.tasks.modules import Loss
-from lightning_dqnlr.tasks.networks.mlp_cnn import MLPSpec
+from lightning_dqnlr.tasks.networks.mlp_cnn import ACTIVATIONS, MLPSpec, bounded_scale
 from lightning_dqnlr.tasks.networks.sequences import BagSpec, FactorizationSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
@@ -34,7 +25,7 @@ class TableMLPs(RandomTasks):
     500
     """
 
-    name: ClassVar[str] = "table_mlps"
+    name = "table_mlps"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         which = draws.choice(TABLE_NAMES)
@@ -42,8 +33,8 @@ class TableMLPs(RandomTasks):
         inputs, targets = data.train
         regression = which == "diabetes"
         outputs = 1 if regression else int(targets.max()) + 1
-        noisy, fraction = draws.chance(0.3), draws.uniform(0.0, 0.2)
-        if noisy and not regression:
+        fraction = draws.chance(0.3) * draws.uniform(0.0, 0.2)
+        if fraction and not regression:
             targets = corrupt_labels(targets, fraction, outputs, draws)
         data = data._replace(train=(inputs, targets)).scaled(self.draw_input_scale(draws))
         network = self.draw_mlp(inputs.shape[1], outputs, draws)
@@ -61,7 +52,8 @@ class SpoiltLabels(RandomTasks):
     def problem(self, split: Split, draws: Draws) -> Problem:
         scale = self.draw_input_scale(draws)
         if draws.choice(("digits", "teacher")) == "digits":
-            data, classes = digits(scale), DIGITS_CLASSES
+            classes = DIGITS_CLASSES
+            data = digits(scale)
         else:
             classes = draws.integer(2, 10)
             data = teacher_data(
@@ -84,7 +76,7 @@ class ImbalancedMLPs(SpoiltLabels):
     share of class k = ratio^(-k / (C - 1)); validation examples are as frequent as they were
     """
 
-    name: ClassVar[str] = "imbalanced_mlps"
+    name = "imbalanced_mlps"
 
     def spoil(self, inputs: Tensor, labels: Tensor, classes: int, draws: Draws) -> Train:
         kept = imbalance(labels, draws.log_uniform(5.0, 100.0), classes, draws)
@@ -100,7 +92,7 @@ class NoisyLabelMLPs(SpoiltLabels):
     True
     """
 
-    name: ClassVar[str] = "noisy_label_mlps"
+    name = "noisy_label_mlps"
 
     def spoil(self, inputs: Tensor, labels: Tensor, classes: int, draws: Draws) -> Train:
         return inputs, corrupt_labels(labels, draws.uniform(0.2, 0.6), classes, draws)
@@ -113,14 +105,15 @@ class EmbeddingClassifiers(RandomTasks):
     embedding rarely have a gradient.
     """
 
-    name: ClassVar[str] = "embedding_classifiers"
+    name = "embedding_classifiers"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         real = draws.chance(0.5)
         classes = draws.integer(2, 6)
         length = draws.choice((16, 32, 64))
-        vocabulary, width = draws.log_integer(64, 512), draws.log_integer(8, 32)
-        examples = draw_examples(draws)
+        vocabulary = draws.log_integer(64, 512)
+        width = draws.log_integer(8, 32)
+        examples = self.draw_examples(draws)
         norm = draws.choice(MLP_NORMS)
         scale = self.draw_initial_scale(draws)
         mlp = MLPSpec(
@@ -145,14 +138,16 @@ class MatrixFactorizations(RandomTasks):
     entry_ij = u_i . v_j + a_i + b_j
     """
 
-    name: ClassVar[str] = "matrix_factorizations"
+    name = "matrix_factorizations"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
-        users, items = draws.log_integer(48, 256), draws.log_integer(48, 256)
-        rank, true_rank = draws.log_integer(4, 16), draws.log_integer(2, 16)
+        users = draws.log_integer(48, 256)
+        items = draws.log_integer(48, 256)
+        rank = draws.log_integer(4, 16)
+        true_rank = draws.log_integer(2, 16)
         noise = draws.log_uniform(0.01, 0.5)
-        examples = draw_examples(draws)
-        scale = bounded_scale(self.draw_initial_scale(draws), 2)
+        examples = self.draw_examples(draws)
+        scale = self.draw_scale(draws, 2)
         network = FactorizationSpec(users, items, rank, initial_scale=scale)
         loss = draws.choice(REGRESSIONS)
         return supervised(network, loss, ratings(users, items, true_rank, noise, examples, draws))

@@ -59,7 +59,8 @@ class ConvAutoencoderSpec(NetworkSpec):
     norm: CNNNorm = "none"
 
     def unscaled(self) -> nn.Sequential:
-        (outer, inner), activation = self.hidden, ACTIVATION_LAYERS[self.activation]
+        outer, inner = self.hidden
+        activation = ACTIVATION_LAYERS[self.activation]
         layers = [
             nn.Conv2d(self.channels, outer, 3, stride=2, padding=1),
             *image_norm(self.norm, outer),

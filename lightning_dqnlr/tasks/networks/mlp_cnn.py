@@ -1,9 +1,10 @@
 """Networks for flat inputs and for images, each described by a spec whose `build` draws weights."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import nn
@@ -11,6 +12,11 @@ from torch import nn
 Activation = Literal["relu", "tanh", "gelu", "silu", "leaky_relu"]
 MLPNorm = Literal["none", "batch", "layer"]
 CNNNorm = Literal["none", "batch", "group", "layer"]
+ACTIVATIONS: tuple[Activation, ...] = get_args(Activation)
+
+# Bound of the product of all layers' scales in a network without normalisation, up and down. Past
+# it float32 gradients and Adam's squares overflow or vanish at any learning rate.
+LARGEST_FUNCTION_SCALE = 1e4
 
 _Net = TypeVar("_Net", bound=nn.Module)
 
@@ -38,6 +44,17 @@ def image_norm(name: CNNNorm, channels: int) -> list[nn.Module]:
         return [nn.BatchNorm2d(channels)]
     # One group is a LayerNorm over channels and positions, whatever the image's size.
     return [nn.GroupNorm(2 if name == "group" else 1, channels)]
+
+
+def bounded_scale(scale: float, layers: int, norm: str = "none") -> float:
+    """Returns the scale per layer, limited so that a network without norms stays trainable.
+
+    limit = LARGEST_FUNCTION_SCALE^(1 / layers); the scale lies in 1 / limit..limit.
+    """
+    if norm != "none":
+        return scale
+    limit = math.exp(math.log(LARGEST_FUNCTION_SCALE) / layers)
+    return min(max(scale, 1.0 / limit), limit)
 
 
 def scale_weights(net: _Net, scale: float) -> _Net:

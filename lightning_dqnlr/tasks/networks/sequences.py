@@ -25,7 +25,8 @@ class GatedLayer(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, cell: Cell) -> None:
         super().__init__()
-        self.hidden, self.cell = hidden, cell
+        self.hidden = hidden
+        self.cell = cell
         gates = 3 if cell == "gru" else 4
         self.from_input = nn.Linear(inputs, gates * hidden)
         self.from_hidden = nn.Linear(hidden, gates * hidden)
@@ -109,7 +110,8 @@ class CausalAttention(nn.Module):
         self.out = nn.Linear(width, width)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        length, size = inputs.shape[1], inputs.shape[2] // self.heads
+        _, length, width = inputs.shape
+        size = width // self.heads
         pieces = self.queries_keys_values(inputs).unflatten(2, (3, self.heads, size))
         query, key, value = pieces.transpose(1, 3).unbind(2)  # (N, heads, T, size) each
         future = torch.ones(length, length, dtype=torch.bool, device=inputs.device).triu(1)
@@ -220,8 +222,10 @@ class Factorization(nn.Module):
 
     def __init__(self, rows: int, columns: int, rank: int) -> None:
         super().__init__()
-        self.rows, self.columns = nn.Embedding(rows, rank), nn.Embedding(columns, rank)
-        self.row_bias, self.column_bias = nn.Embedding(rows, 1), nn.Embedding(columns, 1)
+        self.rows = nn.Embedding(rows, rank)
+        self.columns = nn.Embedding(columns, rank)
+        self.row_bias = nn.Embedding(rows, 1)
+        self.column_bias = nn.Embedding(columns, 1)
         for embedding in (self.rows, self.columns, self.row_bias, self.column_bias):
             nn.init.normal_(embedding.weight, std=rank**-0.5)
 

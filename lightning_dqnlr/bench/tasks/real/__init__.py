@@ -1,7 +1,7 @@
 """The tasks of real size: what people bring, as large as two cores can train.
 
-Each has the form, the initial weights and the settings that its library or paper has, 0.2 to 11
-million parameters, 1,500 to 5,000 steps, and data that are not memorised within the run.
+Each has the form, the initial weights and the settings that its library or paper has. It has 0.2 to
+11 million parameters and 1,500 to 5,000 steps. Its data are not memorised within the run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from lightning_dqnlr.bench.tasks.task import BenchTask
 
 _real = partial(BenchTask, split="real size")
 
-# On two tasks the best peak of the cosine was the highest around the usual rate; their grids are
+# The best peak of the cosine was the highest around the usual rate on two tasks. Their grids are
 # centred a decade higher, or the rivals would not be tuned.
 REAL_TASKS: tuple[BenchTask, ...] = (
     _real("GPT", build=gpt, lr=1e-3, seconds=300.0),

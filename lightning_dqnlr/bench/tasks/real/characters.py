@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_dqnlr.bench.tasks.real.package_data import package_folder
-from lightning_dqnlr.bench.tasks.task import CrossEntropy, fixed_draws, own_task
+from lightning_dqnlr.bench.tasks.task import cross_entropy, fixed_draws, own_task
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
@@ -152,7 +152,7 @@ def printed_characters() -> Task:
     return own_task(
         "printed characters",
         ConvNeXt,
-        CrossEntropy(),
+        cross_entropy,
         partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.05),
         Examples(printed(train, EXAMPLES, draws), printed(held_out, HELD_OUT_EXAMPLES, draws)),
         horizon=1500,

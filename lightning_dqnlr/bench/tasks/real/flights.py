@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dqnlr.bench.tasks.real.package_data import package_folder
-from lightning_dqnlr.bench.tasks.task import SquaredError, fixed_draws, own_task
-from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.bench.tasks.task import fixed_draws, own_task, random_split, squared_error
 from lightning_dqnlr.tasks.task import Task
 
 CATEGORIES = ("carrier", "origin", "dest", "month", "day", "weekday", "hour")
@@ -44,9 +43,10 @@ class Flights(NamedTuple):
 class TabularNetwork(nn.Module):
     """Embeddings of the categories and an MLP with BatchNorm (Guo & Berkhahn, arXiv:1604.06737).
 
-    The form is that of fastai's tabular model: embeddings of min(600, 1.6 n^0.56) numbers, N(0,
-    0.01^2) at first, BatchNorm of the numbers, and layers of linear map, ReLU, BatchNorm, dropout.
-    Sizes are the counts of each category's values, `numbers` the count of the other columns.
+    The form is that of fastai's tabular model. Embeddings have min(600, 1.6 n^0.56) numbers and
+    start from N(0, 0.01^2). The numbers pass through BatchNorm. Each layer is a linear map, ReLU,
+    BatchNorm and dropout. Sizes are the counts of each category's values, and `numbers` is the
+    count of the other columns.
     """
 
     def __init__(
@@ -101,7 +101,9 @@ def flights() -> Flights:
     weather = _weather(folder)
     nothing = [math.nan] * len(WEATHER)
     codes: list[dict[str, int]] = [{} for _ in CATEGORIES]
-    categories, numbers, delays = [], [], []
+    categories = []
+    numbers = []
+    delays = []
     for row in _arrived(folder):
         row["weekday"] = str(date(2013, int(row["month"]), int(row["day"])).weekday())
         pairs = zip(codes, CATEGORIES, strict=True)
@@ -135,15 +137,12 @@ def flights_mlp() -> Task:
     """Minutes of delay on arrival, clipped and in standard units; AdamW, batches of 512."""
     table = flights()
     rows = torch.cat([table.categories.float(), table.numbers], 1)
-    order = torch.randperm(len(rows), generator=fixed_draws("flights MLP").generator)
-    held_out = order[:HELD_OUT]
-    train = order[HELD_OUT:]
     return own_task(
         "flights MLP",
         partial(TabularNetwork, table.sizes, table.numbers.shape[1]),
-        SquaredError(),
+        squared_error,
         partial(torch.optim.AdamW, lr=1e-3, weight_decay=0.01),
-        Examples((rows[train], table.delay[train]), (rows[held_out], table.delay[held_out])),
+        random_split(HELD_OUT, fixed_draws("flights MLP"), rows, table.delay),
         horizon=3000,
         batch_size=512,
     )

@@ -64,16 +64,13 @@ class GraphNetwork(nn.Module):
         return torch.as_tensor(self.head(torch.cat(states, 2)))
 
 
-class NodeCrossEntropy(nn.Module):
-    """Mean cross-entropy of the nodes that exist."""
-
-    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        """The loss of a batch (known labels, adjacency, communities), shape ()."""
-        known, edges, communities = batch
-        logits = net(known, edges)
-        return nn.functional.cross_entropy(
-            logits.flatten(0, 1), communities.flatten(), ignore_index=ABSENT
-        )
+def node_cross_entropy(net: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Mean cross-entropy of the nodes that exist, of (known labels, adjacency, communities)."""
+    known, edges, communities = batch
+    logits = net(known, edges)
+    return nn.functional.cross_entropy(
+        logits.flatten(0, 1), communities.flatten(), ignore_index=ABSENT
+    )
 
 
 def block_graphs(count: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
@@ -82,8 +79,8 @@ def block_graphs(count: int, draws: Draws) -> tuple[Tensor, Tensor, Tensor]:
     The task CLUSTER of Dwivedi et al. (arXiv:2003.00982, section 3.2) with smaller communities.
 
     Returns:
-        Known labels int64 (N, V), 0 for none and `ABSENT` where there is no node; adjacency bool
-        (N, V, V), symmetric; communities int64 (N, V), `ABSENT` where there is no node.
+        Known labels int64 (N, V), 0 for none; symmetric adjacency bool (N, V, V); communities
+        int64 (N, V). Labels and communities are `ABSENT` where there is no node.
     """
     generator = draws.generator
     sizes = torch.randint(SMALLEST, LARGEST + 1, (count, COMMUNITIES), generator=generator)
@@ -108,7 +105,7 @@ def communities() -> Task:
     return own_task(
         "communities",
         GraphNetwork,
-        NodeCrossEntropy(),
+        node_cross_entropy,
         partial(torch.optim.Adam, lr=1e-3),
         Examples(block_graphs(GRAPHS, draws), block_graphs(HELD_OUT_GRAPHS, draws)),
         horizon=1500,

@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.tasks.real.mixed_precision import mixed
 from lightning_dqnlr.bench.tasks.real.package_data import package_folder
-from lightning_dqnlr.bench.tasks.task import fixed_draws, own_task
+from lightning_dqnlr.bench.tasks.task import fixed_draws, mixed, own_task
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
@@ -65,44 +64,38 @@ class BasicBlock(nn.Module):
         return torch.relu(shortcut + torch.as_tensor(self.branch(images)))
 
 
-class ResNet20(nn.Module):
+def residual_network(classes: int = len(PHOTOGRAPHS)) -> nn.Module:
     """The residual network for small images of He et al. 2016 (arXiv:1512.03385, section 4.2).
 
-    Three stages of three blocks with 16, 32 and 64 channels, and He's initial weights.
+    Three stages of three blocks with 16, 32 and 64 channels, and He's initial weights. Maps images
+    (N, 1, H, W) to logits (N, C).
     """
-
-    def __init__(self, classes: int = len(PHOTOGRAPHS)) -> None:
-        super().__init__()
-        widths = (16, *(width for width in (16, 32, 64) for _ in range(3)))
-        self.layers = nn.Sequential(
-            nn.Conv2d(1, 16, 3, padding=1, bias=False),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            *(BasicBlock(before, width) for before, width in pairwise(widths)),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(64, classes),
-        )
-        for part in self.modules():
-            if isinstance(part, nn.Conv2d):
-                nn.init.kaiming_normal_(part.weight)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images (N, 1, H, W) to logits (N, C)."""
-        return torch.as_tensor(self.layers(images))
+    widths = (16, *(width for width in (16, 32, 64) for _ in range(3)))
+    net = nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        *(BasicBlock(before, width) for before, width in pairwise(widths)),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, classes),
+    )
+    for part in net.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight)
+    return net
 
 
-class AugmentedCrossEntropy(nn.Module):
+def augmented_cross_entropy(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Cross-entropy; in training of images that are mirrored and shifted at random.
 
-    The usual augmentation of small images (arXiv:1512.03385, section 4.2): four pixels of zeros on
-    each side, a random crop of the old size, mirrored half of the time.
-    """
+    This is the usual augmentation of small images (arXiv:1512.03385, section 4.2). Four pixels of
+    zeros are added on each side. A random crop of the old size is mirrored half of the time.
 
-    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The loss of a batch (images, labels), shape ()."""
-        images, labels = batch
-        return F.cross_entropy(net(augmented(images) if net.training else images), labels)
+    The loss of a batch (images, labels), shape ().
+    """
+    images, labels = batch
+    return F.cross_entropy(net(augmented(images) if net.training else images), labels)
 
 
 def augmented(images: Tensor) -> Tensor:
@@ -156,17 +149,16 @@ def double_convolution(before: int, channels: int) -> nn.Module:
     return nn.Sequential(*layers)
 
 
-class Denoising(nn.Module):
+def denoising(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean squared error of cleaned images, in units of the noise's variance.
 
     The noise is drawn anew in training; in evaluation it is that of the batch.
-    """
 
-    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The loss of a batch (clean images, standard normal noise), shape ()."""
-        clean, noise = batch
-        noise = torch.randn(noise.shape).to(noise.device) if net.training else noise
-        return F.mse_loss(net(clean + NOISE * noise), clean) / NOISE**2
+    The loss of a batch (clean images, standard normal noise), shape ().
+    """
+    clean, noise = batch
+    noise = torch.randn(noise.shape).to(noise.device) if net.training else noise
+    return F.mse_loss(net(clean + NOISE * noise), clean) / NOISE**2
 
 
 @cache
@@ -221,8 +213,8 @@ def resnet20() -> Task:
         parts.append((centred / images.std((2, 3), keepdim=True), labels))
     return own_task(
         "ResNet-20",
-        partial(mixed, ResNet20),
-        AugmentedCrossEntropy(),
+        partial(mixed, residual_network),
+        augmented_cross_entropy,
         partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=1e-4),
         Examples(*parts),
         horizon=1500,
@@ -239,7 +231,7 @@ def unet() -> Task:
     return own_task(
         "U-Net",
         partial(mixed, UNet),
-        Denoising(),
+        denoising,
         partial(torch.optim.Adam, lr=1e-3),
         Examples(*parts),
         horizon=1500,

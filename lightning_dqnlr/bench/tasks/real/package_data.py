@@ -1,7 +1,7 @@
 """Where a data package lies, without importing it.
 
-Some data packages import much, or what current versions of Python or setuptools no longer have;
-the files that they bring are read as they are.
+Some data packages import much, or what current versions of Python or setuptools no longer have.
+The files that they bring are therefore read as they are.
 """
 
 from __future__ import annotations

@@ -8,10 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.tasks.real.mixed_precision import mixed
 from lightning_dqnlr.bench.tasks.real.package_data import package_folder
-from lightning_dqnlr.bench.tasks.task import fixed_draws, own_task
-from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.bench.tasks.task import fixed_draws, mixed, own_task, random_split
 from lightning_dqnlr.tasks.task import Task
 
 # The codes that are neither letters nor sounds.
@@ -80,15 +78,15 @@ class SoundTransformer(nn.Module):
         return torch.as_tensor(table(codes) * self.width**0.5 + places)
 
 
-class NextSound(nn.Module):
-    """Cross-entropy of every sound given the word and the right sounds before; no padding."""
+def next_sound(net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Cross-entropy of every sound given the word and the right sounds before; no padding.
 
-    def forward(self, net: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """The loss of a batch (letters, sounds), shape ()."""
-        letters, sounds = batch
-        logits = net(letters, sounds[:, :-1])
-        targets = sounds[:, 1:].flatten()
-        return nn.functional.cross_entropy(logits.flatten(0, 1), targets, ignore_index=PADDING)
+    The loss of a batch (letters, sounds), shape ().
+    """
+    letters, sounds = batch
+    logits = net(letters, sounds[:, :-1])
+    targets = sounds[:, 1:].flatten()
+    return nn.functional.cross_entropy(logits.flatten(0, 1), targets, ignore_index=PADDING)
 
 
 @cache
@@ -119,20 +117,14 @@ def _padded(codes: list[int], length: int) -> list[int]:
 def words_to_sounds() -> Task:
     """Grapheme to phoneme; Adam with the betas of Vaswani et al., batches of 64 words."""
     known = dictionary()
-    generator = fixed_draws("words to sounds").generator
-    order = torch.randperm(len(known.letters), generator=generator)
-    held_out = order[:HELD_OUT]
-    train = order[HELD_OUT:]
+    draws = fixed_draws("words to sounds")
     adam = partial(torch.optim.Adam, lr=5e-4, betas=(0.9, 0.98), eps=1e-9)
     return own_task(
         "words to sounds",
         partial(mixed, partial(SoundTransformer, known.kinds)),
-        NextSound(),
+        next_sound,
         adam,
-        Examples(
-            (known.letters[train], known.sounds[train]),
-            (known.letters[held_out], known.sounds[held_out]),
-        ),
+        random_split(HELD_OUT, draws, known.letters, known.sounds),
         horizon=1500,
         batch_size=64,
     )

@@ -11,17 +11,16 @@ import ast
 import math
 import re
 import sysconfig
-from collections import Counter
 from functools import cache, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from lightning_dqnlr.bench.tasks.real.mixed_precision import mixed
-from lightning_dqnlr.bench.tasks.task import own_task
+from lightning_dqnlr.bench.tasks.sequences import by_frequency, help_topics
+from lightning_dqnlr.bench.tasks.task import mixed, own_task
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.tasks.data.examples import Examples, Parts
 from lightning_dqnlr.tasks.data.text import VOCABULARY, encode
 from lightning_dqnlr.tasks.task import Task
 
@@ -42,8 +41,8 @@ _WORD = re.compile(r"[a-z]+|[.,;:()]")
 class GPT(nn.Module):
     """A decoder of pre-norm blocks with GPT-2's initial weights (Radford et al. 2019).
 
-    All matrices are drawn from N(0, 0.02^2), those that write into the residual stream from
-    N(0, 0.02^2 / 2L), L the number of blocks; the head is tied to the embedding. The default is the
+    All matrices are drawn from N(0, 0.02^2), but those that write into the residual stream of L
+    blocks from N(0, 0.02^2 / 2L). The head is tied to the embedding. The default is the
     character-level model of nanoGPT (Karpathy 2022), of 10.7 million parameters. It reads at most
     `context` tokens.
     """
@@ -144,10 +143,13 @@ class NextToken(nn.Module):
         return nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
-def in_rows(tokens: Tensor, rows: int) -> tuple[Tensor]:
-    """A text (tokens,) as so many pieces of equal length, (rows, tokens // rows)."""
-    length = len(tokens) // rows
-    return (tokens[: rows * length].reshape(rows, length),)
+def in_rows(text: Parts) -> Examples:
+    """The parts of a text, (tokens,) each, as pieces of equal length, (rows, tokens // rows)."""
+    parts = []
+    for tokens, rows in zip(text, (ROWS, HELD_OUT_ROWS), strict=True):
+        length = len(tokens) // rows
+        parts.append((tokens[: rows * length].reshape(rows, length),))
+    return Examples(*parts)
 
 
 def library_files(folders: tuple[str, ...] | None, task: str) -> list[Path]:
@@ -170,11 +172,11 @@ def library_files(folders: tuple[str, ...] | None, task: str) -> list[Path]:
 
 
 @cache
-def source_text() -> tuple[Tensor, Tensor]:
+def source_text() -> Parts:
     """The packages' sources as codes (characters,); every tenth file is held out."""
     texts = [encode(path) for path in library_files(PACKAGES, "GPT")]
     train = [text for place, text in enumerate(texts) if place % 10]
-    return torch.cat(train), torch.cat(texts[::10])
+    return Parts(torch.cat(train), torch.cat(texts[::10]))
 
 
 def docstrings(path: Path) -> str:
@@ -189,7 +191,7 @@ def docstrings(path: Path) -> str:
 
 
 @cache
-def word_text() -> tuple[Tensor, Tensor]:
+def word_text() -> Parts:
     """Docstrings and `help()`'s topics as words (words,); 0 for those that are rare.
 
     Every tenth file, and every tenth topic, is held out; the vocabulary is of the rest.
@@ -199,26 +201,7 @@ def word_text() -> tuple[Tensor, Tensor]:
     words = [_WORD.findall(text) for text in texts]
     train = [word for place, text in enumerate(words) if place % 10 for word in text]
     held_out = [word for text in words[::10] for word in text]
-    frequent = [word for word, _ in Counter(train).most_common(WORDS - 1)]
-    code = {word: index for index, word in enumerate(frequent, 1)}
-    first, second = (torch.tensor([code.get(w, 0) for w in part]) for part in (train, held_out))
-    return first, second
-
-
-def help_topics() -> list[str]:
-    """The texts of Python's `help()`, sorted by name.
-
-    Raises:
-        ConfigurationError: this Python was installed without them.
-    """
-    try:
-        from pydoc_data.topics import topics
-    except ImportError as error:
-        raise ConfigurationError(
-            "the task 'word LSTM' reads pydoc_data, which this Python was installed without; "
-            "install Python with its standard library, or leave the task out: suite.tasks=[...]."
-        ) from error
-    return [topics[name] for name in sorted(topics)]
+    return Parts(*(by_frequency(words, train, WORDS) for words in (train, held_out)))
 
 
 def gpt(
@@ -229,14 +212,13 @@ def gpt(
     A step has so many sequences (windows) of `context` characters. Another name gives other initial
     weights.
     """
-    train, held_out = source_text()
     adamw = partial(torch.optim.AdamW, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     return own_task(
         name,
         partial(mixed, partial(GPT, context)),
         NextToken(context),
         adamw,
-        Examples(in_rows(train, ROWS), in_rows(held_out, HELD_OUT_ROWS)),
+        in_rows(source_text()),
         horizon=horizon,
         batch_size=sequences,
         gradient_clip=1.0,
@@ -245,13 +227,12 @@ def gpt(
 
 def word_lstm() -> Task:
     """The next word; the example's plain SGD with its rate of 20 and gradients clipped to 0.25."""
-    train, held_out = word_text()
     return own_task(
         "word LSTM",
         partial(mixed, WordLSTM),
         NextToken(WORD_CONTEXT),
         partial(torch.optim.SGD, lr=20.0),
-        Examples(in_rows(train, ROWS), in_rows(held_out, HELD_OUT_ROWS)),
+        in_rows(word_text()),
         horizon=2000,
         batch_size=32,
         gradient_clip=0.25,

@@ -1,8 +1,8 @@
 """Fine-tuning of a small GPT: all of its weights, or low-rank changes of its matrices (LoRA).
 
-It was pretrained on the sources of the standard library's packages by
-`benchmarks/pretrain_gpt.py`, whose result comes with this package, so that every run on every
-machine starts from the same weights. It learns to say of which package a piece of source is.
+`benchmarks/pretrain_gpt.py` pretrained it on the sources of the standard library's packages. The
+weights come with this package, so that every run on every machine starts from the same. It learns
+to say of which package a piece of source is.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_dqnlr.bench.tasks.real.text import CHARACTER_CONTEXT, GPT, PACKAGES, library_files
-from lightning_dqnlr.bench.tasks.task import CrossEntropy, fixed_draws, own_task
+from lightning_dqnlr.bench.tasks.task import cross_entropy, fixed_draws, own_task
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.text import encode, windows
 from lightning_dqnlr.tasks.sampling import Draws
@@ -68,8 +68,8 @@ class Classifier(nn.Module):
 class LowRank(nn.Module):
     """Adds a matrix of low rank to one that stays as it is (LoRA, arXiv:2106.09685).
 
-    W + (alpha / rank) B A, with A as torch initialises linear maps and B zero at first; the weight
-    W has shape (outputs, inputs).
+    W + (alpha / rank) B A. A starts as torch initialises linear maps, and B from zero. The weight W
+    has shape (outputs, inputs).
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -100,7 +100,8 @@ def adapted() -> nn.Module:
 
 def pieces_of(files: Iterable[Path], count: int, draws: Draws) -> tuple[Tensor, Tensor]:
     """Pieces of source at random places, int64 (count, T), and the numbers of their packages."""
-    codes, labels = [], []
+    codes = []
+    labels = []
     for path in files:
         text = encode(path)
         package = next(PACKAGES.index(name) for name in path.parts[::-1] if name in PACKAGES)
@@ -134,7 +135,7 @@ def fine_tuned_gpt() -> Task:
     """All weights; AdamW at the rate that Hugging Face's Trainer has by default."""
     name = "fine-tuned GPT"
     adamw = partial(torch.optim.AdamW, lr=5e-5, weight_decay=0.01)
-    return _tuned(name, Classifier, CrossEntropy(), adamw, packages(name))
+    return _tuned(name, Classifier, cross_entropy, adamw, packages(name))
 
 
 def trained_only(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -145,4 +146,4 @@ def trained_only(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 def lora_gpt() -> Task:
     """Low-rank changes and the head; AdamW."""
     name = "LoRA GPT"
-    return _tuned(name, adapted, CrossEntropy(), trained_only, packages(name))
+    return _tuned(name, adapted, cross_entropy, trained_only, packages(name))
