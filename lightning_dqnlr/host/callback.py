@@ -15,13 +15,14 @@ import math
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lightning_dqnlr.checks import check_choice
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, UnsupportedTrainingError
@@ -29,6 +30,13 @@ from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.driver import OptimizerDriver, silent_optimizer
 from lightning_dqnlr.host.options import ControlOptions, Place, identity
 from lightning_dqnlr.host.run_horizon import RunHorizon
+from lightning_dqnlr.host.scaled_rates import ScaledRates
+from lightning_dqnlr.host.schedulers import (
+    OnScheduler,
+    check_same_control,
+    check_scaling,
+    take_over,
+)
 from lightning_dqnlr.host.step_loss import StepLoss
 from lightning_dqnlr.host.trace import plot_trace, save_trace
 from lightning_dqnlr.host.trainer_queries import (
@@ -65,6 +73,10 @@ class DQNLRCallback(Callback):
             the policy was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
+        on_scheduler: what becomes of a scheduler that `configure_optimizers` returns. "replace"
+            has it stepped no more. "scale" leaves its path intact; the callback multiplies
+            its rates, within each step, by what the policy's rate has become relative to its
+            start, at least by 1/8 and at most by 8. "error" refuses it.
         snapshot: "device" to keep the breaker's two copies where the weights are, "cpu" to keep
             them in the host's memory, for a transfer per copy.
         save_snapshot: whether checkpoints hold the two copies. Without them a resumed run cannot go
@@ -73,7 +85,8 @@ class DQNLRCallback(Callback):
             progress bar, every `log_every_n_steps` steps.
 
     Raises:
-        ConfigurationError: for an argument out of range.
+        ConfigurationError: for an argument out of range, or with one that "scale" leaves to the
+            scheduler (`start="auto"`, `min_lr`, `max_lr`).
         PolicyFileError: if the policy cannot be read.
         UnsupportedTrainingError: when training starts, if there is not exactly one optimizer, or
             anything else sets the learning rate, or under FSDP and DeepSpeed. After the second
@@ -95,6 +108,7 @@ class DQNLRCallback(Callback):
         circuit_breaker: bool | None = None,
         epsilon: float = 0.0,
         seed: int = 0,
+        on_scheduler: OnScheduler = "replace",
         snapshot: Place = "device",
         save_snapshot: bool = False,
         log: bool = True,
@@ -113,9 +127,13 @@ class DQNLRCallback(Callback):
         )
         self.policy = as_policy(policy)
         self.monitor = monitor
+        self.on_scheduler = on_scheduler
+        check_choice("on_scheduler", on_scheduler, get_args(OnScheduler))
+        check_scaling(on_scheduler, self.options)
         self._logs = log  # Lightning puts its own `log` on callbacks
         self._trainer: Trainer | None = None  # of the run
         self._driver: OptimizerDriver | None = None
+        self._scaled: ScaledRates | None = None  # the run's, beside a scheduler
         self._trace: list[DecisionRecord] = []
         self._resume: dict[str, Any] = {}  # state of the checkpoint that was restored last
         self._named = False  # whether the run's loggers know the policy
@@ -192,14 +210,18 @@ class DQNLRCallback(Callback):
         self._unhook()
         resume = self._resume
         self._trainer = trainer
+        self._scaled = scaled = take_over(trainer, self.on_scheduler)
+        check_same_control(resume, scaled)
         self._horizon = horizon = RunHorizon(trainer, self.options.horizon, resume)
         self._loss = StepLoss(self.monitor)
+        options = self.options if scaled is None else scaled.options(self.options)
         driver = OptimizerDriver(
             trainer.optimizers[0],
             self.policy,
-            replace(self.options, horizon=horizon.expected),
+            replace(options, horizon=horizon.expected),
             module=pl_module,
             averages=averages(trainer),
+            rates=scaled,
             across_ranks=trainer.world_size > 1,
         )
         if resume:
@@ -211,6 +233,8 @@ class DQNLRCallback(Callback):
         self._trace = driver.trace
         self._log_every = self._steps_per_log(trainer)
         driver.watch_steps()
+        if scaled is not None:
+            scaled.watch_steps()
         if driver.stepped:  # saved between a step and the end of its batch
             self._take(resume.get("open_loss"))
         self._named = not self._logs
@@ -274,6 +298,7 @@ class DQNLRCallback(Callback):
             return self._resume
         return {
             **self._horizon.state_dict(),
+            **({"scaled": True} if self._scaled else {}),
             "open_loss": self._loss.read(self._trainer) if self._driver.stepped else None,
             "driver": self._driver.state_dict(),
         }
@@ -285,7 +310,7 @@ class DQNLRCallback(Callback):
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the run: the driver, and Lightning's bound `log` functions."""
         kept = {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
-        of_run = {"_driver": None, "_trainer": None, "_horizon": None}
+        of_run = {"_driver": None, "_trainer": None, "_horizon": None, "_scaled": None}
         return {**kept, **of_run, "_loss": StepLoss(self.monitor)}
 
     def _finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -357,3 +382,5 @@ class DQNLRCallback(Callback):
     def _unhook(self) -> None:
         if self._driver is not None:
             self._driver.close()
+        if self._scaled is not None:
+            self._scaled.close()

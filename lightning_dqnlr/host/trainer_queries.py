@@ -46,13 +46,11 @@ def check_training(trainer: Trainer, pl_module: LightningModule) -> None:
             f"{'s' if optimizers else ''}; DQNLRCallback needs exactly one. Return a single "
             "optimizer, or remove the callback."
         )
-    schedulers = [type(c.scheduler).__name__ for c in trainer.lr_scheduler_configs]
-    schedulers += [type(c).__name__ for c in trainer.callbacks if is_a(c, SWA)]  # type: ignore[attr-defined]
-    if schedulers:
+    if any(is_a(c, SWA) for c in trainer.callbacks):  # type: ignore[attr-defined]
         raise UnsupportedTrainingError(
-            f"{', '.join(schedulers)} sets the learning rate too, and DQNLRCallback would overrule "
-            "it; remove it from configure_optimizers (or from the Trainer's callbacks), or remove "
-            "DQNLRCallback."
+            "StochasticWeightAveraging sets the learning rate too, and DQNLRCallback would "
+            "overrule it. Take WeightAveraging or EMAWeightAveraging in its place, which only "
+            "average; or remove DQNLRCallback."
         )
     sharded = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
     if is_a(trainer.strategy, *sharded):

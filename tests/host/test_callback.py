@@ -327,12 +327,6 @@ class TwoOptimizers(Net):
         return [torch.optim.SGD(self.net[i].parameters(), lr=1.0) for i in (0, 3)]
 
 
-class Scheduled(Net):
-    def configure_optimizers(self):
-        optimizer = super().configure_optimizers()
-        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 10)]
-
-
 class AllZero(Net):
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.0)
@@ -343,7 +337,6 @@ class AllZero(Net):
     [
         (NoOptimizer(), UnsupportedTrainingError, "configure_optimizers gives no optimizer"),
         (TwoOptimizers(), UnsupportedTrainingError, "automatic optimisation"),
-        (Scheduled(), UnsupportedTrainingError, "StepLR.*remove it from configure_optimizers"),
         (Net(torch.optim.LBFGS), UnsupportedTrainingError, "LBFGS"),
         (AllZero(), ConfigurationError, r"learning rates \[0.0\]"),
     ],
