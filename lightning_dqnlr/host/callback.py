@@ -37,6 +37,7 @@ from lightning_dqnlr.host.schedulers import (
     check_scaling,
     take_over,
 )
+from lightning_dqnlr.host.shared_trace import SharedTrace
 from lightning_dqnlr.host.step_loss import StepLoss
 from lightning_dqnlr.host.trace import plot_trace, save_trace
 from lightning_dqnlr.host.trainer_queries import (
@@ -47,10 +48,17 @@ from lightning_dqnlr.host.trainer_queries import (
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
+try:  # `pytorch_lightning` has all classes of `lightning.pytorch` a second time
+    import pytorch_lightning
+
+    _OlderCallback: Any = pytorch_lightning.Callback
+except ImportError:
+    _OlderCallback = object
+
 _LOGGER = logging.getLogger("lightning_dqnlr")
 
 
-class DQNLRCallback(Callback):
+class DQNLRCallback(Callback, _OlderCallback):
     """Sets the learning rate of a Trainer's optimizer.
 
     Training starts at a safe learning rate, whatever `configure_optimizers` names, and a Q-network
@@ -134,7 +142,8 @@ class DQNLRCallback(Callback):
         self._trainer: Trainer | None = None  # of the run
         self._driver: OptimizerDriver | None = None
         self._scaled: ScaledRates | None = None  # the run's, beside a scheduler
-        self._trace: list[DecisionRecord] = []
+        self._trace: list[DecisionRecord] = []  # of this object's own run
+        self._shared_trace = SharedTrace()
         self._resume: dict[str, Any] = {}  # state of the checkpoint that was restored last
         self._named = False  # whether the run's loggers know the policy
         self._stale = False  # whether driver and checkpoint are those of an earlier call
@@ -172,8 +181,11 @@ class DQNLRCallback(Callback):
         Keys: `step`, `loss` (mean of the interval that ended), `lr` (used in it), `next_lr`,
         `multiplier`, `action` (its index), `q_values`, `tripped` (the interval was undone),
         `reason` (in words). Learning rates are those of the group with the largest one.
+
+        If a library trained with a copy of this object, or `ddp_spawn` in other processes, this is
+        the trace of that run. It comes back from other processes when training has ended.
         """
-        return self._trace
+        return self._trace or self._shared_trace.read()
 
     def plot(self, path: str | Path) -> Path:
         """Draws training loss and learning rate over the steps; returns the path.
@@ -231,6 +243,7 @@ class DQNLRCallback(Callback):
         self._resume = {}
         self._driver = driver
         self._trace = driver.trace
+        self._shared_trace.begin(driver.trace)
         self._log_every = self._steps_per_log(trainer)
         driver.watch_steps()
         if scaled is not None:
@@ -281,7 +294,7 @@ class DQNLRCallback(Callback):
             self._loss.forget()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._unhook()
+        self._end(trainer)
 
     # A checkpoint that `test` or an already finished `fit` restored is not for the next `fit`.
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -290,7 +303,7 @@ class DQNLRCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._unhook()
+        self._end(trainer)
         self._stale = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -378,6 +391,11 @@ class DQNLRCallback(Callback):
         named = {f"dqnlr/{key}": value for key, value in identity(self.policy).items()}
         for logger in trainer.loggers:
             logger.log_hyperparams(named)
+
+    def _end(self, trainer: Trainer) -> None:
+        self._unhook()
+        if trainer.is_global_zero:
+            self._shared_trace.send()
 
     def _unhook(self) -> None:
         if self._driver is not None:

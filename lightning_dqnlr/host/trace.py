@@ -122,5 +122,5 @@ def _check(trace: Sequence[DecisionRecord]) -> None:
     if not trace:
         raise CallOrderError(
             "there is no trace yet: no decision has been taken. Train for at least one optimizer "
-            "step with this object first."
+            "step with this object, or with a deep copy of it, first."
         )
