@@ -1,8 +1,8 @@
 """`DQNLRCallback`: the learned learning-rate control in a Lightning Trainer.
 
-The callback tells the driver of gradients, optimizer steps and losses at the right moments of
-Lightning's loop. The gradients are read in `on_before_optimizer_step`, unscaled and not yet
-clipped. Torch's own pre-hook would be too early, because Lightning runs the whole forward and
+The callback tells the control of a run of gradients, optimizer steps and losses at the right
+moments of Lightning's loop. The gradients are read in `on_before_optimizer_step`, unscaled and not
+yet clipped. Torch's own pre-hook would be too early, because Lightning runs the whole forward and
 backward pass inside `optimizer.step`. Torch's post-hook counts the real steps, because
 `global_step` also counts those that mixed precision skips. A learning rate set at a batch's end
 acts on the next step.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
@@ -25,26 +25,16 @@ from torch import Tensor
 from lightning_dqnlr.checks import check_choice
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import StartRate
-from lightning_dqnlr.errors import CallOrderError, UnsupportedTrainingError
+from lightning_dqnlr.errors import CallOrderError
+from lightning_dqnlr.host.automatic_control import AutomaticControl
 from lightning_dqnlr.host.decisions import DecisionRecord
-from lightning_dqnlr.host.driver import OptimizerDriver, silent_optimizer
+from lightning_dqnlr.host.manual_control import ManualControl
 from lightning_dqnlr.host.options import ControlOptions, Place, identity
-from lightning_dqnlr.host.run_horizon import RunHorizon
-from lightning_dqnlr.host.scaled_rates import ScaledRates
-from lightning_dqnlr.host.schedulers import (
-    OnScheduler,
-    check_same_control,
-    check_scaling,
-    take_over,
-)
+from lightning_dqnlr.host.run_terms import Monitor, RunTerms
+from lightning_dqnlr.host.schedulers import OnScheduler, check_scaling
 from lightning_dqnlr.host.shared_trace import SharedTrace
-from lightning_dqnlr.host.step_loss import StepLoss
 from lightning_dqnlr.host.trace import plot_trace, save_trace
-from lightning_dqnlr.host.trainer_queries import (
-    averages,
-    check_training,
-    gradient_scale,
-)
+from lightning_dqnlr.host.trainer_queries import check_training
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
@@ -63,7 +53,8 @@ class DQNLRCallback(Callback, _OlderCallback):
 
     Training starts at a safe learning rate, whatever `configure_optimizers` names, and a Q-network
     raises or lowers it from there. With several parameter groups the ratios between their learning
-    rates are kept. Resuming from a checkpoint continues exactly.
+    rates are kept. Resuming from a checkpoint continues exactly. Under manual optimisation every
+    optimizer has a control of its own.
 
     Args:
         policy: "default" for the bundled policy, the folder of a saved one, or an `LRPolicy`.
@@ -75,7 +66,8 @@ class DQNLRCallback(Callback, _OlderCallback):
         min_lr: lower bound of the learning rate (of the parameter group with the largest one).
         max_lr: upper bound.
         monitor: name of a metric that `training_step` logs at every step. The callback follows it
-            instead of the loss that `training_step` returns; it must be a training loss.
+            instead of the loss that `training_step` returns; it must be a training loss. With
+            several optimizers a dict of such names, by the optimizer's number.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
             weights, buffers and optimizer state. Two copies of them are then kept. None for what
             the policy was trained with.
@@ -96,9 +88,8 @@ class DQNLRCallback(Callback, _OlderCallback):
         ConfigurationError: for an argument out of range, or with one that "scale" leaves to the
             scheduler (`start="auto"`, `min_lr`, `max_lr`).
         PolicyFileError: if the policy cannot be read.
-        UnsupportedTrainingError: when training starts, if there is not exactly one optimizer, or
-            anything else sets the learning rate, or under FSDP and DeepSpeed. After the second
-            step, if the optimizer tells of no step.
+        UnsupportedTrainingError: when training starts, without an optimizer, beside SWA, and under
+            FSDP and DeepSpeed. After the second step, if the optimizer tells of no step.
 
     Example:
         trainer = Trainer(callbacks=[DQNLRCallback()])
@@ -112,7 +103,7 @@ class DQNLRCallback(Callback, _OlderCallback):
         horizon: int | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
-        monitor: str | None = None,
+        monitor: Monitor = None,
         circuit_breaker: bool | None = None,
         epsilon: float = 0.0,
         seed: int = 0,
@@ -139,18 +130,14 @@ class DQNLRCallback(Callback, _OlderCallback):
         check_choice("on_scheduler", on_scheduler, get_args(OnScheduler))
         check_scaling(on_scheduler, self.options)
         self._logs = log  # Lightning puts its own `log` on callbacks
-        self._trainer: Trainer | None = None  # of the run
-        self._driver: OptimizerDriver | None = None
-        self._scaled: ScaledRates | None = None  # the run's, beside a scheduler
+        self._control: AutomaticControl | ManualControl | None = None  # of the run
         self._trace: list[DecisionRecord] = []  # of this object's own run
         self._shared_trace = SharedTrace()
         self._resume: dict[str, Any] = {}  # state of the checkpoint that was restored last
         self._named = False  # whether the run's loggers know the policy
-        self._stale = False  # whether driver and checkpoint are those of an earlier call
+        self._stale = False  # whether control and checkpoint are those of an earlier call
         self._log_every = 0
-        self._loss = StepLoss(monitor)
-        self._horizon: RunHorizon | None = None  # of the run
-        self._passed = False  # whether it has been said that a step went past the hooks
+        self._logged_step = 0  # the Trainer's global_step after the last batch
 
     start = property(attrgetter("options.start"))
     horizon = property(attrgetter("options.horizon"))
@@ -164,15 +151,24 @@ class DQNLRCallback(Callback, _OlderCallback):
         return f"{type(self).__name__}({identity(self.policy)})"
 
     @property
-    def controller(self) -> LRController:
-        """The controller of the run.
+    def controllers(self) -> list[LRController]:
+        """The controllers of the run, one for each optimizer.
 
         Raises:
             CallOrderError: before training begins.
         """
-        if self._driver is None:
-            raise CallOrderError("controller: there is none before the Trainer begins to train.")
-        return self._driver.controller
+        if self._control is None:
+            raise CallOrderError("controllers: none before the Trainer begins to train.")
+        return [driver.controller for driver in self._control.drivers]
+
+    @property
+    def controller(self) -> LRController:
+        """The controller of the run's first optimizer.
+
+        Raises:
+            CallOrderError: before training begins.
+        """
+        return self.controllers[0]
 
     @property
     def trace(self) -> list[DecisionRecord]:
@@ -180,7 +176,8 @@ class DQNLRCallback(Callback, _OlderCallback):
 
         Keys: `step`, `loss` (mean of the interval that ended), `lr` (used in it), `next_lr`,
         `multiplier`, `action` (its index), `q_values`, `tripped` (the interval was undone),
-        `reason` (in words). Learning rates are those of the group with the largest one.
+        `reason` (in words). Learning rates are those of the group with the largest one. With
+        several optimizers, `optimizer` is the number of the one that the record is about.
 
         If a library trained with a copy of this object, or `ddp_spawn` in other processes, this is
         the trace of that run. It comes back from other processes when training has ended.
@@ -213,60 +210,38 @@ class DQNLRCallback(Callback, _OlderCallback):
     # Lightning calls this before it restores a checkpoint and before a finder saves its own.
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._stale:
-            self._driver = None
+            self._control = None
             self._resume = {}
 
     # Lightning restores the optimizer after `on_fit_start`, so everything begins here.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_training(trainer, pl_module)
         self._unhook()
-        resume = self._resume
-        self._trainer = trainer
-        self._scaled = scaled = take_over(trainer, self.on_scheduler)
-        check_same_control(resume, scaled)
-        self._horizon = horizon = RunHorizon(trainer, self.options.horizon, resume)
-        self._loss = StepLoss(self.monitor)
-        options = self.options if scaled is None else scaled.options(self.options)
-        driver = OptimizerDriver(
-            trainer.optimizers[0],
-            self.policy,
-            replace(options, horizon=horizon.expected),
-            module=pl_module,
-            averages=averages(trainer),
-            rates=scaled,
-            across_ranks=trainer.world_size > 1,
-        )
-        if resume:
-            driver.load_state_dict(resume["driver"])
-            if not horizon.resumes:
-                driver.change_horizon(horizon.expected)
+        terms = RunTerms(self.policy, self.options, self.monitor, self.on_scheduler)
+        kind = AutomaticControl if pl_module.automatic_optimization else ManualControl
+        self._control = kind(trainer, pl_module, terms, self._resume)
         self._resume = {}
-        self._driver = driver
-        self._trace = driver.trace
-        self._shared_trace.begin(driver.trace)
+        self._trace = self._control.trace
+        self._shared_trace.begin(self._trace)
         self._log_every = self._steps_per_log(trainer)
-        driver.watch_steps()
-        if scaled is not None:
-            scaled.watch_steps()
-        if driver.stepped:  # saved between a step and the end of its batch
-            self._take(resume.get("open_loss"))
+        self._logged_step = trainer.global_step
         self._named = not self._logs
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._driver is not None and self._horizon is not None and self._horizon.moves():
-            self._driver.change_horizon(self._horizon.expected)
+        if self._control is not None:
+            self._control.begin_epoch()
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        self._loss.open_batch(trainer, loss)
+        if self._control is not None:
+            self._control.before_backward(loss)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if self._driver is not None:
-            self._loss.attempted = True
-            self._driver.before_step(lambda: gradient_scale(trainer, optimizer))
+        if self._control is not None:
+            self._control.before_step(optimizer)
 
     def on_train_batch_end(
         self,
@@ -276,22 +251,15 @@ class DQNLRCallback(Callback, _OlderCallback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if self._driver is None:
+        if self._control is None:
             return
         if not self._named:
             self._name_policy(trainer)
-        self._loss.end_batch(trainer, outputs)
-        if self._driver.stepped:
-            self._loss.end_skips()
-            self._check_passed(pl_module)
-            self._finish_step(trainer, pl_module)
-        elif self._loss.attempted:  # mixed precision skipped the step
-            if self._loss.missing:
-                self._count_lossless()
-            elif self._loss.one_skip_too_many(trainer):
-                raise silent_optimizer(self._driver.optimizer)
-            self._driver.forget_step()
-            self._loss.forget()
+        before = self._logged_step
+        used = self._control.end_batch(outputs)
+        if self._log_every and trainer.global_step // self._log_every > before // self._log_every:
+            self._log(trainer, pl_module, used)
+        self._logged_step = trainer.global_step
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end(trainer)
@@ -307,80 +275,40 @@ class DQNLRCallback(Callback, _OlderCallback):
         self._stale = True
 
     def state_dict(self) -> dict[str, Any]:
-        if self._resume or self._driver is None or self._horizon is None or self._trainer is None:
+        if self._resume or self._control is None:
             return self._resume
-        return {
-            **self._horizon.state_dict(),
-            **({"scaled": True} if self._scaled else {}),
-            "open_loss": self._loss.read(self._trainer) if self._driver.stepped else None,
-            "driver": self._driver.state_dict(),
-        }
+        return self._control.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
         self._stale = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out what belongs to the run: the driver, and Lightning's bound `log` functions."""
+        """Leaves out what belongs to the run: the control, and Lightning's bound functions."""
         kept = {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
-        of_run = {"_driver": None, "_trainer": None, "_horizon": None, "_scaled": None}
-        return {**kept, **of_run, "_loss": StepLoss(self.monitor)}
-
-    def _finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._driver is not None
-        loss = self._loss.read(trainer)
-        self._loss.forget()
-        if loss is None:
-            self._count_lossless()
-        used = self._driver.lr
-        self._take(loss)
-        if loss is not None and self._log_every and trainer.global_step % self._log_every == 0:
-            self._log(trainer, pl_module, used)
-
-    def _take(self, loss: Tensor | None) -> None:
-        """Counts a step; one whose training_step returned None has nothing to count."""
-        assert self._driver is not None
-        if loss is None:
-            self._driver.forget_step()
-        else:
-            self._driver.finish_step(loss)
-
-    def _count_lossless(self) -> None:
-        """Takes the steps without a loss off the horizon, which counts those with one."""
-        assert self._driver is not None
-        assert self._horizon is not None
-        if self._horizon.shrinks():
-            self._driver.controller.horizon = self._horizon.expected
-
-    def _check_passed(self, pl_module: LightningModule) -> None:
-        """Raises UnsupportedTrainingError for a first step that Lightning did not make."""
-        assert self._driver is not None
-        if self._loss.attempted or self._passed:
-            return
-        words = (
-            f"{type(pl_module).__name__}.optimizer_step steps the optimizer inside Lightning's "
-            "wrapper, so that DQNLRCallback cannot see the gradients. Call "
-            "optimizer.step(closure=optimizer_closure) on the wrapper, or super().optimizer_step."
-        )
-        if not self._driver.begun:
-            raise UnsupportedTrainingError(words)
-        self._passed = True
-        _LOGGER.warning("%s Such a step does not count.", words)
+        return {**kept, "_control": None}
 
     def _steps_per_log(self, trainer: Trainer) -> int:
         """0 where neither a logger nor a progress bar shows it."""
         heard = bool(trainer.loggers) or trainer.progress_bar_callback is not None
         return max(0, trainer.log_every_n_steps) if self._logs and heard else 0  # type: ignore[attr-defined]
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, used: float) -> None:
+    def _log(
+        self, trainer: Trainer, pl_module: LightningModule, used: Sequence[float | None]
+    ) -> None:
         """Logs where it is seen, because each call costs as much as a small model's step."""
-        if trainer.loggers:
-            pl_module.log("dqnlr/lr", used, on_step=True, on_epoch=False)
-        if trainer.progress_bar_callback is not None:
-            power = math.log10(max(used, 1e-30))
-            pl_module.log(
-                "dqnlr/log10_lr", power, on_step=True, on_epoch=False, prog_bar=True, logger=False
-            )
+        for index, rate in enumerate(used):
+            if rate is None:
+                continue
+            ending = f"/{index}" if len(used) > 1 else ""
+            if trainer.loggers:
+                pl_module.log(f"dqnlr/lr{ending}", rate, on_step=True, on_epoch=False)
+            if trainer.progress_bar_callback is not None:
+                name = f"dqnlr/log10_lr{ending}"
+                power = math.log10(max(rate, 1e-30))
+                pl_module.log(
+                    name, power, on_step=True, on_epoch=False, prog_bar=True, logger=False
+                )
 
     def _name_policy(self, trainer: Trainer) -> None:
         """Adds the policy to the hyperparameters, after the module has logged its own.
@@ -398,7 +326,5 @@ class DQNLRCallback(Callback, _OlderCallback):
             self._shared_trace.send()
 
     def _unhook(self) -> None:
-        if self._driver is not None:
-            self._driver.close()
-        if self._scaled is not None:
-            self._scaled.close()
+        if self._control is not None:
+            self._control.close()

@@ -20,8 +20,9 @@ class ScaledRates(GroupRates):
     """Multiplies all groups' rates just before an optimizer step, and takes it back just after.
 
         rate of a group in a step = rate that its scheduler set * factor
-        factor = policy's rate / reference, between 1 / LIMIT and LIMIT
+        factor = policy's rate / reference
 
+    `options` has the bounds that keep the factor between 1 / LIMIT and LIMIT.
     Between steps the groups hold what the scheduler set, so that its path stays its own.
 
     Args:
@@ -76,7 +77,7 @@ class ScaledRates(GroupRates):
         """Takes the policy's rate, which the factor follows."""
         for group, momentum in zip(self._optimizer.param_groups, self._momentum, strict=False):
             group.update(momentum)
-        self._factor = min(max(lr / self.reference, 1 / LIMIT), LIMIT)
+        self._factor = lr / self.reference
         first = self.base.index(self.reference)
         scheduled = self._scheduled or [g["lr"] for g in self._optimizer.param_groups]
         self.lr = float(scheduled[first]) * self._factor

@@ -35,19 +35,20 @@ def check_scaling(on_scheduler: OnScheduler, options: ControlOptions) -> None:
         )
 
 
-def check_same_control(saved: Mapping[str, Any], scaled: ScaledRates | None) -> None:
-    """Raises ConfigurationError if a resumed run's scheduler was treated otherwise."""
-    if not saved or bool(saved.get("scaled")) == (scaled is not None):
+def check_same_control(saved: Mapping[str, Any], scaled: Sequence[ScaledRates | None]) -> None:
+    """Raises ConfigurationError if a resumed run's schedulers were treated otherwise."""
+    now_scaled = any(scaled)
+    if not saved or bool(saved.get("scaled")) == now_scaled:
         return
-    then, now = ("with", "without") if scaled is None else ("without", "with")
+    then, now = ("without", "with") if now_scaled else ("with", "without")
     raise ConfigurationError(
         f"on_scheduler: the saved run was controlled {then} a scheduler beside it, and this one is "
         f"{now}. Resume with the scheduler and the on_scheduler that it was saved with."
     )
 
 
-def take_over(trainer: Trainer, on_scheduler: OnScheduler) -> ScaledRates | None:
-    """Settles who sets the learning rates of a Trainer's first optimizer.
+def take_over(trainer: Trainer, on_scheduler: OnScheduler) -> list[ScaledRates | None]:
+    """Settles who sets the learning rates of a Trainer's optimizers.
 
     Args:
         trainer: about to train.
@@ -55,18 +56,19 @@ def take_over(trainer: Trainer, on_scheduler: OnScheduler) -> ScaledRates | None
             their say.
 
     Returns:
-        The rates beside schedulers that stay; None if the callback alone sets the rates.
+        For each optimizer its rates beside a scheduler that stays; None if the callback alone sets
+        the rates.
 
     Raises:
         UnsupportedTrainingError: under "error", if there is a scheduler.
 
     Example:
-        scaled = take_over(trainer, "scale")
+        (scaled,) = take_over(trainer, "scale")
     """
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-    if not schedulers:
-        return None
     names = ", ".join(type(scheduler).__name__ for scheduler in schedulers)
+    if not schedulers:
+        return [None] * len(trainer.optimizers)
     if on_scheduler == "error":
         raise UnsupportedTrainingError(
             f"{names} sets the learning rate too, and DQNLRCallback would overrule it; remove it "
@@ -80,15 +82,19 @@ def take_over(trainer: Trainer, on_scheduler: OnScheduler) -> ScaledRates | None
             LIMIT,
             LIMIT,
         )
-        optimizer = trainer.optimizers[0]
-        return ScaledRates(optimizer, rates_before(optimizer, schedulers))
+        return [_scaled(optimizer, schedulers) for optimizer in trainer.optimizers]
     retire(trainer)
     _LOGGER.warning(
         "DQNLRCallback sets the learning rate in place of %s, which is not stepped any more. To "
         'keep it, use DQNLRCallback(on_scheduler="scale").',
         names,
     )
-    return None
+    return [None] * len(trainer.optimizers)
+
+
+def _scaled(optimizer: torch.optim.Optimizer, schedulers: Sequence[Any]) -> ScaledRates | None:
+    own = [scheduler for scheduler in schedulers if scheduler.optimizer is optimizer]
+    return ScaledRates(optimizer, rates_before(optimizer, own)) if own else None
 
 
 def retire(trainer: Trainer) -> None:

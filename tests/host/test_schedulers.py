@@ -208,6 +208,7 @@ def test_a_scaled_schedule_is_never_left_further_behind_than_eightfold(tmp_path,
     control = DQNLRCallback(constant_policy(action), on_scheduler="scale")
     fit(tmp_path, control, module, max_epochs=6)
     assert module.within[-1][0] == pytest.approx(1e-3 * 0.5**5 * factor, rel=1e-3)
+    assert float(control.controller.lr) == pytest.approx(1e-3 * factor), "it has not run on"
 
 
 class BlowsUp(Scheduled):

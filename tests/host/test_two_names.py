@@ -151,10 +151,6 @@ def test_a_resumed_run_is_exact_under_both_names(tmp_path, library):
     assert str(callback.trace) == str(expected.trace)
 
 
-class Manual:
-    automatic_optimization = False
-
-
 class NoOptimizer:
     def configure_optimizers(self):
         return None
@@ -164,7 +160,6 @@ class NoOptimizer:
 @pytest.mark.parametrize(
     ("mixins", "error", "words"),
     [
-        ((Manual,), UnsupportedTrainingError, "automatic optimisation"),
         ((NoOptimizer,), UnsupportedTrainingError, "gives no optimizer"),
     ],
 )
