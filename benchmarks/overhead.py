@@ -66,7 +66,8 @@ class Clocked(DQNLRCallback):
     def on_train_start(self, *arguments: Any) -> None:
         """The driver exists from here on."""
         self._clocked(super().on_train_start)(*arguments)
-        self._driver.after_step = self._clocked(self._driver.after_step)
+        (driver,) = self._control.drivers
+        driver.after_step = self._clocked(driver.after_step)
 
     def on_before_optimizer_step(self, *arguments: Any) -> None:
         """Before each step."""

@@ -16,7 +16,6 @@ from lightning_dqnlr.errors import UnsupportedTrainingError
 _HOOKS = (
     "backward",
     "configure_gradient_clipping",
-    "lr_scheduler_step",
     "on_after_backward",
     "on_after_batch_transfer",
     "on_before_batch_transfer",

@@ -17,6 +17,7 @@ from torch import Tensor, nn, optim
 
 from lightning_dqnlr.errors import UnsupportedTrainingError
 from lightning_dqnlr.host.group_rates import GroupRates
+from lightning_dqnlr.host.schedulers import undo
 from lightning_dqnlr.tasks.optimizers import RobbinsMonro, Signum
 
 # Their updates are linear in the learning rate and elementwise, up to shared step counters.
@@ -41,22 +42,27 @@ _HOW = ("foreach", "fused", "capturable", "differentiable")
 
 
 def configured_optimizer(module: LightningModule) -> optim.Optimizer:
-    """The one optimizer that `configure_optimizers` gives.
+    """The one optimizer that `configure_optimizers` gives, without what its schedulers have set.
 
     Raises:
-        UnsupportedTrainingError: none, several, or a learning-rate scheduler beside it.
+        UnsupportedTrainingError: none, or several.
     """
-    name = type(module).__name__
-    configured = module.configure_optimizers()
-    if isinstance(configured, dict) and "lr_scheduler" not in configured:
-        configured = configured["optimizer"]
+    configured: Any = module.configure_optimizers()
+    schedulers: list[Any] = []
+    if isinstance(configured, list | tuple) and isinstance(configured[0], list):
+        schedulers = configured[1] if isinstance(configured[1], list) else [configured[1]]
+        configured = configured[0]
     if isinstance(configured, list | tuple) and len(configured) == 1:
         configured = configured[0]
+    if isinstance(configured, dict):
+        schedulers = [configured["lr_scheduler"]] if "lr_scheduler" in configured else []
+        configured = configured["optimizer"]
     if not isinstance(configured, optim.Optimizer):
         raise UnsupportedTrainingError(
-            f"{name}.configure_optimizers must give exactly one optimizer and no learning-rate "
-            "scheduler, because the policy sets the learning rate; return just the optimizer."
+            f"{type(module).__name__}.configure_optimizers must give exactly one optimizer, whose "
+            "learning rate the policy sets; return a single one."
         )
+    undo(configured, [s["scheduler"] if isinstance(s, dict) else s for s in schedulers])
     return configured
 
 

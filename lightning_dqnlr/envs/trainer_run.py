@@ -19,6 +19,7 @@ from lightning_dqnlr.envs.trainer_data import mean_loss, quiet, task_loader, tas
 from lightning_dqnlr.errors import UnsupportedTrainingError
 from lightning_dqnlr.host.callback import DQNLRCallback
 from lightning_dqnlr.host.group_rates import GroupRates
+from lightning_dqnlr.host.schedulers import retire
 from lightning_dqnlr.policy.choice import ScriptedPolicy
 from lightning_dqnlr.tasks.task import Task
 
@@ -124,6 +125,7 @@ class Conditions(Callback):
 
     # Before the callback looks at the optimizer: the learning rate a user would have set.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        retire(trainer)
         if self._terms.lr is not None:
             GroupRates(trainer.optimizers[0]).set(self._terms.lr.item())
 
@@ -145,6 +147,7 @@ class Schedule(Callback):
         self._lr = lr
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        retire(trainer)
         self._rates = GroupRates(trainer.optimizers[0])
 
     def on_train_batch_start(

@@ -1,8 +1,8 @@
 """`DQNLRCallback`: the learned learning-rate control in a Lightning Trainer.
 
-The callback tells the driver of gradients, optimizer steps and losses at the right moments of
-Lightning's loop. The gradients are read in `on_before_optimizer_step`, unscaled and not yet
-clipped. Torch's own pre-hook would be too early, because Lightning runs the whole forward and
+The callback tells the control of a run of gradients, optimizer steps and losses at the right
+moments of Lightning's loop. The gradients are read in `on_before_optimizer_step`, unscaled and not
+yet clipped. Torch's own pre-hook would be too early, because Lightning runs the whole forward and
 backward pass inside `optimizer.step`. Torch's post-hook counts the real steps, because
 `global_step` also counts those that mixed precision skips. A learning rate set at a batch's end
 acts on the next step.
@@ -12,44 +12,50 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import replace
+from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 
+from lightning_dqnlr.checks import check_choice
 from lightning_dqnlr.control.breaker import BreakerMode
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import StartRate
-from lightning_dqnlr.errors import CallOrderError, UnsupportedTrainingError
+from lightning_dqnlr.errors import CallOrderError
+from lightning_dqnlr.host.automatic_control import AutomaticControl
 from lightning_dqnlr.host.decisions import DecisionRecord
-from lightning_dqnlr.host.driver import OptimizerDriver, silent_optimizer
+from lightning_dqnlr.host.manual_control import ManualControl
 from lightning_dqnlr.host.options import ControlOptions, Place, identity
-from lightning_dqnlr.host.run_horizon import RunHorizon
-from lightning_dqnlr.host.step_loss import StepLoss
+from lightning_dqnlr.host.run_terms import Monitor, RunTerms
+from lightning_dqnlr.host.schedulers import OnScheduler, check_scaling
+from lightning_dqnlr.host.shared_trace import SharedTrace
 from lightning_dqnlr.host.trace import plot_trace, save_trace
-from lightning_dqnlr.host.trainer_queries import (
-    averages,
-    check_training,
-    gradient_scale,
-    saves_within_epochs,
-)
+from lightning_dqnlr.host.trainer_queries import check_training, saves_within_epochs
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
+
+try:  # `pytorch_lightning` has all classes of `lightning.pytorch` a second time
+    import pytorch_lightning
+
+    _OlderCallback: Any = pytorch_lightning.Callback
+except ImportError:
+    _OlderCallback = object
 
 _LOGGER = logging.getLogger("lightning_dqnlr")
 
 
-class DQNLRCallback(Callback):
+class DQNLRCallback(Callback, _OlderCallback):
     """Sets the learning rate of a Trainer's optimizer.
 
     Training starts at a safe learning rate, whatever `configure_optimizers` names, and a Q-network
     raises or lowers it from there. With several parameter groups the ratios between their learning
-    rates are kept. Resuming from a checkpoint continues exactly.
+    rates are kept. Resuming from a checkpoint continues exactly. Under manual optimisation every
+    optimizer has a control of its own.
 
     Args:
         policy: "default" for the bundled policy, the folder of a saved one, or an `LRPolicy`.
@@ -61,13 +67,17 @@ class DQNLRCallback(Callback):
         min_lr: lower bound of the learning rate (of the parameter group with the largest one).
         max_lr: upper bound.
         monitor: name of a metric that `training_step` logs at every step. The callback follows it
-            instead of the loss that `training_step` returns; it must be a training loss.
+            instead of the loss that `training_step` returns; it must be a training loss. With
+            several optimizers a dict of such names, by the optimizer's number.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
-            weights, buffers and optimizer state. Two copies of them are then kept. "finite" undoes
-            only what is not finite, for a loss that does not fall as training succeeds. None for
-            what the policy was trained with.
+            weights, buffers and optimizer state. Two copies of them are then kept. None for what
+            the policy was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
+        on_scheduler: what becomes of a scheduler that `configure_optimizers` returns. "replace"
+            has it stepped no more. "scale" leaves its path intact; the callback multiplies
+            its rates, within each step, by what the policy's rate has become relative to its
+            start, at least by 1/8 and at most by 8. "error" refuses it.
         snapshot: "device" to keep the breaker's two copies where the weights are, "cpu" to keep
             them in the host's memory, for a transfer per copy.
         save_snapshot: whether checkpoints hold the two copies. Without them a resumed run cannot go
@@ -76,11 +86,11 @@ class DQNLRCallback(Callback):
             progress bar, every `log_every_n_steps` steps.
 
     Raises:
-        ConfigurationError: for an argument out of range.
+        ConfigurationError: for an argument out of range, or with one that "scale" leaves to the
+            scheduler (`start="auto"`, `min_lr`, `max_lr`).
         PolicyFileError: if the policy cannot be read.
-        UnsupportedTrainingError: when training starts, if there is not exactly one optimizer, or
-            anything else sets the learning rate, or under FSDP and DeepSpeed. After the second
-            step, if the optimizer tells of no step.
+        UnsupportedTrainingError: when training starts, without an optimizer, beside SWA, and under
+            FSDP and DeepSpeed. After the second step, if the optimizer tells of no step.
 
     Example:
         trainer = Trainer(callbacks=[DQNLRCallback()])
@@ -94,10 +104,11 @@ class DQNLRCallback(Callback):
         horizon: int | None = None,
         min_lr: float | None = None,
         max_lr: float | None = None,
-        monitor: str | None = None,
+        monitor: Monitor = None,
         circuit_breaker: BreakerMode | None = None,
         epsilon: float = 0.0,
         seed: int = 0,
+        on_scheduler: OnScheduler = "replace",
         snapshot: Place = "device",
         save_snapshot: bool = False,
         log: bool = True,
@@ -116,17 +127,18 @@ class DQNLRCallback(Callback):
         )
         self.policy = as_policy(policy)
         self.monitor = monitor
+        self.on_scheduler = on_scheduler
+        check_choice("on_scheduler", on_scheduler, get_args(OnScheduler))
+        check_scaling(on_scheduler, self.options)
         self._logs = log  # Lightning puts its own `log` on callbacks
-        self._trainer: Trainer | None = None  # of the run
-        self._driver: OptimizerDriver | None = None
-        self._trace: list[DecisionRecord] = []
+        self._control: AutomaticControl | ManualControl | None = None  # of the run
+        self._trace: list[DecisionRecord] = []  # of this object's own run
+        self._shared_trace = SharedTrace()
         self._resume: dict[str, Any] = {}  # state of the checkpoint that was restored last
         self._named = False  # whether the run's loggers know the policy
-        self._stale = False  # whether driver and checkpoint are those of an earlier call
+        self._stale = False  # whether control and checkpoint are those of an earlier call
         self._log_every = 0
-        self._loss = StepLoss(monitor)
-        self._horizon: RunHorizon | None = None  # of the run
-        self._passed = False  # whether it has been said that a step went past the hooks
+        self._logged_step = 0  # the Trainer's global_step after the last batch
 
     start = property(attrgetter("options.start"))
     horizon = property(attrgetter("options.horizon"))
@@ -140,15 +152,24 @@ class DQNLRCallback(Callback):
         return f"{type(self).__name__}({identity(self.policy)})"
 
     @property
-    def controller(self) -> LRController:
-        """The controller of the run.
+    def controllers(self) -> list[LRController]:
+        """The controllers of the run, one for each optimizer.
 
         Raises:
             CallOrderError: before training begins.
         """
-        if self._driver is None:
-            raise CallOrderError("controller: there is none before the Trainer begins to train.")
-        return self._driver.controller
+        if self._control is None:
+            raise CallOrderError("controllers: none before the Trainer begins to train.")
+        return [driver.controller for driver in self._control.drivers]
+
+    @property
+    def controller(self) -> LRController:
+        """The controller of the run's first optimizer.
+
+        Raises:
+            CallOrderError: before training begins.
+        """
+        return self.controllers[0]
 
     @property
     def trace(self) -> list[DecisionRecord]:
@@ -156,9 +177,13 @@ class DQNLRCallback(Callback):
 
         Keys: `step`, `loss` (mean of the interval that ended), `lr` (used in it), `next_lr`,
         `multiplier`, `action` (its index), `q_values`, `tripped` (the interval was undone),
-        `reason` (in words). Learning rates are those of the group with the largest one.
+        `reason` (in words). Learning rates are those of the group with the largest one. With
+        several optimizers, `optimizer` is the number of the one that the record is about.
+
+        If a library trained with a copy of this object, or `ddp_spawn` in other processes, this is
+        the trace of that run. It comes back from other processes when training has ended.
         """
-        return self._trace
+        return self._trace or self._shared_trace.read()
 
     def plot(self, path: str | Path) -> Path:
         """Draws training loss and learning rate over the steps; returns the path.
@@ -186,53 +211,38 @@ class DQNLRCallback(Callback):
     # Lightning calls this before it restores a checkpoint and before a finder saves its own.
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit" and self._stale:
-            self._driver = None
+            self._control = None
             self._resume = {}
 
     # Lightning restores the optimizer after `on_fit_start`, so everything begins here.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_training(trainer, pl_module)
         self._unhook()
-        resume = self._resume
-        self._trainer = trainer
-        self._horizon = horizon = RunHorizon(trainer, self.options.horizon, resume)
-        self._loss = StepLoss(self.monitor)
-        driver = OptimizerDriver(
-            trainer.optimizers[0],
-            self.policy,
-            replace(self.options, horizon=horizon.expected),
-            module=pl_module,
-            averages=averages(trainer),
-            across_ranks=trainer.world_size > 1,
-        )
-        if resume:
-            driver.load_state_dict(resume["driver"])
-            if not horizon.resumes:
-                driver.change_horizon(horizon.expected)
+        terms = RunTerms(self.policy, self.options, self.monitor, self.on_scheduler)
+        kind = AutomaticControl if pl_module.automatic_optimization else ManualControl
+        self._control = kind(trainer, pl_module, terms, self._resume)
         self._resume = {}
-        self._driver = driver
-        self._trace = driver.trace
+        self._trace = self._control.trace
+        self._shared_trace.begin(self._trace)
         self._log_every = self._steps_per_log(trainer)
-        driver.watch_steps()
-        if driver.stepped:  # saved between a step and the end of its batch
-            self._take(resume.get("open_loss"))
+        self._logged_step = trainer.global_step
         self._named = not self._logs
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._driver is not None and self._horizon is not None and self._horizon.moves():
-            self._driver.change_horizon(self._horizon.expected)
+        if self._control is not None:
+            self._control.begin_epoch()
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
     ) -> None:
-        self._loss.open_batch(trainer, loss)
+        if self._control is not None:
+            self._control.before_backward(loss)
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
-        if self._driver is not None:
-            self._loss.attempted = True
-            self._driver.before_step(lambda: gradient_scale(trainer, optimizer))
+        if self._control is not None:
+            self._control.before_step(optimizer)
 
     def on_train_batch_end(
         self,
@@ -242,24 +252,17 @@ class DQNLRCallback(Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if self._driver is None:
+        if self._control is None:
             return
         if not self._named:
             self._name_policy(trainer)
-        self._loss.end_batch(trainer, outputs)
-        if self._driver.stepped:
-            self._loss.end_skips()
-            self._check_passed(pl_module)
-            self._finish_step(trainer, pl_module)
-            if saves_within_epochs(trainer):
-                self._secure()
-        elif self._loss.attempted:  # mixed precision skipped the step
-            if self._loss.missing:
-                self._count_lossless()
-            elif self._loss.one_skip_too_many(trainer):
-                raise silent_optimizer(self._driver.optimizer)
-            self._driver.forget_step()
-            self._loss.forget()
+        before = self._logged_step
+        used = self._control.end_batch(outputs)
+        if self._log_every and trainer.global_step // self._log_every > before // self._log_every:
+            self._log(trainer, pl_module, used)
+        self._logged_step = trainer.global_step
+        if saves_within_epochs(trainer):
+            self._secure()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._secure()
@@ -269,7 +272,7 @@ class DQNLRCallback(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._secure()
-        self._unhook()
+        self._end(trainer)
 
     # A checkpoint that `test` or an already finished `fit` restored is not for the next `fit`.
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -278,91 +281,54 @@ class DQNLRCallback(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        if self._driver is not None:
-            self._driver.rescue()
-        self._unhook()
+        if self._control is not None:
+            for driver in self._control.drivers:
+                driver.rescue()
+        self._end(trainer)
         self._stale = True
 
     def state_dict(self) -> dict[str, Any]:
-        if self._resume or self._driver is None or self._horizon is None or self._trainer is None:
+        if self._resume or self._control is None:
             return self._resume
         self._secure()
-        return {
-            **self._horizon.state_dict(),
-            "open_loss": self._loss.read(self._trainer) if self._driver.stepped else None,
-            "driver": self._driver.state_dict(),
-        }
+        return self._control.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
         self._stale = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leaves out what belongs to the run: the driver, and Lightning's bound `log` functions."""
+        """Leaves out what belongs to the run: the control, and Lightning's bound functions."""
         kept = {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
-        of_run = {"_driver": None, "_trainer": None, "_horizon": None}
-        return {**kept, **of_run, "_loss": StepLoss(self.monitor)}
+        return {**kept, "_control": None}
 
     def _secure(self) -> None:
-        """Nothing outside is to see a ruined model."""
-        if self._driver is not None and self._driver.begun:
-            self._driver.secure()
-
-    def _finish_step(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        assert self._driver is not None
-        loss = self._loss.read(trainer)
-        self._loss.forget()
-        if loss is None:
-            self._count_lossless()
-        used = self._driver.lr
-        self._take(loss)
-        if loss is not None and self._log_every and trainer.global_step % self._log_every == 0:
-            self._log(trainer, pl_module, used)
-
-    def _take(self, loss: Tensor | None) -> None:
-        """Counts a step; one whose training_step returned None has nothing to count."""
-        assert self._driver is not None
-        if loss is None:
-            self._driver.forget_step()
-        else:
-            self._driver.finish_step(loss)
-
-    def _count_lossless(self) -> None:
-        """Takes the steps without a loss off the horizon, which counts those with one."""
-        assert self._driver is not None
-        assert self._horizon is not None
-        if self._horizon.shrinks():
-            self._driver.controller.horizon = self._horizon.expected
-
-    def _check_passed(self, pl_module: LightningModule) -> None:
-        """Raises UnsupportedTrainingError for a first step that Lightning did not make."""
-        assert self._driver is not None
-        if self._loss.attempted or self._passed:
-            return
-        words = (
-            f"{type(pl_module).__name__}.optimizer_step steps the optimizer inside Lightning's "
-            "wrapper, so that DQNLRCallback cannot see the gradients. Call "
-            "optimizer.step(closure=optimizer_closure) on the wrapper, or super().optimizer_step."
-        )
-        if not self._driver.begun:
-            raise UnsupportedTrainingError(words)
-        self._passed = True
-        _LOGGER.warning("%s Such a step does not count.", words)
+        """Has the drivers undo what is ruined, so that nothing outside sees it."""
+        if self._control is not None:
+            for driver in self._control.drivers:
+                driver.secure()
 
     def _steps_per_log(self, trainer: Trainer) -> int:
         """0 where neither a logger nor a progress bar shows it."""
         heard = bool(trainer.loggers) or trainer.progress_bar_callback is not None
         return max(0, trainer.log_every_n_steps) if self._logs and heard else 0  # type: ignore[attr-defined]
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule, used: float) -> None:
+    def _log(
+        self, trainer: Trainer, pl_module: LightningModule, used: Sequence[float | None]
+    ) -> None:
         """Logs where it is seen, because each call costs as much as a small model's step."""
-        if trainer.loggers:
-            pl_module.log("dqnlr/lr", used, on_step=True, on_epoch=False)
-        if trainer.progress_bar_callback is not None:
-            power = math.log10(max(used, 1e-30))
-            pl_module.log(
-                "dqnlr/log10_lr", power, on_step=True, on_epoch=False, prog_bar=True, logger=False
-            )
+        for index, rate in enumerate(used):
+            if rate is None:
+                continue
+            ending = f"/{index}" if len(used) > 1 else ""
+            if trainer.loggers:
+                pl_module.log(f"dqnlr/lr{ending}", rate, on_step=True, on_epoch=False)
+            if trainer.progress_bar_callback is not None:
+                name = f"dqnlr/log10_lr{ending}"
+                power = math.log10(max(rate, 1e-30))
+                pl_module.log(
+                    name, power, on_step=True, on_epoch=False, prog_bar=True, logger=False
+                )
 
     def _name_policy(self, trainer: Trainer) -> None:
         """Adds the policy to the hyperparameters, after the module has logged its own.
@@ -374,6 +340,11 @@ class DQNLRCallback(Callback):
         for logger in trainer.loggers:
             logger.log_hyperparams(named)
 
+    def _end(self, trainer: Trainer) -> None:
+        self._unhook()
+        if trainer.is_global_zero:
+            self._shared_trace.send()
+
     def _unhook(self) -> None:
-        if self._driver is not None:
-            self._driver.close()
+        if self._control is not None:
+            self._control.close()

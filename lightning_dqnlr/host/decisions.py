@@ -108,7 +108,7 @@ class DecisionLog:
         """What kept the action from having its full effect."""
         for name in ("min_lr", "max_lr"):
             bound = getattr(self._controller, name)
-            if bound is not None and math.isclose(made.next_lr, bound, rel_tol=1e-6):
+            if bound is not None and math.isclose(self._controller.lr, bound, rel_tol=1e-6):
                 return f"held at {name}"
         if bool(self._controller.history.stalled > 0):
             return "no update and no gradient to go by"

@@ -58,6 +58,7 @@ class OptimizerDriver:
         options: of the run.
         module: whose buffers and frozen followers belong to the training state; None for none.
         averages: averages of that module, which belong to it too.
+        rates: sets the learning rates; None to set those of all groups outright.
         across_ranks: whether this is one process of a data-parallel run. Statistics are then
             averaged over all processes, and all follow rank 0.
 
@@ -78,6 +79,7 @@ class OptimizerDriver:
         *,
         module: nn.Module | None = None,
         averages: Sequence[nn.Module] = (),
+        rates: GroupRates | None = None,
         across_ranks: bool = False,
     ) -> None:
         self.optimizer = optimizer
@@ -93,7 +95,7 @@ class OptimizerDriver:
         )
         self._across_ranks = across_ranks
         self._generator = torch.Generator().manual_seed(options.seed)
-        self._rates = GroupRates(optimizer)
+        self._rates = rates or GroupRates(optimizer)
         breaks = options.circuit_breaker
         place = "cpu" if options.snapshot == "cpu" else None
         self._snapshot = Snapshot(optimizer, module, averages, place) if breaks else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ class GroupRates:
 
     Args:
         optimizer: any `torch.optim` optimizer but LBFGS.
+        base: the groups' original learning rates; None for those that they have now.
 
     Attributes:
         base: the groups' original learning rates.
@@ -36,7 +38,9 @@ class GroupRates:
         [2.0, 0.5]
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, base: Sequence[float] | None = None
+    ) -> None:
         if isinstance(optimizer, torch.optim.LBFGS):
             raise UnsupportedTrainingError(
                 "optimizer: LBFGS evaluates the loss several times per step and has a line search "
@@ -45,13 +49,14 @@ class GroupRates:
         self._optimizer = optimizer
         self._given: list[float] = []  # as they were set here last
         self._warned = False
-        unset = [i for i, group in enumerate(optimizer.param_groups) if group["lr"] is None]
+        rates = [group["lr"] for group in optimizer.param_groups] if base is None else base
+        unset = [i for i, rate in enumerate(rates) if rate is None]
         if unset:
             raise ConfigurationError(
                 f"optimizer has lr=None in parameter groups {unset}: it chooses its own learning "
                 "rate. Give it a number and switch that off (Adafactor: relative_step=False)."
             )
-        self.base = [float(group["lr"]) for group in optimizer.param_groups]
+        self.base = [float(rate) for rate in rates]
         if not all(0 <= rate < math.inf for rate in self.base):
             raise ConfigurationError(
                 f"optimizer has learning rates {self.base}; none may be negative, infinite or NaN."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,8 @@ class DQNLRScheduler:
 
     It hooks into `optimizer.step()` to see the gradients just before it, and sets the first, safe
     learning rate there. If the loop clips gradients, it sees the clipped ones. In a data-parallel
-    run every process does the same, and the statistics are averaged over them.
+    run every process does the same, and the statistics are averaged over them. It also works in a
+    LightningModule with manual optimisation, one for each optimizer.
 
     Args:
         optimizer: any `torch.optim` optimizer but LBFGS, or Fabric's wrapper of one.
@@ -164,7 +166,8 @@ class DQNLRScheduler:
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         # The hooks get the optimizer itself as the first of the arguments, too.
-        if any(callable(a) for a in args[1:]) or kwargs.get("closure") is not None:
+        closures = [a for a in (*args[1:], kwargs.get("closure")) if callable(a)]
+        if not all(_is_empty(closure) for closure in closures):
             raise UnsupportedTrainingError(
                 "optimizer.step(closure) makes the gradients inside, where they cannot be read; "
                 "call backward() first and then optimizer.step()."
@@ -176,6 +179,12 @@ class DQNLRScheduler:
         groups = self._driver.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         return any(not bool(g.isfinite().all()) for g in gradients)
+
+
+def _is_empty(closure: Any) -> bool:
+    """Whether Lightning made it, in a manual loop: it passes one even if the loop has none."""
+    inside = closure.args if isinstance(closure, functools.partial) else ()
+    return any(getattr(part, "__name__", "") == "do_nothing_closure" for part in inside)
 
 
 def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -31,7 +31,6 @@ class StepLoss:
         self._sum: Tensor | None = None  # over the batches that have ended
         self._batches = 0
         self._open: Tensor | None = None  # loss of the batch under way
-        self._skips: int | None = 0  # in a row at the start; None after the first real step
 
     @property
     def missing(self) -> bool:
@@ -39,11 +38,8 @@ class StepLoss:
         return self._sum is None and self._monitor is None
 
     def open_batch(self, trainer: Trainer, loss: Tensor) -> None:
-        """Notes the loss that the backward pass begins with; a gradient scaler has scaled it."""
-        self._open = loss.detach()
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        if scaler is not None:
-            self._open = self._open / scaler.scale(torch.ones_like(self._open))
+        """Notes the loss that the backward pass begins with."""
+        self._open = unscaled(trainer, loss)
 
     def end_batch(self, trainer: Trainer, outputs: Any) -> None:
         """Adds what `training_step` returned."""
@@ -56,7 +52,7 @@ class StepLoss:
     def read(self, trainer: Trainer) -> Tensor | None:
         """The step's loss, shape (); None if none of its batches had one."""
         if self._monitor is not None:
-            return self._monitored(trainer)
+            return monitored(trainer, self._monitor)
         if self._open is None:
             return _mean(self._sum, self._batches)
         return _mean(self._summed(self._open, trainer.accumulate_grad_batches), self._batches + 1)
@@ -67,35 +63,54 @@ class StepLoss:
         self._batches = 0
         self.attempted = False
 
-    def end_skips(self) -> None:
-        """Notes that the optimizer has told of a real step."""
-        self._skips = None
-
-    def one_skip_too_many(self, trainer: Trainer) -> bool:
-        """Counts a step that was not made; whether the optimizer does not tell of its steps."""
-        if self._skips is None:
-            return False
-        self._skips += 1
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        return self._skips > (_SKIPS if scaled else _SILENT)
-
     def _summed(self, loss: Tensor, accumulated: int) -> Tensor:
         """Takes a batch's loss, which Lightning has divided, into the sum."""
         loss = loss.detach().reshape(())
         loss = loss if accumulated == 1 else loss.float() * accumulated
         return loss if self._sum is None else self._sum + loss
 
-    def _monitored(self, trainer: Trainer) -> Tensor:
-        metrics = trainer.callback_metrics
-        if self._monitor not in metrics:
-            raise ConfigurationError(
-                f"monitor={self._monitor!r} is not logged by training_step; the metrics there are: "
-                f"{sorted(metrics) or 'none'}. Log it at every step with "
-                f"self.log({self._monitor!r}, loss), or leave monitor out to follow the loss "
-                "itself."
-            )
-        return metrics[self._monitor].detach().reshape(())
-
 
 def _mean(total: Tensor | None, batches: int) -> Tensor | None:
     return total if total is None or batches == 1 else total / batches
+
+
+def monitored(trainer: Trainer, monitor: str) -> Tensor:
+    """A metric of the batch under way, shape ().
+
+    Raises:
+        ConfigurationError: if `training_step` does not log it.
+    """
+    metrics = trainer.callback_metrics
+    if monitor not in metrics:
+        raise ConfigurationError(
+            f"monitor={monitor!r} is not logged by training_step; the metrics there are: "
+            f"{sorted(metrics) or 'none'}. Log it at every step with self.log({monitor!r}, loss), "
+            "or leave monitor out to follow the loss itself."
+        )
+    return metrics[monitor].detach().reshape(())
+
+
+def unscaled(trainer: Trainer, loss: Tensor) -> Tensor:
+    """The loss that a backward pass begins with, without what a gradient scaler did to it."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    loss = loss.detach()
+    return loss if scaler is None else loss / scaler.scale(torch.ones_like(loss))
+
+
+class Skips:
+    """Steps in a row, at the start of a run, that were not made: a gradient scaler skips some."""
+
+    def __init__(self) -> None:
+        self._count: int | None = 0  # None after the first real step
+
+    def end(self) -> None:
+        """Notes that the optimizer has told of a real step."""
+        self._count = None
+
+    def one_too_many(self, trainer: Trainer) -> bool:
+        """Counts a step that was not made; whether the optimizer does not tell of its steps."""
+        if self._count is None:
+            return False
+        self._count += 1
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        return self._count > (_SKIPS if scaled else _SILENT)

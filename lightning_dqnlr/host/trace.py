@@ -88,19 +88,26 @@ def plot_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
 
 def _draw(figure: Any, trace: Sequence[DecisionRecord]) -> Any:
     upper, lower = figure.subplots(2, 1, sharex=True, gridspec_kw={"height_ratios": (3, 2)})
-    steps = [record["step"] for record in trace]
-    losses = [record["loss"] for record in trace]
-    rates = [record["lr"] for record in trace]
-    finite = [loss for loss in losses if math.isfinite(loss)]
-    upper.plot(steps, losses, color=_LOSS, linewidth=1.6, marker="o", markersize=2.5)
+    finite = [record["loss"] for record in trace if math.isfinite(record["loss"])]
+    optimizers = sorted({record.get("optimizer", 0) for record in trace})
+    for index in optimizers:
+        own = [record for record in trace if record.get("optimizer", 0) == index]
+        label = f"optimizer {index}" if len(optimizers) > 1 else None
+        steps = [record["step"] for record in own]
+        losses = [record["loss"] for record in own]
+        rates = [record["lr"] for record in own]
+        style = {"linewidth": 1.6, "alpha": 1.0 if index == 0 else max(0.2, 0.6 - 0.1 * index)}
+        upper.plot(steps, losses, color=_LOSS, marker="o", markersize=2.5, label=label, **style)
+        lower.stairs(rates, [0, *steps], color=_LR, baseline=None, label=label, **style)
+    if len(optimizers) > 1:
+        lower.legend(frameon=False, loc="upper right", fontsize="small")
     if finite and min(finite) > 0:
         upper.set_yscale("log")
-    lower.stairs(rates, [0, *steps], color=_LR, linewidth=1.6, baseline=None)
     lower.set_yscale("log")
     upper.set_ylabel("training loss")
     lower.set_ylabel("learning rate")
     lower.set_xlabel("optimizer step")
-    lower.set_xlim(0, steps[-1])
+    lower.set_xlim(0, max(record["step"] for record in trace))
     for axes in (upper, lower):
         axes.set_axisbelow(True)
         axes.grid(True, which="major", color="0.9", linewidth=0.8)
@@ -122,5 +129,5 @@ def _check(trace: Sequence[DecisionRecord]) -> None:
     if not trace:
         raise CallOrderError(
             "there is no trace yet: no decision has been taken. Train for at least one optimizer "
-            "step with this object first."
+            "step with this object, or with a deep copy of it, first."
         )

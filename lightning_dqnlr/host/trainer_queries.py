@@ -34,25 +34,18 @@ def is_a(thing: object, *classes: type) -> bool:
 def check_training(trainer: Trainer, pl_module: LightningModule) -> None:
     """Raises UnsupportedTrainingError, with the remedy, for training that cannot be controlled."""
     name = type(pl_module).__name__
-    if not pl_module.automatic_optimization:
-        raise UnsupportedTrainingError(
-            f"{name}.automatic_optimization is False; DQNLRCallback needs automatic optimisation. "
-            "In a manual loop use DQNLRScheduler and its step(loss)."
-        )
     optimizers = [o for o in trainer.optimizers if o.param_groups]
-    if len(optimizers) != 1:
+    if not optimizers or (pl_module.automatic_optimization and len(optimizers) > 1):
         raise UnsupportedTrainingError(
             f"{name}.configure_optimizers gives {len(optimizers) or 'no'} optimizer"
-            f"{'s' if optimizers else ''}; DQNLRCallback needs exactly one. Return a single "
-            "optimizer, or remove the callback."
+            f"{'s' if optimizers else ''}; DQNLRCallback needs one, or several under manual "
+            "optimisation. Return an optimizer, or remove the callback."
         )
-    schedulers = [type(c.scheduler).__name__ for c in trainer.lr_scheduler_configs]
-    schedulers += [type(c).__name__ for c in trainer.callbacks if is_a(c, SWA)]  # type: ignore[attr-defined]
-    if schedulers:
+    if any(is_a(c, SWA) for c in trainer.callbacks):  # type: ignore[attr-defined]
         raise UnsupportedTrainingError(
-            f"{', '.join(schedulers)} sets the learning rate too, and DQNLRCallback would overrule "
-            "it; remove it from configure_optimizers (or from the Trainer's callbacks), or remove "
-            "DQNLRCallback."
+            "StochasticWeightAveraging sets the learning rate too, and DQNLRCallback would "
+            "overrule it. Take WeightAveraging or EMAWeightAveraging in its place, which only "
+            "average; or remove DQNLRCallback."
         )
     sharded = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
     if is_a(trainer.strategy, *sharded):

@@ -4,6 +4,7 @@ from lightning import LightningModule
 from torch import nn
 
 from lightning_dqnlr.envs.replicas import BatchOrder, Replicas
+from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.errors import UnsupportedTrainingError
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
 from lightning_dqnlr.tasks.task import Task
@@ -249,14 +250,24 @@ def test_an_optimizer_not_known_to_be_linear_is_refused(optimizer):
         del LINEAR_IN_THE_RATE["unknown"]
 
 
-def test_a_scheduler_beside_the_optimizer_is_refused():
-    class Scheduled(Net):
-        def configure_optimizers(self):
-            optimizer = torch.optim.SGD(self.parameters(), 0.1)
-            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+class Scheduled(Net):
+    """A tenth of the rate in one group, a warm-up that begins at zero, and momentum cycled."""
 
-    with pytest.raises(UnsupportedTrainingError, match="no learning-rate scheduler"):
-        Replicas(make_task(OptimizerSpec("sgd"), module=Scheduled), SEEDS)
+    def configure_optimizers(self):
+        first, *rest = self.parameters()
+        groups = [{"params": rest}, {"params": first, "lr": 0.01}]
+        optimizer = torch.optim.SGD(groups, 0.1, momentum=0.7)
+        schedulers = torch.optim.lr_scheduler
+        warm_up = schedulers.LambdaLR(optimizer, lambda step: min(1.0, step / 9))
+        cycle = schedulers.OneCycleLR(optimizer, [0.1, 0.01], 100)
+        return [optimizer], [{"scheduler": warm_up, "interval": "step"}, cycle]
+
+
+def test_schedulers_beside_the_optimizer_are_taken_off():
+    optimizer = configured_optimizer(Scheduled(None))
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.7, 0.7]
+    slow, fast = sorted(group["lr"] for group in optimizer.param_groups)
+    assert slow == pytest.approx(fast / 10)
 
 
 def test_a_weight_under_two_names_is_trained_as_one():

@@ -21,6 +21,7 @@ from .user_modules import (
     Frozen,
     HasAHook,
     TwoRates,
+    WarmsUp,
     rows,
 )
 
@@ -84,8 +85,8 @@ def test_dropout_masks_and_clipping_are_the_same_in_both(optimizer):
     assert not torch.allclose(vector["losses"], episode(VectorEngine(), without)["losses"])
 
 
-@pytest.mark.parametrize("module", [TwoRates, Frozen])
-def test_parameter_groups_and_frozen_weights_are_the_same_in_both(module):
+@pytest.mark.parametrize("module", [TwoRates, Frozen, WarmsUp])
+def test_parameter_groups_frozen_weights_and_taken_off_schedulers_are_the_same_in_both(module):
     ours = task(module)
     # Of two seeds: frozen weights differ from replica to replica, too.
     assert_same(
@@ -142,9 +143,10 @@ def test_a_start_is_the_same_in_both(start, apart):
     assert ratio.item() == pytest.approx(apart / 2, rel=1e-3)
 
 
+@pytest.mark.parametrize("module", [TwoRates, WarmsUp])
 @pytest.mark.parametrize("engine", [VectorEngine(), TrainerEngine()])
-def test_following_a_schedule_ends_alike_and_zero_steps_are_the_start(engine):
-    ours = task(TwoRates, horizon=40)
+def test_following_a_schedule_ends_alike_and_zero_steps_are_the_start(engine, module):
+    ours = task(module, horizon=40)
     end = engine.follow(ours, [1, 2], lambda step: torch.tensor([0.01, 0.001]) / (1 + step))
     begin = engine.follow(ours, [1, 2], lambda _: torch.ones(2), steps=0)
     reference = VectorEngine()

@@ -48,6 +48,24 @@ class TwoRates(Classifier):
         return torch.optim.AdamW(groups, lr=0.1, weight_decay=0.0)
 
 
+class WarmsUp(Classifier):
+    """A warm-up that begins at zero, a plateau of a metric that nobody logs, a step of its own."""
+
+    def configure_optimizers(self):
+        groups = [{"params": self.net[0].parameters(), "lr": 0.02}]
+        groups += [{"params": self.net[-1].parameters()}]
+        optimizer = torch.optim.Adam(groups, lr=0.1)
+        warm_up = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 5))
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        return [optimizer], [
+            {"scheduler": warm_up, "interval": "step"},
+            {"scheduler": plateau, "monitor": "val_loss"},
+        ]
+
+    def lr_scheduler_step(self, scheduler, metric):
+        scheduler.step()
+
+
 class Frozen(Classifier):
     """Fine-tuning: only the head is trained."""
 

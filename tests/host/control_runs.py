@@ -1,7 +1,9 @@
 """What the tests of the callback, the scheduler and the three hosts share: a policy and tasks."""
 
+import lightning.pytorch
+import pytorch_lightning
 import torch
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -67,7 +69,7 @@ def loader(batch_size=8, **arguments):
     return DataLoader(TensorDataset(*examples()), batch_size=batch_size, **arguments)
 
 
-class Net(LightningModule):
+class NetBody:
     """A small classifier; records the learning rates and the raw losses of its steps."""
 
     def __init__(self, optimizer=torch.optim.Adam, lr=10.0, **options):
@@ -94,7 +96,15 @@ class Net(LightningModule):
         return self.build(self.parameters(), lr=self.lr, **self.options)
 
 
-def trainer(callback, folder, **arguments):
+class Net(NetBody, LightningModule):
+    """For a Trainer of `lightning.pytorch`."""
+
+
+class OldNet(NetBody, pytorch_lightning.LightningModule):
+    """For a Trainer of `pytorch_lightning`, which has all classes a second time."""
+
+
+def trainer(callback, folder, library=lightning.pytorch, **arguments):
     defaults = {
         "logger": False,
         "enable_progress_bar": False,
@@ -104,7 +114,7 @@ def trainer(callback, folder, **arguments):
         "default_root_dir": folder,
     }
     callbacks = [callback, *arguments.pop("more_callbacks", ())]
-    return Trainer(callbacks=callbacks, **{**defaults, **arguments})
+    return library.Trainer(callbacks=callbacks, **{**defaults, **arguments})
 
 
 class Loop:

@@ -309,28 +309,9 @@ def test_a_group_that_is_unfrozen_later_follows_at_its_own_ratio(tmp_path):
     assert [b / a for a, b in later] == pytest.approx([0.1] * 24, rel=1e-5)
 
 
-class Manual(Net):
-    automatic_optimization = False
-
-
 class NoOptimizer(Net):
     def configure_optimizers(self):
         return None
-
-
-class TwoOptimizers(Net):
-    def __init__(self):
-        super().__init__()
-        self.automatic_optimization = False
-
-    def configure_optimizers(self):
-        return [torch.optim.SGD(self.net[i].parameters(), lr=1.0) for i in (0, 3)]
-
-
-class Scheduled(Net):
-    def configure_optimizers(self):
-        optimizer = super().configure_optimizers()
-        return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 10)]
 
 
 class AllZero(Net):
@@ -342,8 +323,6 @@ class AllZero(Net):
     ("module", "error", "words"),
     [
         (NoOptimizer(), UnsupportedTrainingError, "configure_optimizers gives no optimizer"),
-        (TwoOptimizers(), UnsupportedTrainingError, "automatic optimisation"),
-        (Scheduled(), UnsupportedTrainingError, "StepLR.*remove it from configure_optimizers"),
         (Net(torch.optim.LBFGS), UnsupportedTrainingError, "LBFGS"),
         (AllZero(), ConfigurationError, r"learning rates \[0.0\]"),
     ],

@@ -1,0 +1,61 @@
+"""`SharedTrace`: where the run of a copy is found, in this process or in a child of it."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import tempfile
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.host.decisions import DecisionRecord
+
+
+class SharedTrace:
+    """The trace of the latest run of an object or of one of its copies.
+
+    Some libraries copy a callback before they train with it, and `ddp_spawn` trains in other
+    processes. The user is left with an object that has seen no run. Deep copies therefore share
+    this. A child process leaves the trace in a temporary file, as Lightning does with the weights.
+
+    Example:
+        >>> import copy
+        >>> shared = SharedTrace()
+        >>> copy.deepcopy(shared).begin([{"step": 1}])
+        >>> shared.read()
+        [{'step': 1}]
+    """
+
+    def __init__(self) -> None:
+        self._trace: Sequence[DecisionRecord] = ()
+        self._maker = os.getpid()
+        self._file = Path(tempfile.gettempdir()) / f"dqnlr-trace-{uuid.uuid4().hex}.json"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> SharedTrace:
+        """The same object: that is what is shared."""
+        return self
+
+    def begin(self, trace: Sequence[DecisionRecord]) -> None:
+        """Takes the trace of a run that begins; the run goes on to fill it."""
+        self._trace = trace
+
+    def send(self) -> None:
+        """Leaves the trace to the process that made this, if that is the parent of this one."""
+        parent = multiprocessing.parent_process()
+        if parent is not None and parent.pid == self._maker and self._trace:
+            write_atomically(self._file, json.dumps(list(self._trace)).encode())
+
+    def read(self) -> list[DecisionRecord]:
+        """The trace of the latest run, from wherever it was; empty before any.
+
+        The file is for the process that made this object. It is read once, and then removed. What
+        it held is kept here.
+        """
+        if self._file.exists() and os.getpid() == self._maker:
+            self._trace = json.loads(self._file.read_bytes())
+            self._file.unlink()
+        return list(self._trace)
