@@ -70,8 +70,9 @@ class DQNLRCallback(Callback, _OlderCallback):
             instead of the loss that `training_step` returns; it must be a training loss. With
             several optimizers a dict of such names, by the optimizer's number.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
-            weights, buffers and optimizer state. Two copies of them are then kept. None for what
-            the policy was trained with.
+            weights, buffers and optimizer state. Two copies of them are then kept. "finite" undoes
+            only what is not finite, for a loss that does not fall as training succeeds. None for
+            what the policy was trained with.
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
         on_scheduler: what becomes of a scheduler that `configure_optimizers` returns. "replace"

@@ -52,6 +52,8 @@ class DecisionLog:
         self._controller = controller
         self._climbing = climbing  # nothing but raises so far, from the safe start
         self._trips = 0  # intervals in a row that blew up
+        self._pulled = False  # whether the last interval had a gradient
+        self._stood = False  # whether it has been said that nothing moves
 
     def add(self, made: AppliedDecision) -> None:
         """Puts a decision on record, after it has been applied."""
@@ -70,6 +72,7 @@ class DecisionLog:
             "reason": "; ".join(part for part in parts if part),
         }
         self.trace.append(record)
+        self._pulled = bool(made.stats.gradient_norm > 0)
         self._warn(record, finite=bool(made.stats.finite))
 
     @property
@@ -124,6 +127,7 @@ class DecisionLog:
 
     def _warn(self, record: DecisionRecord, *, finite: bool) -> None:
         """Warns of a trip, and without a circuit breaker of the first loss that is not finite."""
+        self._warn_of_standstill()
         if not record["tripped"] and finite:
             self._trips = 0
             return
@@ -137,6 +141,18 @@ class DecisionLog:
                 self._trips,
                 record["next_lr"],
             )
+
+    def _warn_of_standstill(self) -> None:
+        """Says once that updates of a run that has moved before are exactly zero."""
+        history = self._controller.history
+        pulled = bool((history.stalled > 0) & (history.moved > 0)) and self._pulled
+        if pulled and not self._stood:
+            _LOGGER.warning(
+                "step %d: the optimizer gets gradients and moves no weight, so the learning rate "
+                "is held. It may round its updates away, or hold NaN in its state.",
+                self._controller.step,
+            )
+        self._stood = self._stood or pulled
 
     def state_dict(self) -> dict[str, Any]:
         """Builtins."""

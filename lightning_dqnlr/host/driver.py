@@ -53,7 +53,7 @@ class OptimizerDriver:
     go on describing the parameters that were there, and trainable, at the first step.
 
     Args:
-        optimizer: any `torch.optim` optimizer but LBFGS.
+        optimizer: any `torch.optim` optimizer but LBFGS and Rprop.
         policy: chooses the actions.
         options: of the run.
         module: whose buffers and frozen followers belong to the training state; None for none.
@@ -68,7 +68,7 @@ class OptimizerDriver:
 
     Raises:
         ConfigurationError: if all learning rates are zero.
-        UnsupportedTrainingError: for LBFGS.
+        UnsupportedTrainingError: for LBFGS and Rprop.
     """
 
     def __init__(

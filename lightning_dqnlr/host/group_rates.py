@@ -11,6 +11,10 @@ from torch import Tensor
 
 from lightning_dqnlr.errors import ConfigurationError, UnsupportedTrainingError
 
+_UNCONTROLLED: dict[type[torch.optim.Optimizer], str] = {
+    torch.optim.LBFGS: "evaluates the loss several times per step and has a line search of its own",
+    torch.optim.Rprop: "reads its learning rate once, before the first step",
+}
 _LOGGER = logging.getLogger("lightning_dqnlr")
 
 
@@ -18,7 +22,7 @@ class GroupRates:
     """Sets all groups at once; each keeps its ratio to the group with the largest rate.
 
     Args:
-        optimizer: any `torch.optim` optimizer but LBFGS.
+        optimizer: any `torch.optim` optimizer but LBFGS and Rprop.
         base: the groups' original learning rates; None for those that they have now.
 
     Attributes:
@@ -28,7 +32,7 @@ class GroupRates:
     Raises:
         ConfigurationError: if no group has a positive learning rate, or one has None, a negative
             or an infinite one.
-        UnsupportedTrainingError: for LBFGS.
+        UnsupportedTrainingError: for LBFGS and Rprop.
 
     Example:
         >>> groups = [{"params": [torch.zeros(1)], "lr": lr} for lr in (0.4, 0.1)]
@@ -41,11 +45,12 @@ class GroupRates:
     def __init__(
         self, optimizer: torch.optim.Optimizer, base: Sequence[float] | None = None
     ) -> None:
-        if isinstance(optimizer, torch.optim.LBFGS):
-            raise UnsupportedTrainingError(
-                "optimizer: LBFGS evaluates the loss several times per step and has a line search "
-                "of its own; use SGD, Adam, AdamW or another first-order optimizer."
-            )
+        for kind, why in _UNCONTROLLED.items():
+            if isinstance(optimizer, kind):
+                raise UnsupportedTrainingError(
+                    f"optimizer: {kind.__name__} {why}; use SGD, Adam, AdamW or another optimizer "
+                    "that multiplies each step by its learning rate."
+                )
         self._optimizer = optimizer
         self._given: list[float] = []  # as they were set here last
         self._warned = False

@@ -26,7 +26,7 @@ class ScaledRates(GroupRates):
     Between steps the groups hold what the scheduler set, so that its path stays its own.
 
     Args:
-        optimizer: any `torch.optim` optimizer but LBFGS.
+        optimizer: any `torch.optim` optimizer but LBFGS and Rprop.
         base: the groups' learning rates before the scheduler set them. The largest is the
             reference: a policy that stays there leaves the schedule as it is.
 
@@ -36,7 +36,7 @@ class ScaledRates(GroupRates):
 
     Raises:
         ConfigurationError: if no base rate is positive, or one is negative or infinite.
-        UnsupportedTrainingError: for LBFGS.
+        UnsupportedTrainingError: for LBFGS and Rprop.
 
     Example:
         >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)

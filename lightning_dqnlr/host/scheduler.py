@@ -38,7 +38,7 @@ class DQNLRScheduler:
     LightningModule with manual optimisation, one for each optimizer.
 
     Args:
-        optimizer: any `torch.optim` optimizer but LBFGS, or Fabric's wrapper of one.
+        optimizer: any `torch.optim` optimizer but LBFGS and Rprop, or Fabric's wrapper of one.
         policy: "default" for the bundled one, the folder of a saved one, or an `LRPolicy`.
         horizon: optimizer steps of the whole run; None if unknown (the learning rate then has no
             built-in decay).
@@ -64,7 +64,7 @@ class DQNLRScheduler:
     Raises:
         ConfigurationError: for an argument out of range.
         PolicyFileError: if the policy cannot be read.
-        UnsupportedTrainingError: for LBFGS, and for optimizers without torch's hooks.
+        UnsupportedTrainingError: for LBFGS and Rprop, and for optimizers without torch's hooks.
     """
 
     def __init__(

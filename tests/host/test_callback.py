@@ -324,6 +324,7 @@ class AllZero(Net):
     [
         (NoOptimizer(), UnsupportedTrainingError, "configure_optimizers gives no optimizer"),
         (Net(torch.optim.LBFGS), UnsupportedTrainingError, "LBFGS"),
+        (Net(torch.optim.Rprop), UnsupportedTrainingError, "Rprop"),
         (AllZero(), ConfigurationError, r"learning rates \[0.0\]"),
     ],
 )
