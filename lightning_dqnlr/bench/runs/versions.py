@@ -16,7 +16,7 @@ from lightning_dqnlr.bench.methods.plan import Method
 from lightning_dqnlr.bench.methods.policies import LearnedPolicy
 
 PROTOCOL = 1  # how a run is made and measured, for all methods
-CONTROLLER = 1  # how a policy drives a run: features, actions, start, breaker, decay
+CONTROLLER = 2  # how a policy drives a run: features, actions, start, breaker, decay
 METHODS: Mapping[str, int] = {}  # by name; 1 for those that are not here
 _PLAIN = (str, int, float)
 
