@@ -1,7 +1,7 @@
 """The circuit breaker: is an interval healthy, suspicious or to be undone, and what follows.
 
 A run that climbs past stability rarely recovers by itself. A blown-up interval is therefore
-undone: the host restores healthy weights and optimizer state, and the learning rate is cut. Seven
+undone: the host restores healthy weights and optimizer state, and the learning rate is cut. Nine
 rules keep the breaker itself from doing harm:
 
 1. The first few intervals are not judged by their losses. Their noise is not known yet, and the
@@ -16,7 +16,11 @@ rules keep the breaker itself from doing harm:
 5. The floor of the learning rate follows every cut down, so that the cut always acts.
 6. A ceiling at half of the scale that blew up keeps a policy from climbing there again and again.
    The ceiling rises slowly.
-7. The ceiling is lifted if the restored state turns out to be no better than what was undone.
+7. The ceiling is lifted if the restored state turns out to be no better than what was undone. If
+   noise cannot explain its loss, the data or the loss have changed, and the run is measured anew.
+8. A rate that has proved healthy is not cut for a loss that turns NaN from one step to the next.
+   That is the work of a batch.
+9. A cause that outlives three cuts in a row is not the learning rate, and is not answered by more.
 """
 
 from __future__ import annotations

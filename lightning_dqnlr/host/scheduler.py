@@ -143,7 +143,13 @@ class DQNLRScheduler:
         return [float(group["lr"]) for group in self._driver.optimizer.param_groups]
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and builtins; with the model's and the optimizer's, a run goes on exactly."""
+        """Tensors and builtins; with the model's and the optimizer's, a run goes on exactly.
+
+        If the model is ruined, the last healthy state is put back first. In a data-parallel run it
+        is not, because one process alone may save.
+        """
+        if not several_ranks():
+            self._driver.secure()
         return self._driver.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
