@@ -53,7 +53,6 @@ CEILING_RISE = math.log(2.0) / 16
 PATIENCE = 4.0  # high intervals in a row; noise alone does not cause that many
 RUIN_MARGIN = math.log(8.0)  # above the limit, of a step that is plainly ruined
 RELAPSE = 16  # decisions within which a second trip is no accident
-_MEASURED_ANEW = ("level", "fast", "slow", "low")
 CUTS_IN_A_ROW = 4  # a cause that outlives so many is not the learning rate
 
 
@@ -120,10 +119,7 @@ def judge(
     whole_error = history.noise * math.sqrt(1 + 1 / stats.steps)
     limit = _limit(history)
     above = whole > limit + whole_error
-    # A run that blew up is noisy, and that noise must not hide it.
-    lost_error = history.noise.clamp_max(DEFAULT_NOISE) / math.sqrt(stats.steps)
-    progress = (history.origin - history.low - 4 * lost_error).clamp_min(0.0)
-    lost = whole > history.origin - LOST_SHARE * progress + lost_error
+    lost = whole > _level_with(history, LOST_SHARE, stats.steps)
     high = torch.where(above | lost, history.high + 0.5 + 0.5 * above, 0.0)
     tripped = (recent > limit + 4 * error) | (high >= PATIENCE)
     if early:
@@ -131,16 +127,24 @@ def judge(
         tripped = torch.zeros_like(tripped)
     tripped = (tripped | ~stats.finite | found) & bool(mode)
     good = torch.minimum(history.reference + HEALTHY_MARGIN, history.best + 2 * HEALTHY_MARGIN)
-    kept = whole <= history.origin - KEPT_SHARE * progress + lost_error
+    kept = whole <= _level_with(history, KEPT_SHARE, stats.steps)
     healthy = (recent <= good + 2 * error) & ~above & kept
     return _with_blame(stats, history, tripped, healthy & ~tripped, high)
 
 
-def alarm_level(history: History) -> Tensor:
+def alarm_level(history: History, restored: Tensor | None = None) -> Tensor:
     """The loss, as the host sees it, above which a step is plainly ruined.
 
     In units of log loss it is the limit of `judge`, plus log 8 and four deviations of a step.
+
+    Args:
+        history: of the run.
+        restored: the first loss after a restore, which the reference is about to follow.
     """
+    if restored is not None:
+        own = compressed_loss(restored - history.offset, history.initial_loss)
+        own = torch.where(own.isfinite(), own, history.reference)
+        history = replace(history, reference=torch.maximum(history.reference, own))
     level = _limit(history) + RUIN_MARGIN + 4 * history.noise
     return expanded_loss(level, history.initial_loss) + history.offset
 
@@ -148,6 +152,20 @@ def alarm_level(history: History) -> Tensor:
 def _limit(history: History) -> Tensor:
     limit = torch.minimum(history.reference + TRIP_MARGIN, history.origin + INITIAL_MARGIN)
     return torch.maximum(limit, history.reference + HEALTHY_MARGIN)
+
+
+def _level_with(history: History, share: float, steps: int) -> Tensor:
+    """The compressed loss of a run that has kept this share of its progress, and an error.
+
+    Args:
+        history: of the run.
+        share: of the way from the origin to the lowest loss.
+        steps: over which the loss is averaged that is compared.
+    """
+    # A run that blew up is noisy, and that noise must not hide it.
+    error = history.noise.clamp_max(DEFAULT_NOISE) / math.sqrt(steps)
+    progress = (history.origin - history.low - 4 * error).clamp_min(0.0)
+    return history.origin - share * progress + error
 
 
 def _with_blame(
@@ -181,15 +199,15 @@ def after_restore(stats: IntervalStats, history: History) -> History:
     own = compressed_loss(stats.losses[..., 0], history.initial_loss)
     fresh = (history.restored > 0) & own.isfinite()
     false_alarm = fresh & (own > torch.lerp(history.reference, history.undone, 0.5))
-    # Noise alone does not lift a single loss so far: the restored state shows the rise as well.
-    shown = false_alarm & (own > _limit(history) + 4 * history.noise)
-    anew = {name: torch.where(shown, own, getattr(history, name)) for name in _MEASURED_ANEW}
+    # Noise alone lifts no single loss so far: the restored state shows the rise as well.
+    beyond = torch.maximum(_limit(history), history.reference + 4 * history.noise)
+    shown = false_alarm & ((own > beyond) | (own > _level_with(history, LOST_SHARE, steps=1)))
     return replace(
         history,
-        **anew,
         ceiling=torch.where(false_alarm, NO_CEILING, history.ceiling),
         reference=torch.where(fresh, torch.maximum(history.reference, own), history.reference),
         best=torch.where(fresh, torch.maximum(history.best, own), history.best),
+        low=torch.where(shown, own, history.low),
         origin=torch.where(shown, torch.maximum(history.origin, own), history.origin),
     )
 

@@ -208,10 +208,15 @@ class LRController:
         )
         return self._set_lr()
 
-    def alarm_level(self) -> Tensor:
-        """The loss, shape `lead`, above which a step is plainly ruined; infinite at first."""
-        early = self.decisions < ORIGIN_INTERVALS or self.circuit_breaker is not True
-        return torch.full_like(self.lr, torch.inf) if early else alarm_level(self.history)
+    def alarm_level(self, restored: Tensor | None = None) -> Tensor:
+        """The loss, shape `lead`, above which a step is plainly ruined; infinite at first.
+
+        Args:
+            restored: the first loss after a restore, shape `lead`; the level is above it.
+        """
+        if self.decisions < ORIGIN_INTERVALS or self.circuit_breaker is not True:
+            return torch.full_like(self.lr, torch.inf)
+        return alarm_level(self.history, restored)
 
     @property
     def may_cut(self) -> bool:
@@ -347,7 +352,7 @@ def _remember(h: History, s: IntervalStats, verdict: Verdict, early: bool) -> Hi
         since_trip=torch.where(tripped, torch.zeros_like(h.trips), h.since_trip + 1),
         trips=h.trips + tripped,
         restored=tripped.to(h.level),
-        streak=torch.where(tripped, h.streak + 1, torch.where(verdict.healthy, 0.0, h.streak)),
+        streak=torch.where(verdict.healthy, 0.0, h.streak + (tripped & ~s.finite)),
         undone=torch.where(tripped, _undone_level(s, h), h.undone),
         stalled=(still & ok) * (1.0 + (pulled & (h.moved == 0))),
         high=torch.where(ok, verdict.high, 0.0),

@@ -42,7 +42,7 @@ class History:
     since_trip: Tensor  # decisions since the circuit breaker tripped
     trips: Tensor
     restored: Tensor  # 1 right after a restore
-    streak: Tensor  # trips since the last healthy interval
+    streak: Tensor  # trips on what is not finite, since the last healthy interval
     undone: Tensor  # compressed loss of the interval that was undone last
     reference: Tensor  # compressed loss of the last healthy state
     origin: Tensor  # largest compressed loss of the first few intervals, and of those after a trip

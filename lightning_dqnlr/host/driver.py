@@ -200,6 +200,8 @@ class OptimizerDriver:
             self.forget_step()
             return False
         self.stepped = False
+        if telemetry.step == 0 and bool(self.controller.history.restored):
+            self._alarm.level = float(self.controller.alarm_level(loss.float().cpu()))
         usable = self._alarm.add(loss)
         telemetry.add_loss(usable if telemetry.total_steps else loss)
         ruined = self._snapshot is not None and self._ruined(self._snapshot)
