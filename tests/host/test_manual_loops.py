@@ -268,6 +268,31 @@ def test_a_resumed_manual_run_is_exact(tmp_path, library):
     assert resumed.by_optimizer[1] == whole.by_optimizer[1][24:]
     mine, theirs = (sorted(map(str, c.trace)) for c in (callback, expected))
     assert mine == theirs
+    before = [record["step"] for record in callback.trace if record["step"] <= 12]
+    assert before == sorted(before), "the records of the run before come in their order, too"
+
+
+def test_the_random_actions_of_two_optimizers_are_not_the_same(tmp_path):
+    callback = DQNLRCallback(constant_policy(KEEP), epsilon=1.0)
+    fit(tmp_path, NEW, callback, looped(NEW))
+    first, second = ([r["action"] for r in records(callback, index)] for index in (0, 1))
+    assert first != second
+
+
+class StepsPastLater:
+    """From the second epoch on one optimizer is stepped inside Lightning's wrapper."""
+
+    def optimizers(self):
+        first, second = super().optimizers()
+        return [first.optimizer if self.current_epoch else first, second]
+
+
+def test_later_steps_past_the_wrapper_do_not_count_and_are_said_once(tmp_path, caplog):
+    callback = DQNLRCallback(constant_policy(KEEP), horizon=50)
+    fit(tmp_path, NEW, callback, looped(NEW, StepsPastLater))
+    assert records(callback, 0)[-1]["step"] <= 12
+    assert records(callback, 1)[-1]["step"] > 40
+    assert sum("inside Lightning's wrapper" in r.getMessage() for r in caplog.records) == 1
 
 
 class StepsPast:
