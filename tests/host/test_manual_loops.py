@@ -236,9 +236,23 @@ def test_steps_of_an_optimizer_that_is_stepped_more_often_all_count(tmp_path, li
 
 
 class BlowsUp:
+    at = 61
+
     def manual_backward(self, loss, *args, **kwargs):
         self.backwards = getattr(self, "backwards", 0) + 1
-        super().manual_backward(loss * (float("nan") if self.backwards == 61 else 1.0))
+        super().manual_backward(loss * (float("nan") if self.backwards == self.at else 1.0))
+
+
+class BlowsUpAtTheEnd(BlowsUp):
+    at = 95  # of 96; the first optimizer's last step
+
+
+def test_what_the_end_of_a_manual_run_undoes_is_in_the_trace(tmp_path):
+    module, callback = looped(NEW, BlowsUpAtTheEnd), DQNLRCallback(constant_policy(KEEP))
+    fit(tmp_path, NEW, callback, module)
+    assert records(callback, 0)[-1]["tripped"]
+    assert len(callback.trace) == sum(len(c.trace) for c in callback._control.drivers)
+    assert all(torch.isfinite(p).all() for p in module.net[0].parameters())
 
 
 @both
