@@ -125,6 +125,11 @@ class Conditions(Callback):
 
     # Before the callback looks at the optimizer: the learning rate a user would have set.
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if len(trainer.optimizers) > 1:
+            raise UnsupportedTrainingError(
+                f"{type(pl_module).__name__} has {len(trainer.optimizers)} optimizers; a policy "
+                "can be trained on modules with one."
+            )
         retire(trainer)
         if self._terms.lr is not None:
             GroupRates(trainer.optimizers[0]).set(self._terms.lr.item())

@@ -137,7 +137,8 @@ class ManualControl:
         }
 
     def close(self) -> None:
-        """Takes the hooks off the optimizers."""
+        """Takes the hooks off the optimizers; the trace gets what the run's end has decided."""
+        self._extend_trace()
         for controlled in self._controlled:
             close_driver(controlled.driver, controlled.scaled)
 

@@ -196,6 +196,18 @@ class Breaks(Classifier):
         return super().training_step(batch, batch_idx)
 
 
+class TwoOptimizers(Classifier):
+    automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.net[i].parameters(), lr=0.1) for i in (0, -1)]
+
+
+def test_a_module_with_two_optimizers_is_refused_by_name():
+    with pytest.raises(UnsupportedTrainingError, match="TwoOptimizers has 2 optimizers"):
+        episode(TrainerEngine(), task(TwoOptimizers))
+
+
 def test_what_a_module_raises_in_its_trainer_reaches_the_caller():
     with pytest.raises(ArithmeticError, match="no luck"):
         episode(TrainerEngine(), task(Breaks, horizon=30))

@@ -236,9 +236,23 @@ def test_steps_of_an_optimizer_that_is_stepped_more_often_all_count(tmp_path, li
 
 
 class BlowsUp:
+    at = 61
+
     def manual_backward(self, loss, *args, **kwargs):
         self.backwards = getattr(self, "backwards", 0) + 1
-        super().manual_backward(loss * (float("nan") if self.backwards == 61 else 1.0))
+        super().manual_backward(loss * (float("nan") if self.backwards == self.at else 1.0))
+
+
+class BlowsUpAtTheEnd(BlowsUp):
+    at = 95  # of 96; the first optimizer's last step
+
+
+def test_what_the_end_of_a_manual_run_undoes_is_in_the_trace(tmp_path):
+    module, callback = looped(NEW, BlowsUpAtTheEnd), DQNLRCallback(constant_policy(KEEP))
+    fit(tmp_path, NEW, callback, module)
+    assert records(callback, 0)[-1]["tripped"]
+    assert len(callback.trace) == sum(len(c.trace) for c in callback._control.drivers)
+    assert all(torch.isfinite(p).all() for p in module.net[0].parameters())
 
 
 @both
@@ -268,6 +282,31 @@ def test_a_resumed_manual_run_is_exact(tmp_path, library):
     assert resumed.by_optimizer[1] == whole.by_optimizer[1][24:]
     mine, theirs = (sorted(map(str, c.trace)) for c in (callback, expected))
     assert mine == theirs
+    before = [record["step"] for record in callback.trace if record["step"] <= 12]
+    assert before == sorted(before), "the records of the run before come in their order, too"
+
+
+def test_the_random_actions_of_two_optimizers_are_not_the_same(tmp_path):
+    callback = DQNLRCallback(constant_policy(KEEP), epsilon=1.0)
+    fit(tmp_path, NEW, callback, looped(NEW))
+    first, second = ([r["action"] for r in records(callback, index)] for index in (0, 1))
+    assert first != second
+
+
+class StepsPastLater:
+    """From the second epoch on one optimizer is stepped inside Lightning's wrapper."""
+
+    def optimizers(self):
+        first, second = super().optimizers()
+        return [first.optimizer if self.current_epoch else first, second]
+
+
+def test_later_steps_past_the_wrapper_do_not_count_and_are_said_once(tmp_path, caplog):
+    callback = DQNLRCallback(constant_policy(KEEP), horizon=50)
+    fit(tmp_path, NEW, callback, looped(NEW, StepsPastLater))
+    assert records(callback, 0)[-1]["step"] <= 12
+    assert records(callback, 1)[-1]["step"] > 40
+    assert sum("inside Lightning's wrapper" in r.getMessage() for r in caplog.records) == 1
 
 
 class StepsPast:
