@@ -6,7 +6,7 @@ trains the learning-rate policy. The outer loop draws its tasks from a `TaskFami
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from lightning import LightningModule
 from torch import Tensor
@@ -142,14 +142,21 @@ class Task:
         )
 
 
+class Gradients(NamedTuple):
+    """What one batch says of R replicas with P weights each."""
+
+    gradient: Tensor  # (R, P)
+    losses: Tensor  # (R,)
+
+
 @runtime_checkable
 class ClosedFormGradient(Protocol):
     """A module that knows the gradients of R replicas without automatic differentiation."""
 
     def gradients_and_losses(
         self, weights: Tensor, buffers: dict[str, Tensor], batch: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients (R, P) and losses (R,) at weights (R, P) on a batch of tensors (R, N, ...)."""
+    ) -> Gradients:
+        """At weights (R, P), on a batch of tensors (R, N, ...)."""
 
 
 class TaskFamily(Protocol):
