@@ -26,7 +26,8 @@ from lightning_dqnlr.envs.replicated_optimizer import (
     trained_parameters,
 )
 from lightning_dqnlr.errors import UnsupportedTrainingError
-from lightning_dqnlr.tasks.task import ClosedFormGradient, Gradients, Task
+from lightning_dqnlr.tasks.optimizers import Gradients
+from lightning_dqnlr.tasks.task import ClosedFormGradient, Task
 
 EVALUATION_CHUNK = 256
 # What torch says of operations that vmap cannot carry.

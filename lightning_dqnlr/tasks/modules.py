@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from lightning_dqnlr.tasks.networks.mlp_cnn import NetworkSpec
-from lightning_dqnlr.tasks.optimizers import OptimizerSpec
-from lightning_dqnlr.tasks.task import Gradients
+from lightning_dqnlr.tasks.optimizers import Gradients, OptimizerSpec
 from lightning_dqnlr.tasks.user import seeded_weights
 
 Loss = Literal["cross_entropy", "mse", "huber"]

@@ -6,7 +6,7 @@ trains the learning-rate policy. The outer loop draws its tasks from a `TaskFami
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from lightning import LightningModule
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from lightning_dqnlr.checks import check_integer, check_number
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks import user
+from lightning_dqnlr.tasks.optimizers import Gradients
 from lightning_dqnlr.tasks.sampling import Split
 
 
@@ -140,13 +141,6 @@ class Task:
             gradient_clip=gradient_clip,
             shuffle=not isinstance(dataloader.sampler, SequentialSampler),
         )
-
-
-class Gradients(NamedTuple):
-    """What one batch says of R replicas with P weights each."""
-
-    gradient: Tensor  # (R, P)
-    losses: Tensor  # (R,)
 
 
 @runtime_checkable

@@ -20,13 +20,14 @@ from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.methods.plan import Method, Plan, Setting
 from lightning_dqnlr.bench.runs.evaluation import Evaluation
-from lightning_dqnlr.bench.runs.record import Record, RunKey, finite_or_none
+from lightning_dqnlr.bench.runs.record import Record, RunKey
 from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
 from lightning_dqnlr.bench.tasks.task import BenchTask
 from lightning_dqnlr.envs.process import RandomStream, interruptible
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import MissingPackageError, PolicyFileError
+from lightning_dqnlr.files import finite_or_none
 from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.scoring.task_content import task_digest
 from lightning_dqnlr.tasks.task import Task

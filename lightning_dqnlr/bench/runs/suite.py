@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import NamedTuple, TypeVar, get_args
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from lightning_dqnlr.bench.methods.plan import Method
 from lightning_dqnlr.bench.runs.archive import Store
@@ -15,7 +15,7 @@ from lightning_dqnlr.bench.runs.record import Record, RunKey, survivors
 from lightning_dqnlr.bench.runs.run import PlannedRun
 from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
 from lightning_dqnlr.bench.tasks.task import APART, BenchSplit, BenchTask
-from lightning_dqnlr.checks import NOT_NEGATIVE, check_choice, check_integer, check_number
+from lightning_dqnlr.checks import Count, NotNegative, check_settings
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.errors import ConfigurationError, MissingPackageError
 from lightning_dqnlr.processes import Done, NotSent, ProcessDied, Processes
@@ -55,27 +55,20 @@ class Suite:
 
     tasks: Sequence[str] | None = None
     methods: Sequence[str] | None = None
-    seeds: int = 5
-    points: int = 17
-    decades: float = 4.0
+    seeds: Count = 5
+    points: Count = 17
+    decades: Annotated[float, "(0, 12]"] = 4.0
     sensitivity: Sequence[str] = ()
-    sensitivity_decades: int = 6
+    sensitivity_decades: Literal[2, 4, 6, 8, 10, 12] = 6
     apart_methods: Sequence[str] | None = None
     first: Sequence[str] = ()
-    race_margin: float | None = None
+    race_margin: NotNegative | None = None
     device: str = "cpu"
-    evaluations: int = 24
-    splits: Sequence[str] | None = None
+    evaluations: Count = 24
+    splits: Sequence[BenchSplit] | None = None
 
     def __post_init__(self) -> None:
-        check_integer("seeds", self.seeds, 1)
-        check_integer("points", self.points, 1)
-        check_integer("evaluations", self.evaluations, 1)
-        for split in self.splits or ():
-            check_choice("splits", split, get_args(BenchSplit))
-        check_number("decades", self.decades, "(0, 12]")
-        check_number("race_margin", self.race_margin, NOT_NEGATIVE, optional=True)
-        check_choice("sensitivity_decades", self.sensitivity_decades, range(2, 14, 2))
+        check_settings(self, "")
 
 
 class EndedRun(NamedTuple):
