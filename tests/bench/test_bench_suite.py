@@ -41,7 +41,7 @@ every_task = pytest.mark.parametrize("named", TASKS, ids=lambda task: task.name.
 
 
 def tiny(name="tiny", horizon=20, **changed):
-    build = Sampled(TeacherMLPs, "adam", horizon, 0, 1e-3)
+    build = Sampled(TeacherMLPs, "adam", horizon)
     return BenchTask(**{"name": name, "split": "new seeds", "build": build, "lr": 1e-3, **changed})
 
 
