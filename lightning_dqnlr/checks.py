@@ -143,10 +143,10 @@ def check_fields(
 def check_settings(settings: object, prefix: str) -> None:
     """Refuses a dataclass with a field outside the range that its annotation gives.
 
-    `Annotated[float, "(0, 1]"]` stands for the numbers of an interval, `Annotated[int, 1]` for the
-    integers from 1 on, `Annotated[int, 1, 9]` for those up to 9. `Literal` and `bool` name their
-    choices, and `| None` allows None. The items of a tuple or `Sequence` are checked one by one. A
-    field with another annotation is not looked at.
+    `Annotated[float, "(0, 1]"]` stands for the numbers of an interval. `Annotated[int, 1]` stands
+    for the integers from 1 on, and `Annotated[int, 1, 9]` for those up to 9. `Literal` and `bool`
+    name their choices, and `| None` allows None. The items of a tuple or `Sequence` are checked one
+    by one. A field with another annotation is not looked at.
 
     Args:
         settings: the dataclass, whose annotations can be evaluated.

@@ -116,7 +116,7 @@ class Regrets:
     def score(self) -> float:
         """What selects a policy: the mean over tasks of regret clipped to [-0.5, 2].
 
-        Finite whatever happened: a regret that is not a number counts as 2.
+        It is finite whatever happened: a regret that is not a number counts as 2.
         """
         return self.train.nan_to_num(2.0).clamp(-0.5, 2.0).mean().item()
 

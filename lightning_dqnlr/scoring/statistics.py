@@ -177,9 +177,9 @@ def fractions(ratios: Sequence[float], factors: Sequence[float]) -> list[float]:
 def area(ratios: Sequence[float], limit: float = LIMIT) -> float:
     """The mean of rho(tau) over log tau in [-log limit, log limit], exactly.
 
-    A step function integrates in closed form: each ratio adds the part of the range above it. So
-    0 is never (or slower than `limit` times), 1/2 is as fast as the reference, 1 is `limit` times
-    faster, everywhere.
+    A step function integrates in closed form: each ratio adds the part of the range above it. An
+    area of 0 means never, or slower than `limit` times. 1/2 is as fast as the reference, and 1 is
+    `limit` times faster everywhere.
     """
     width = 2 * math.log(limit)
     clipped = [min(max(ratio, 1 / limit), limit) for ratio in ratios]

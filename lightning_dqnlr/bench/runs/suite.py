@@ -255,7 +255,7 @@ def make_runs(
                 yield _ended(runs, pool.receive())
     except NotSent as error:
         raise ConfigurationError(
-            f"a task or method cannot be sent to another process ({error}); define its module and "
+            f"a task or method cannot be sent to another process ({error}). Define its module and "
             "its data loader at the top of a file that can be imported."
         ) from error
     except ProcessDied as error:

@@ -46,8 +46,8 @@ class Mixture:
             raise ConfigurationError("families must hold at least one task family.")
         if any(isinstance(family, Mixture) for family in families):
             raise ConfigurationError(
-                "families must not hold another Mixture, which would choose by the very number "
-                "that this one chooses by; list its families here, with their weights multiplied."
+                "families must not hold another Mixture: both would choose by the same number. "
+                "List its families here, with their weights multiplied."
             )
         if self.weights is None:
             return
