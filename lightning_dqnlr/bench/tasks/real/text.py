@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_dqnlr.bench.tasks.sequences import by_frequency, help_topics
-from lightning_dqnlr.bench.tasks.task import cross_entropy, mixed, own_task
+from lightning_dqnlr.bench.tasks.task import mixed, own_task
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.data.examples import Examples, Parts
 from lightning_dqnlr.tasks.data.text import VOCABULARY, encode
@@ -139,7 +139,8 @@ class NextToken(nn.Module):
             starts += torch.randint(rows.shape[1] - self.context, starts.shape).to(rows.device)
         places = starts + torch.arange(self.context + 1, device=rows.device)
         windows = rows.gather(1, places)
-        return cross_entropy(net, (windows[:, :-1], windows[:, 1:]))
+        logits = net(windows[:, :-1])
+        return nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
 def in_rows(text: Parts) -> Examples:
