@@ -65,7 +65,7 @@ def bars(comparison: Comparison) -> Iterator[Criterion]:
 def _regrets(comparison: Comparison, tasks: Sequence[str]) -> Iterator[Criterion]:
     for which, name in ((TRAIN, "training"), (VALIDATION, "validation")):
         found = summarize(comparison.scores(SUBJECT, tasks, which))
-        met = found.iqm <= 0.0 and found.interval[1] <= 0.03
+        met = found.iqm <= 0.0 and found.interval.high <= 0.03
         figure = f"IQM of regret, final {name} loss ({len(tasks)} tasks)"
         yield Criterion(figure, "<= 0.00, upper end <= 0.03", _interval(found), met)
     p90 = summarize(comparison.scores(SUBJECT, tasks), samples=1).p90
@@ -125,7 +125,7 @@ def _controls(comparison: Comparison) -> Iterator[Criterion]:
         both = comparison.common(SUBJECT, name)
         if both:
             own, other = (summarize(comparison.scores(m, both)) for m in (SUBJECT, name))
-            met = own.interval[1] < other.interval[0]
+            met = own.interval.high < other.interval.low
             figure = f"{name}, IQM of regret ({len(both)} tasks)"
             yield Criterion(figure, "intervals do not overlap", _interval(other), met)
 
@@ -139,7 +139,7 @@ def _memory(comparison: Comparison, tasks: Sequence[str]) -> Criterion:
 
 
 def _interval(found: Summary) -> str:
-    return f"{found.iqm:.3f} [{found.interval[0]:.3f}, {found.interval[1]:.3f}]"
+    return f"{found.iqm:.3f} [{found.interval.low:.3f}, {found.interval.high:.3f}]"
 
 
 def main() -> None:

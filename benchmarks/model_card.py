@@ -70,12 +70,12 @@ def figures(scores: dict[str, Regrets]) -> str:
     header = ("", "IQM of regret [95% CI]", "median", "90th pct.", "worst", "within 2%")
     rows = []
     for name, found in scores.items():
-        low, high = stratified_bootstrap(found.train)
+        interval = stratified_bootstrap(found.train)
         of = found.summary()
         lost = (found.train.flatten() > 2.0).float().mean().item()
         cells = (
             name,
-            f"{of['regret_iqm']:.3f} [{low:.3f}, {high:.3f}]",
+            f"{of['regret_iqm']:.3f} [{interval.low:.3f}, {interval.high:.3f}]",
             f"{of['regret_median']:.3f}",
             f"{of['regret_p90']:.2f}",
             f"{of['regret_max']:.2f}",

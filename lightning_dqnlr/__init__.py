@@ -1,7 +1,7 @@
 """A deep Q-network that sets the learning rate of PyTorch Lightning training runs.
 
-The public names are loaded on first use, so that `import lightning_dqnlr` costs nothing and a
-plain torch loop, which needs `LRController` or `DQNLRScheduler` only, never loads Lightning.
+The public names are loaded on first use, so that `import lightning_dqnlr` costs nothing. A plain
+torch loop needs `LRController` or `DQNLRScheduler` only, and never loads Lightning.
 """
 
 from importlib import import_module

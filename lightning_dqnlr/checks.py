@@ -14,7 +14,7 @@ Example:
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from numbers import Integral, Real
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, Union, get_args, get_origin, get_type_hints
@@ -28,6 +28,7 @@ Count = Annotated[int, 1]
 Share = Annotated[float, "[0, 1]"]
 Positive = Annotated[float, POSITIVE]
 NotNegative = Annotated[float, NOT_NEGATIVE]
+Finite = Annotated[float, "(-inf, inf)"]
 # A value may come from a file of any size; its beginning tells which one it is.
 _LONGEST = 100
 
@@ -142,9 +143,10 @@ def check_fields(
 def check_settings(settings: object, prefix: str) -> None:
     """Refuses a dataclass with a field outside the range that its annotation gives.
 
-    `Annotated[float, "(0, 1]"]` stands for the numbers of an interval, `Annotated[int, 1]` for the
-    integers from 1 on. `Literal` and `bool` name their choices, `| None` allows None, and a tuple's
-    items are checked one by one. A field with another annotation is not looked at.
+    `Annotated[float, "(0, 1]"]` stands for the numbers of an interval. `Annotated[int, 1]` stands
+    for the integers from 1 on, and `Annotated[int, 1, 9]` for those up to 9. `Literal` and `bool`
+    name their choices, and `| None` allows None. The items of a tuple or `Sequence` are checked one
+    by one. A field with another annotation is not looked at.
 
     Args:
         settings: the dataclass, whose annotations can be evaluated.
@@ -162,15 +164,15 @@ def _check_annotated(name: str, value: Any, hint: Any, optional: bool = False) -
     parts = get_args(hint)
     if kind in (Union, UnionType):
         _check_annotated(name, value, parts[0], optional=True)
-    elif kind is tuple:
-        for item in value:
+    elif kind in (tuple, Sequence):
+        for item in value or ():
             _check_annotated(name, item, parts[0])
     elif kind is Literal or hint is bool:
         check_choice(name, value, parts or (True, False), optional=optional)
     elif kind is Annotated and isinstance(parts[1], str):
         check_number(name, value, parts[1], optional=optional)
     elif kind is Annotated:
-        check_integer(name, value, parts[1], optional=optional)
+        check_integer(name, value, *parts[1:], optional=optional)
 
 
 def _contains(interval: str, given: Real) -> bool:

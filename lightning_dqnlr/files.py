@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from torch.utils import _pytree as pytree
+
 from lightning_dqnlr.errors import ConfigurationError
 
 # Marks a file that a killed process had not finished; no code of this package reads it.
@@ -165,6 +167,21 @@ def _size_of_regular(path: str | Path, status: os.stat_result, most: int) -> int
     if status.st_size > most:
         raise OSError(errno.EINVAL, f"its {status.st_size} bytes are more than {most}", str(path))
     return status.st_size
+
+
+def finite_or_none(value: Any) -> Any:
+    """None in the place of a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def strict_json(value: Any, indent: int) -> str:
+    r"""JSON text that `parse_json` reads; a number that is not finite becomes null.
+
+    Example:
+        >>> strict_json([1.5, math.nan], indent=0)
+        '[\n1.5,\nnull\n]\n'
+    """
+    return json.dumps(pytree.tree_map(finite_or_none, value), indent=indent, allow_nan=False) + "\n"
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.context import SpawnProcess
 from queue import SimpleQueue
@@ -40,6 +41,14 @@ class NotSent(RuntimeError):
     """A job cannot be sent to another process; the cause says why."""
 
 
+@dataclass(frozen=True)
+class Done(Generic[O]):
+    """A job that is over."""
+
+    key: int
+    outcome: O
+
+
 class Processes(Generic[J, O]):
     """Does jobs in processes of one torch thread each.
 
@@ -55,13 +64,13 @@ class Processes(Generic[J, O]):
         >>> with Processes(2, make_squarer) as pool:  # doctest: +SKIP
         ...     pool.submit(0, 3)
         ...     pool.receive()
-        (0, 9)
+        Done(key=0, outcome=9)
     """
 
     def __init__(self, count: int, make: Callable[[], Callable[[J], O]]) -> None:
         self._make = make
         self._waiting: SimpleQueue[tuple[int, J] | None] = SimpleQueue()
-        self._over: SimpleQueue[tuple[int, O] | Exception] = SimpleQueue()
+        self._over: SimpleQueue[Done[O] | Exception] = SimpleQueue()
         self._processes: list[SpawnProcess] = []
         try:
             for _ in range(count):
@@ -94,8 +103,8 @@ class Processes(Generic[J, O]):
         """Hands in a job; `receive` will name it by its key."""
         self._waiting.put((key, job))
 
-    def receive(self) -> tuple[int, O]:
-        """Waits for any job to be over; returns its key and what came of it.
+    def receive(self) -> Done[O]:
+        """Waits for any job to be over.
 
         Raises:
             ProcessDied: the process of a job ended; the job may be handed in again.
@@ -121,7 +130,7 @@ class Processes(Generic[J, O]):
                 key, job = item
                 try:
                     connection.send(job)
-                    self._over.put((key, connection.recv()))
+                    self._over.put(Done(key, connection.recv()))
                 except (EOFError, OSError):
                     process.join(5.0)
                     self._over.put(ProcessDied(key, process.exitcode))

@@ -2,6 +2,7 @@
 
 import doctest
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -69,6 +70,8 @@ class Settings:
     kind: Literal["a", "b"] = "a"
     on: bool = False
     widths: tuple[Count, ...] = (1, 2)
+    size: Annotated[int, 1, 9] = 1
+    kinds: Sequence[Literal["a", "b"]] | None = None
     text: str = "whatever"
 
     def __post_init__(self):
@@ -84,6 +87,8 @@ def test_a_dataclass_is_refused_by_the_first_field_outside_its_annotation():
         ("kind", None, "one of 'a', 'b'"),
         ("on", "yes", "one of True, False"),
         ("widths", (1, 2.5), "an integer of at least 1"),
+        ("size", 10, "an integer from 1 to 9"),
+        ("kinds", ["a", "c"], "one of 'a', 'b'"),
     ]:
         with pytest.raises(ConfigurationError, match=rf"env\.{name}=.* must be {wanted}\."):
             Settings(**{name: value})

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_dqnlr.processes import NotSent, ProcessDied, Processes
+from lightning_dqnlr.processes import Done, NotSent, ProcessDied, Processes
 
 
 def make_worker():
@@ -29,7 +29,8 @@ def test_each_job_is_done_once_and_named_by_its_key():
     with Processes(2, make_worker) as pool:
         for key in range(6):
             pool.submit(key, 10 + key)
-        assert dict(pool.receive() for _ in range(6)) == {k: 20 + 2 * k for k in range(6)}
+        done = [pool.receive() for _ in range(6)]
+    assert {job.key: job.outcome for job in done} == {k: 20 + 2 * k for k in range(6)}
 
 
 def test_a_killed_process_names_its_job_and_another_goes_on_with_the_rest():
@@ -40,7 +41,7 @@ def test_a_killed_process_names_its_job_and_another_goes_on_with_the_rest():
             pool.receive()
         assert (died.value.key, died.value.code) == (7, -signal.SIGKILL)
         pool.add()
-        assert pool.receive() == (8, 2)
+        assert pool.receive() == Done(8, 2)
 
 
 def test_a_job_that_cannot_be_sent_is_told_and_the_next_one_is_done():
@@ -49,7 +50,7 @@ def test_a_job_that_cannot_be_sent_is_told_and_the_next_one_is_done():
         pool.submit(1, 3)
         with pytest.raises(NotSent):
             pool.receive()
-        assert pool.receive() == (1, 6)
+        assert pool.receive() == Done(1, 6)
 
 
 def test_what_the_processes_need_and_cannot_be_sent_is_told_at_once():

@@ -90,8 +90,8 @@ def check_targets(node: Any, key: str) -> None:
         if name == "_target_" and value not in _offered():
             raise ConfigurationError(
                 f"{key}._target_={str(value)[:100]!r} is no class of lightning_dqnlr's tasks and "
-                "engines, and to instantiate it would run code of somebody else's; if the tasks "
-                "are your own, add --trust."
+                "engines. To instantiate it would run somebody else's code; if the tasks are your "
+                "own, add --trust."
             )
         check_targets(value, f"{key}.{name}")
 

@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from lightning_dqnlr.checks import (
     POSITIVE,
-    check_choice,
     check_fields,
     check_integer,
     check_kind,
     check_number,
+    check_settings,
 )
 from lightning_dqnlr.control.features import FeatureSpec
 from lightning_dqnlr.errors import ConfigurationError
@@ -28,16 +28,7 @@ StartRate = Literal["auto", "optimizer"]
 DEFAULT_MULTIPLIERS = (0.25, 0.5, 0.8, 1.0, 1.25, 2.0, 4.0)
 CLASSIC_MULTIPLIERS = (0.8, 1.0, 1.25)
 _MOST_ACTIONS = 256
-# Inside these every rate is finite and above zero. The classic recipe, with next to no cap and next
-# to no floor, stands at two of the ends.
-_INTERVALS = {
-    "growth": "(0, 1]",
-    "unknown_growth": "(0, 1]",
-    "decay_share": "(0, 1]",
-    "start_ratio": "[1e-9, 1]",
-    "max_update_ratio": "[1e-6, 1e9]",
-    "scale_floor": "[1e-12, 1]",
-}
+_Fraction = Annotated[float, "(0, 1]"]
 # Policies of earlier versions lack these and mean the defaults.
 _ADDED_LATER = ("cuts_in_decay", "decay_share")
 
@@ -55,12 +46,11 @@ class ActionSpec:
         tensor([0.0000, 0.6931])
     """
 
-    multipliers: tuple[float, ...] = DEFAULT_MULTIPLIERS
+    multipliers: tuple[Annotated[float, "[0.001, 1000]"], ...] = DEFAULT_MULTIPLIERS
 
     def __post_init__(self) -> None:
         check_integer("number of multipliers", len(self.multipliers), 1, _MOST_ACTIONS)
-        for multiplier in self.multipliers:
-            check_number("multipliers", multiplier, "[0.001, 1000]")
+        check_settings(self, "")
         table = tuple(map(float, self.multipliers))
         object.__setattr__(self, "multipliers", table)
         if list(table) != sorted(set(table)) or 1.0 not in table:
@@ -76,6 +66,11 @@ class ActionSpec:
     def keep(self) -> int:
         """The action that keeps the learning rate."""
         return self.multipliers.index(1.0)
+
+    def nearest(self, change: Tensor) -> Tensor:
+        """The actions whose log multipliers are nearest to changes of any shape."""
+        table = self.log_multiplier(torch.arange(len(self), device=change.device))
+        return (change.unsqueeze(-1) - table).abs().argmin(-1)
 
     def log_multiplier(self, action: Tensor) -> Tensor:
         """Natural log of the multiplier of each action, any shape."""
@@ -114,24 +109,22 @@ class ControllerSpec:
 
     features: FeatureSpec = field(default_factory=FeatureSpec)
     actions: ActionSpec = field(default_factory=ActionSpec)
-    decisions: int = 64
-    growth: float = 0.5
-    unknown_growth: float = 0.125
+    decisions: Annotated[int, 1, 100_000] = 64
+    growth: _Fraction = 0.5
+    unknown_growth: _Fraction = 0.125
     decay: Decay = "wsd"
-    decay_share: float = 0.3
+    decay_share: _Fraction = 0.3
     cuts_in_decay: bool = False
-    probe_size: int = 1024
-    start_ratio: float = 1e-4
-    max_update_ratio: float = 0.2
-    scale_floor: float = 1 / 256
+    probe_size: Annotated[int, 1, 2**20] = 1024
+    # Inside these every rate is finite and above zero. The classic recipe, with next to no cap and
+    # next to no floor, stands at two of the ends.
+    start_ratio: Annotated[float, "[1e-9, 1]"] = 1e-4
+    max_update_ratio: Annotated[float, "[1e-6, 1e9]"] = 0.2
+    scale_floor: Annotated[float, "[1e-12, 1]"] = 1 / 256
 
     def __post_init__(self) -> None:
-        check_integer("decisions", self.decisions, 1, 100_000)
-        check_integer("probe_size", self.probe_size, 1, 2**20)
-        check_choice("decay", self.decay, get_args(Decay))
-        check_kind("cuts_in_decay", self.cuts_in_decay, bool)
-        for name, interval in _INTERVALS.items():
-            check_number(name, getattr(self, name), interval)
+        check_settings(self, "")
+        check_kind("cuts_in_decay", self.cuts_in_decay, bool)  # 1 would pass for True otherwise
         # Otherwise the cap would lower the rate from the first update on.
         check_number("max_update_ratio", self.max_update_ratio, f"[{self.start_ratio}, 1e9]")
 

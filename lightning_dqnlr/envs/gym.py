@@ -28,7 +28,7 @@ from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Engine, LREnvironment, StepResult, Terms
 from lightning_dqnlr.envs.process import RandomStream
 from lightning_dqnlr.envs.vector import ON_CPU
-from lightning_dqnlr.errors import CallOrderError, ConfigurationError
+from lightning_dqnlr.errors import CallOrderError, ConfigurationError, needs_package
 from lightning_dqnlr.rl.rewards import (
     TRIP_PENALTY,
     IntervalReward,
@@ -39,18 +39,13 @@ from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from lightning_dqnlr.tasks.sampling import Split
 from lightning_dqnlr.tasks.task import Task, TaskFamily
 
-try:
+with needs_package("lightning_dqnlr.envs.gym", "gymnasium", "gym"):
     import gymnasium
     import numpy as np
     from gymnasium import spaces
     from gymnasium.vector import AutoresetMode, VectorEnv
     from gymnasium.vector.utils import batch_space
     from numpy.typing import NDArray
-except ImportError as error:
-    raise ConfigurationError(
-        "lightning_dqnlr.envs.gym needs gymnasium, which is not installed; "
-        'run: pip install "lightning-dqnlr[gym]"'
-    ) from error
 
 ENV_ID = "lightning_dqnlr/LRControl-v0"
 _SEEDS = 2**31

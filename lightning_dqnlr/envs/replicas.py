@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -26,6 +26,7 @@ from lightning_dqnlr.envs.replicated_optimizer import (
     trained_parameters,
 )
 from lightning_dqnlr.errors import UnsupportedTrainingError
+from lightning_dqnlr.tasks.optimizers import Gradients
 from lightning_dqnlr.tasks.task import ClosedFormGradient, Task
 
 EVALUATION_CHUNK = 256
@@ -78,11 +79,6 @@ class _TrainingStep(nn.Module):
 
     def forward(self, batch: Any) -> Tensor:
         return training_loss(self.module, batch)
-
-
-class _Gradients(NamedTuple):
-    gradient: Tensor  # (R, P)
-    losses: Tensor  # (R,)
 
 
 class Replicas:
@@ -208,26 +204,25 @@ class Replicas:
     def _state(self) -> dict[str, Tensor]:
         return {"weights": self.weights, **self._buffers, **self._optimizer.state()}
 
-    def _gradients(self, batch: Any) -> _Gradients:
+    def _gradients(self, batch: Any) -> Gradients:
         if self._closed_form is not None:
             buffers = {k.removeprefix("module."): v for k, v in self._buffers.items()}
-            found = self._closed_form.gradients_and_losses(self.weights, buffers, batch)
-            return _Gradients(*found)
+            return self._closed_form.gradients_and_losses(self.weights, buffers, batch)
         state = (self._constants, self._buffers, batch)
         with self._naming_the_remedy():
             if self._folded:
                 return self._folded_gradients(*state)
             gradient, losses = self._vmapped(self.weights, *state)
-        return _Gradients(gradient, losses.detach())
+        return Gradients(gradient, losses.detach())
 
     @torch.enable_grad()
-    def _folded_gradients(self, *state: Any) -> _Gradients:
+    def _folded_gradients(self, *state: Any) -> Gradients:
         """By autograd outside of `vmap`: no loss depends on the weights of another replica."""
         weights = self.weights.detach().requires_grad_()
         # Cut outside of `vmap`: that takes a tenth of the time.
         losses = self._losses(self._by_name(weights), *state)
         (gradient,) = torch.autograd.grad(losses.sum(), weights)
-        return _Gradients(gradient, losses.detach())
+        return Gradients(gradient, losses.detach())
 
     def _lay_out(self, batch: Tensor) -> Tensor:
         return channels_last(batch) if self._folded and batch.device.type == "cpu" else batch

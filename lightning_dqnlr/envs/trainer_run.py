@@ -145,17 +145,26 @@ class Conditions(Callback):
                 self._callback.controller.start_multiplier = self._terms.multiplier
 
 
-class Schedule(Callback):
+class RateSetter(Callback):
+    """Sets learning rates during a run, by `rates`: those of the optimizer when it starts.
+
+    Schedulers that the module has are retired.
+    """
+
+    rates: GroupRates
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        retire(trainer)
+        self.rates = GroupRates(trainer.optimizers[0])
+
+
+class Schedule(RateSetter):
     """Sets the learning rate of every step; the ratios between the groups stay."""
 
     def __init__(self, lr: Callable[[int], float]) -> None:
         self._lr = lr
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        retire(trainer)
-        self._rates = GroupRates(trainer.optimizers[0])
-
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._rates.set(self._lr(trainer.global_step))
+        self.rates.set(self._lr(trainer.global_step))

@@ -91,7 +91,8 @@ def check_state(state: Mapping[str, Any]) -> None:
     check_integer("inner_steps", state["inner_steps"], 0)
     check_number("seconds", state["seconds"], "[0, inf)")
     check_number("best_score", state["best_score"], "(-inf, inf]")
-    for name in ("learner", "replay", "failures", "validation", "settings"):
+    check_fields("failures", state["failures"], ("texts", "in_a_row"))
+    for name in ("learner", "replay", "validation", "settings"):
         check_kind(name, state[name], dict)
 
 

@@ -18,11 +18,11 @@ from lightning_dqnlr.envs.environment import (
     Terms,
 )
 from lightning_dqnlr.envs.vector import ON_CPU
-from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.demonstrate import Demonstrators
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.rl.replay import Rollout, Transitions, n_step_transitions
 from lightning_dqnlr.rl.rewards import End, Reward, TrainingInterval
+from lightning_dqnlr.tasks.sampling import check_range
 from lightning_dqnlr.tasks.task import Task
 
 _Power = Annotated[float, "[-2, 2]"]
@@ -93,11 +93,8 @@ class CollectConfig:
         for name in ("demonstrated_ratios", "demonstrated_drifts"):
             bounds = tuple(getattr(self, name))
             object.__setattr__(self, name, bounds)
+            check_range(f"CollectConfig.{name}", bounds, "(-inf, inf)")
         check_settings(self, "CollectConfig.")
-        for name in ("demonstrated_ratios", "demonstrated_drifts"):
-            low, high = getattr(self, name)
-            if low > high:
-                raise ConfigurationError(f"CollectConfig.{name}=({low}, {high}) must be ascending.")
 
     def at(self, episode: int) -> CollectConfig:
         """The settings of one episode, with the share of demonstrators left by then."""

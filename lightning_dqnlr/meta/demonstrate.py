@@ -11,10 +11,10 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from lightning_dqnlr.control.spec import ActionSpec
 from lightning_dqnlr.envs.environment import LREnvironment
+from lightning_dqnlr.policy.choice import epsilon_greedy
 
 
 @dataclass
@@ -48,10 +48,8 @@ class Demonstrators:
         of the true progress: a demonstration may know what the policy cannot.
         """
         count = len(env.controller.spec.actions)
-        random = torch.rand(len(self.ratio), generator=generator) < self.epsilon
-        anything = torch.randint(count, (len(self.ratio),), generator=generator)
-        device = self.ratio.device
-        return torch.where(random.to(device), anything.to(device), self._rule(env))
+        preferred = nn.functional.one_hot(self._rule(env), count)
+        return epsilon_greedy(preferred, self.epsilon, generator)
 
     def _rule(self, env: LREnvironment) -> Tensor:
         controller = env.controller
@@ -63,15 +61,9 @@ class Demonstrators:
         if env.task.known_horizon and not climbing:
             if progress < 1 - controller.spec.decay_share:
                 self._due += self.drift * (self._log_step - before)
-            action = _nearest(actions, self._due)
+            action = actions.nearest(self._due)
             self._due -= actions.log_multiplier(action)
             return action
         cosine = 0.5 * (1 + math.cos(math.pi * min(progress, 0.99)))
         wanted = self.ratio.log() + math.log(cosine)
-        return _nearest(actions, wanted - controller.update_ratio.clamp_min(1e-12).log())
-
-
-def _nearest(actions: ActionSpec, change: Tensor) -> Tensor:
-    """The action whose multiplier's natural log is nearest to `change`, (R,)."""
-    table = actions.log_multiplier(torch.arange(len(actions), device=change.device))
-    return (change.unsqueeze(-1) - table).abs().argmin(-1)
+        return actions.nearest(wanted - controller.update_ratio.clamp_min(1e-12).log())

@@ -6,7 +6,6 @@ import logging
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.scoring.evaluate import Rivals
@@ -48,13 +47,6 @@ class Failures:
                 "Mend or drop that family of tasks."
             )
         return text
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"texts": list(self.texts), "in_a_row": self.in_a_row}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.texts = list(state["texts"])
-        self.in_a_row = state["in_a_row"]
 
 
 def usable_tasks(

@@ -25,7 +25,7 @@ from lightning_dqnlr.policy.folder import RECORD, WEIGHTS
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.scoring.cosine import regret
 from lightning_dqnlr.scoring.evaluate import Regrets, Rivals, evaluate
-from lightning_dqnlr.scoring.statistics import interquartile_mean, stratified_bootstrap
+from lightning_dqnlr.scoring.statistics import Interval, interquartile_mean, stratified_bootstrap
 from lightning_dqnlr.tasks.task import Task
 
 # Runs select on the validation tasks from number 0 on; none goes this far.
@@ -60,13 +60,12 @@ class RankedCandidate:
     def numbers(self) -> dict[str, Any]:
         """The row of the table as plain JSON data."""
         regrets = self.scores.train
-        low, high = stratified_bootstrap(regrets)
         return {
             "score": self.scores.score,
             "mean": regrets.mean().item(),
             "median": regrets.median().item(),
             "iqm": interquartile_mean(regrets),
-            "iqm_interval_95": [low, high],
+            "iqm_interval_95": list(stratified_bootstrap(regrets)),
             "p90": regrets.flatten().quantile(0.9).item(),
             "lost": self.lost,
         }
@@ -140,7 +139,7 @@ def _lost(regrets: Tensor, tasks: Sequence[Task], rivals: Rivals) -> int:
     return int((~(regrets < torch.stack(limits)[:, None] - 1e-4)).sum())
 
 
-def difference(first: RankedCandidate, second: RankedCandidate) -> tuple[float, float]:
+def difference(first: RankedCandidate, second: RankedCandidate) -> Interval:
     """95% interval of the second's score minus the first's, over what other tasks would say.
 
     Both met the same tasks and seeds, so the differences are paired. Tasks are resampled, because
@@ -155,9 +154,9 @@ def verdict(standings: Sequence[RankedCandidate]) -> str:
     """Whether the winner's lead means anything, in one sentence."""
     if len(standings) == 1:
         return "It is the only candidate."
-    low, high = difference(*standings[:2])
-    ahead = f"The second is behind by {low:.3f} to {high:.3f} in score (95%)"
-    if low <= 0:
+    lead = difference(*standings[:2])
+    ahead = f"The second is behind by {lead.low:.3f} to {lead.high:.3f} in score (95%)"
+    if lead.low <= 0:
         return f"{ahead}: within noise, either could be the better one."
     return f"{ahead}: more than noise."
 
@@ -189,7 +188,7 @@ def promote(standings: Sequence[RankedCandidate], into: Path, seeds: int) -> Pat
         ConfigurationError: if the folder cannot be written.
     """
     winner = standings[0].candidate.policy
-    interval = None if len(standings) == 1 else list(difference(*standings[:2]))
+    lead = None if len(standings) == 1 else difference(*standings[:2])
     winner.record = {
         **winner.record,
         "promoted": {
@@ -197,8 +196,8 @@ def promote(standings: Sequence[RankedCandidate], into: Path, seeds: int) -> Pat
             "split": "validation",
             "tasks": list(standings[0].scores.names),
             "seeds": seeds,
-            "lead_in_score_95": interval,
-            "within_noise": interval is not None and interval[0] <= 0,
+            "lead_in_score_95": lead,
+            "within_noise": lead is not None and lead.low <= 0,
             "candidates": [
                 {"name": s.candidate.name, "overrides": s.candidate.overrides, **s.numbers()}
                 for s in standings

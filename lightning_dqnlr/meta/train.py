@@ -10,7 +10,7 @@ import copy
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -310,7 +310,7 @@ class MetaTrainer:
             "replay": self.replay.state_dict(),
             "generator": self.generator.get_state(),
             **{name: getattr(self, name) for name in _PROGRESS},
-            "failures": self.failures.state_dict(),
+            "failures": asdict(self.failures),
             "validation": self._last_validation,
             "settings": self._settings(),
             "format_version": FORMAT_VERSION,
@@ -324,7 +324,7 @@ class MetaTrainer:
         self.generator.set_state(state["generator"])
         for name in _PROGRESS:
             setattr(self, name, state[name])
-        self.failures.load_state_dict(state["failures"])
+        self.failures = Failures(**state["failures"])
         self._last_validation = state["validation"]
 
     def _settings(self) -> dict[str, str]:

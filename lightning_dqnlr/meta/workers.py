@@ -165,7 +165,7 @@ class _Rounds:
 
     def _receive(self, round_: dict[int, Job], done: dict[int, JobOutcome]) -> None:
         try:
-            key, outcome = self._pool.receive()
+            finished = self._pool.receive()
         except ProcessDied as error:
             if self._left == 0:
                 raise workers_keep_dying(self._workers) from error
@@ -180,7 +180,7 @@ class _Rounds:
                 f"process ({error}); define them in a module, or use collector.workers=1."
             ) from error
         else:
-            done[key] = outcome
+            done[finished.key] = finished.outcome
             self._left = self._restarts
 
 

@@ -8,7 +8,6 @@ network would have are compared with the header of the weights.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from lightning_dqnlr.checks import (
 )
 from lightning_dqnlr.control.spec import ControllerSpec, StartRate
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
-from lightning_dqnlr.files import parse_json, read_regular, write_together
+from lightning_dqnlr.files import parse_json, read_regular, strict_json, write_together
 from lightning_dqnlr.policy.network import Network, build_network
 
 FORMAT = "lightning-dqnlr-policy"
@@ -59,9 +58,8 @@ def write_folder(folder: Path, network: Network, spec: ControllerSpec, record: A
     }
     weights = save_tensors(tensors)
     digest = hashlib.sha256(weights).hexdigest()
-    values = (FORMAT, FORMAT_VERSION, digest, network.config, spec.to_dict(), _finite(record))
-    content = dict(zip(_FIELDS, values, strict=True))
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    values = (FORMAT, FORMAT_VERSION, digest, network.config, spec.to_dict(), record)
+    text = strict_json(dict(zip(_FIELDS, values, strict=True)), indent=2)
     check_integer(f"size of {RECORD}", len(text.encode()), 1, _MOST_RECORD)
     write_together({folder / WEIGHTS: weights, folder / RECORD: text.encode()})
 
@@ -198,11 +196,3 @@ def _check_record(record: Any) -> None:
     check_kind("record.overrides", record.get("overrides", []), list, each=str)
     for name in ("inner_steps", "minutes"):
         check_number(f"record.{name}", record.get(name, 0), NOT_NEGATIVE)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

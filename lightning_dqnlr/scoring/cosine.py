@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_dqnlr.checks import Finite, Positive
 from lightning_dqnlr.control.features import LOSS_FLOOR
 from lightning_dqnlr.envs.environment import Engine, Losses
 from lightning_dqnlr.envs.vector import ON_CPU
@@ -25,13 +26,16 @@ PEAKS = tuple(10.0 ** (exponent / 4) for exponent in range(-24, 9))
 
 
 class TunedCosine(NamedTuple):
-    """The best peak by mean log loss over the seeds, and what it reached."""
+    """The best peak by mean log loss over the seeds, and what it reached.
 
-    peak: float
-    train_loss: float
-    validation_loss: float
-    initial_loss: float
-    train_losses: tuple[float, ...]  # mean per peak
+    The losses of a task that nobody can use are not finite; such a result is not kept on disk.
+    """
+
+    peak: Positive
+    train_loss: Finite
+    validation_loss: Finite
+    initial_loss: Finite
+    train_losses: tuple[Finite, ...]  # mean per peak
 
 
 def warm_up_steps(horizon: int) -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import POSITIVE, check_choice, check_fields, check_kind, check_number
+from lightning_dqnlr.checks import check_choice, check_fields, check_kind, check_settings
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, StartKind, Terms
 from lightning_dqnlr.envs.vector import ON_CPU
@@ -82,12 +82,9 @@ def _tuned(values: Any) -> TunedCosine:
     digest = values.pop("sha256", None)
     check_choice("sha256", digest, (_digest(values),), optional=True)
     check_kind("train_losses", values["train_losses"], list)
-    for name in ("train_loss", "validation_loss", "initial_loss"):
-        check_number(name, values[name])
-    for loss in values["train_losses"]:
-        check_number("train_losses", loss)
-    check_number("peak", values["peak"], POSITIVE)
-    return TunedCosine(**{**values, "train_losses": tuple(values["train_losses"])})
+    tuned = TunedCosine(**{**values, "train_losses": tuple(values["train_losses"])})
+    check_settings(tuned, "")
+    return tuned
 
 
 def _digest(values: dict[str, Any]) -> str:
@@ -119,7 +116,7 @@ class Regrets:
     def score(self) -> float:
         """What selects a policy: the mean over tasks of regret clipped to [-0.5, 2].
 
-        Finite whatever happened: a regret that is not a number counts as 2.
+        It is finite whatever happened: a regret that is not a number counts as 2.
         """
         return self.train.nan_to_num(2.0).clamp(-0.5, 2.0).mean().item()
 

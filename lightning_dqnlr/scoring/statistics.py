@@ -15,10 +15,16 @@ from torch import Tensor
 
 Scores = Tensor | Sequence[Tensor]  # (T, S), or T times (S_t,)
 Statistic = Callable[[Tensor], Tensor]  # (..., N) -> (...)
-Interval = tuple[float, float]
 
 WITHIN = math.log(1.02)  # a loss at most 2% above the rival's
 SAMPLES = 2000
+
+
+class Interval(NamedTuple):
+    """All numbers from `low` to `high`."""
+
+    low: float
+    high: float
 
 
 class Estimate(NamedTuple):
@@ -138,8 +144,7 @@ def _better(x: Tensor, y: Tensor) -> Tensor:
 def _percentile_interval(values: Tensor) -> Interval:
     tail = (1 - 0.95) / 2
     ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
-    low, high = values.double().quantile(ends).tolist()
-    return low, high
+    return Interval(*values.double().quantile(ends).tolist())
 
 
 LIMIT = 4.0  # the area is taken over tau in [1 / LIMIT, LIMIT]
@@ -172,9 +177,9 @@ def fractions(ratios: Sequence[float], factors: Sequence[float]) -> list[float]:
 def area(ratios: Sequence[float], limit: float = LIMIT) -> float:
     """The mean of rho(tau) over log tau in [-log limit, log limit], exactly.
 
-    A step function integrates in closed form: each ratio adds the part of the range above it. So
-    0 is never (or slower than `limit` times), 1/2 is as fast as the reference, 1 is `limit` times
-    faster, everywhere.
+    A step function integrates in closed form: each ratio adds the part of the range above it. An
+    area of 0 means never, or slower than `limit` times. 1/2 is as fast as the reference, and 1 is
+    `limit` times faster everywhere.
     """
     width = 2 * math.log(limit)
     clipped = [min(max(ratio, 1 / limit), limit) for ratio in ratios]

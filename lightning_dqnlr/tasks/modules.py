@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchmetrics.functional.classification import multiclass_accuracy
 
 from lightning_dqnlr.tasks.networks.mlp_cnn import NetworkSpec
-from lightning_dqnlr.tasks.optimizers import OptimizerSpec
+from lightning_dqnlr.tasks.optimizers import Gradients, OptimizerSpec
 from lightning_dqnlr.tasks.user import seeded_weights
 
 Loss = Literal["cross_entropy", "mse", "huber"]
@@ -142,7 +142,7 @@ class QuadraticModule(TaskModule):
 
     def gradients_and_losses(
         self, weights: Tensor, buffers: dict[str, Tensor], batch: tuple[Tensor, ...]
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Gradients:
         """The gradients and losses of `training_step` for many replicas at once, without autograd.
 
         With o = Q^T (theta - c) for each centre, the loss is the mean of 0.5 h . o^2 and its
@@ -158,7 +158,7 @@ class QuadraticModule(TaskModule):
         gradients = self.curvature * offset.mean(1)
         if self.rotation is not None:
             gradients = gradients @ self.rotation.T
-        return gradients, losses
+        return Gradients(gradients, losses)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         loss = torch.as_tensor(self(batch[0])).mean()

@@ -10,13 +10,13 @@ optimizers that it never met.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
-from lightning_dqnlr.checks import NOT_NEGATIVE, check_choice, check_number
+from lightning_dqnlr.checks import NotNegative, check_settings
 from lightning_dqnlr.errors import ConfigurationError
 
 OptimizerName = Literal[
@@ -24,6 +24,13 @@ OptimizerName = Literal[
 ]
 # What families draw from unless they are told otherwise.
 COMMON: tuple[OptimizerName, ...] = ("sgd", "momentum", "nesterov", "adam", "adamw", "rmsprop")
+
+
+class Gradients(NamedTuple):
+    """What one batch says of R replicas with P weights each."""
+
+    gradient: Tensor  # (R, P)
+    losses: Tensor  # (R,)
 
 
 class OwnRule(torch.optim.Optimizer):
@@ -109,15 +116,12 @@ class OptimizerSpec:
     """
 
     name: OptimizerName
-    weight_decay: float = 0.0
-    momentum: float = 0.9
-    beta2: float = 0.999
+    weight_decay: NotNegative = 0.0
+    momentum: Annotated[float, "[0, 1)"] = 0.9
+    beta2: Annotated[float, "[0, 1)"] = 0.999
 
     def __post_init__(self) -> None:
-        check_choice("optimizer name", self.name, get_args(OptimizerName))
-        check_number("weight_decay", self.weight_decay, NOT_NEGATIVE)
-        check_number("momentum", self.momentum, "[0, 1)")
-        check_number("beta2", self.beta2, "[0, 1)")
+        check_settings(self, "optimizer ")
         if self.name == "nesterov" and self.momentum == 0.0:
             raise ConfigurationError("nesterov needs momentum > 0; use name='sgd' without it.")
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from lightning_dqnlr.checks import check_integer, check_number
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks import user
+from lightning_dqnlr.tasks.optimizers import Gradients
 from lightning_dqnlr.tasks.sampling import Split
 
 
@@ -148,8 +149,8 @@ class ClosedFormGradient(Protocol):
 
     def gradients_and_losses(
         self, weights: Tensor, buffers: dict[str, Tensor], batch: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Gradients (R, P) and losses (R,) at weights (R, P) on a batch of tensors (R, N, ...)."""
+    ) -> Gradients:
+        """At weights (R, P), on a batch of tensors (R, N, ...)."""
 
 
 class TaskFamily(Protocol):

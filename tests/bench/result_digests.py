@@ -40,7 +40,7 @@ PROTOCOL = (
     "host/group_rates.py",
 )
 CONTROLLER = ("control", "policy", "host", "bench/methods/policies.py", "envs/trainer_run.py")
-SHARED_BY_METHODS = ("bench/methods/plan.py", "scoring/cosine.py")
+SHARED_BY_METHODS = ("bench/methods/plan.py", "envs/trainer_run.py", "scoring/cosine.py")
 PACKAGES = ("torch", "lightning", "prodigyopt", "dadaptation", "schedulefree", "scikit-learn")
 SILENT = (ast.Import, ast.ImportFrom)
 WORDS = ("annotation", "returns", "type_comment", "type_params", "ctx", "kind")

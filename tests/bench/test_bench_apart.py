@@ -27,7 +27,7 @@ from tests.bench.tiny_methods import Plain, Raising
 
 @pytest.mark.parametrize("split", APART)
 def test_splits_that_stand_apart_are_left_to_the_methods_named(split):
-    make = Sampled(TeacherMLPs, "adam", 20, 0, 1e-3)
+    make = Sampled(TeacherMLPs, "adam", 20)
     tasks = [BenchTask("a", "new seeds", make, 1.0), BenchTask("b", split, make, 1.0)]
     suite = Suite(seeds=1, points=1, apart_methods=["raising"])
     told_of = [(run.task.name, run.method.name) for run in plan(suite, tasks, [Plain(), Raising()])]
@@ -118,7 +118,7 @@ def test_longer_runs_and_untold_lengths_stand_apart():
 
 def told_and_untold(family):
     if family == "sampled":
-        return [Sampled(TeacherMLPs, "adam", 20, 0, 1e-3, known_horizon=k)() for k in (True, False)]
+        return [Sampled(TeacherMLPs, "adam", 20, known_horizon=k)() for k in (True, False)]
     return [vision_transformer("a", known_horizon) for known_horizon in (True, False)]
 
 
@@ -155,7 +155,7 @@ def test_no_two_tasks_are_one_draw_of_a_family():
 
 @pytest.mark.parametrize("known", [True, False])
 def test_the_policy_is_told_the_length_only_where_it_may_be(known):
-    task = Sampled(TeacherMLPs, "adam", 20, 0, 1e-3, known_horizon=known)()
+    task = Sampled(TeacherMLPs, "adam", 20, known_horizon=known)()
     conditions, callback = LearnedPolicy().plan(Setting(task, seed=0)).callbacks
     with quiet():
         trainer = task_trainer(task, [conditions, callback], "cpu")

@@ -146,8 +146,9 @@ def test_hypergradient_raises_when_gradients_agree_and_lowers_when_they_do_not()
 
 
 def test_hypergradient_follows_the_last_update_not_the_last_gradient():
-    # Adam's second update still points against the first gradients although the second is small
-    # and reversed: moments (0.9 * 1 - 0.1 * 0.01) > 0. A product of gradients would be negative.
+    # Adam's second update still points against the first gradient, although the second gradient is
+    # small and reversed. Its moment is 0.9 * 1 - 0.1 * 0.01 > 0. A product of gradients would be
+    # negative.
     gradients = [(1.0, 0.0), (-0.01, 0.0), (1.0, 0.0)]
     job = task(partial(Pushed, gradients), partial(Adam, lr=0.1), horizon=3)
     assert rates(Hypergradient(), job, 1.0) == pytest.approx([1, 0.98, 0.98 * 1.02])

@@ -69,7 +69,7 @@ def lr_losses(store, runs, losses):
 @pytest.fixture
 def planned():
     suite = Suite(seeds=3, points=5, decades=4.0, race_margin=0.7)
-    task = BenchTask("tiny", "new seeds", Sampled(TeacherMLPs, "adam", 20, 0, 1e-3), 1.0)
+    task = BenchTask("tiny", "new seeds", Sampled(TeacherMLPs, "adam", 20), 1.0)
     return list(plan(suite, [task], [Plain(), Raising()]))
 
 
@@ -156,7 +156,7 @@ def test_the_command_races_and_goes_on_from_any_round(tmp_path, capsys):
 
 
 def test_the_first_methods_run_first_on_each_task():
-    make = Sampled(TeacherMLPs, "adam", 20, 0, 1e-3)
+    make = Sampled(TeacherMLPs, "adam", 20)
     tasks = [BenchTask(name, "new seeds", make, 1.0) for name in "ab"]
     suite = Suite(seeds=1, points=1, first=["absent", "raising"])
     order = [

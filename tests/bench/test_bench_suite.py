@@ -41,7 +41,7 @@ every_task = pytest.mark.parametrize("named", TASKS, ids=lambda task: task.name.
 
 
 def tiny(name="tiny", horizon=20, **changed):
-    build = Sampled(TeacherMLPs, "adam", horizon, 0, 1e-3)
+    build = Sampled(TeacherMLPs, "adam", horizon)
     return BenchTask(**{"name": name, "split": "new seeds", "build": build, "lr": 1e-3, **changed})
 
 
@@ -259,7 +259,7 @@ def test_runs_are_stored_failures_too_and_only_what_is_missing_runs(tmp_path):
     seen = []
     refused = complete(missing(runs, store), store, 1, seen.append)
     assert set(refused) == {"absent"}
-    assert [progress.done for progress in seen] == list(range(1, 9))
+    assert len(seen) == 8
     assert seen[-1].seconds_left == 0.0
     assert sum(progress.failure is not None for progress in seen) == 2
     assert {run.method.name for run in missing(runs, store)} == {"absent"}
@@ -280,8 +280,8 @@ def one_thread():
 @pytest.mark.usefixtures("one_thread")
 def test_the_number_of_processes_changes_no_result():
     runs = [planned(tiny(), Plain(), lr, seed) for lr in (1e-3, 1e-2) for seed in (0, 1)]
-    outcomes = dict(make_runs(runs, 2, lambda _: False))
-    there = [outcomes[i].final_train for i in range(4)]
+    ended = {one.run.key: one.outcome for one in make_runs(runs, 2, lambda _: False)}
+    there = [ended[one.key].final_train for one in runs]
     here = [run(one.method, one.task.open(), one.lr, one.seed) for one in runs]
     assert there == [record.final_train for record in here]
     assert len(set(there)) == 4

@@ -56,8 +56,8 @@ def test_losses_below_zero_count_as_zero():
 
 
 def test_the_peak_is_the_best_mean_of_the_log_training_loss():
-    # Logs of loss + e: 0.5 and 8 (mean log 2) against 4 and 4 (mean log 4), whose arithmetic mean
-    # is lower, as is its validation loss.
+    # The losses + e are 0.5 and 8 (mean log 2) against 4 and 4 (mean log 4). The latter have the
+    # lower arithmetic mean and the lower validation loss.
     chosen = runs("cosine", 0.48, 7.98, lr=1.0)
     decoy = [
         record(method="cosine", lr=0.1, seed=seed, final_train=3.98, final_validation=0.1)

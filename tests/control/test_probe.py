@@ -43,8 +43,8 @@ def test_slices_and_flat_columns_read_the_same_coordinates(sizes, coordinates):
 
 
 def test_the_usual_norm_counts_a_row_of_a_matrix_or_kernel_as_one():
-    # LeCun: 100 x 30 numbers of variance 1/30 have the squared norm 100, kernels of 8 x 4 x 3 x 3
-    # of variance 1/36 have 8; a bias of 100 and a number of no dimension count as one each.
+    # By LeCun, 100 x 30 numbers of variance 1/30 have the squared norm 100. Kernels of 8 x 4 x 3
+    # x 3 of variance 1/36 have 8. A bias of 100 and a number of no dimension count as one each.
     probe = Probe([(100, 30), (8, 4, 3, 3), (100,), ()], max_coordinates=100)
     assert probe.lecun_norm == pytest.approx(math.sqrt(110))
     assert probe.weight_floor == pytest.approx(0.1 * math.sqrt(110))

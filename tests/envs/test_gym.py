@@ -77,7 +77,7 @@ def test_the_vectorised_environment_needs_no_gymnasium_and_the_other_names_the_e
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("lightning_dqnlr.errors.ConfigurationError"), done.stderr
+    assert last.startswith("lightning_dqnlr.errors.MissingPackageError"), done.stderr
     assert 'pip install "lightning-dqnlr[gym]"' in last
 
 

@@ -29,8 +29,9 @@ def test_quadratic_loss_and_gradient_match_the_hand_computed_values():
 
 
 def test_quadratic_rotation_holds_the_eigenvectors_in_its_columns():
-    # Columns (0.6, 0.8) and (-0.8, 0.6). Offset (1, 2) has components 2.2 and 0.4 along them:
-    # 0.5 * (4 * 4.84 + 0.5 * 0.16) = 9.72; with the rows it would be 0.5 * (4 * 1 + 0.5 * 4) = 3.
+    # The columns are (0.6, 0.8) and (-0.8, 0.6). The offset (1, 2) has components 2.2 and 0.4 along
+    # them, so the loss is 0.5 * (4 * 4.84 + 0.5 * 0.16) = 9.72.
+    # With the rows it would be 0.5 * (4 * 1 + 0.5 * 4) = 3.
     rotation = torch.tensor([[0.6, -0.8], [0.8, 0.6]])
     loss = quadratic(rotation).training_step((torch.zeros(1, 2),), 0)
     assert loss.item() == pytest.approx(9.72)

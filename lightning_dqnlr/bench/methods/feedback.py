@@ -21,9 +21,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lightning_dqnlr.bench.methods.plan import Plan, RateSetter, Setting
+from lightning_dqnlr.bench.methods.plan import Plan, Setting
 from lightning_dqnlr.envs.process import RandomStream
 from lightning_dqnlr.envs.trainer_data import task_loader, task_trainer
+from lightning_dqnlr.envs.trainer_run import RateSetter
 
 
 @dataclass(frozen=True)

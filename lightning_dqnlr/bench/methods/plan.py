@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback
 from torch.optim import Optimizer
 
-from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.tasks.task import Task
 
 
@@ -60,15 +59,6 @@ class Plan:
     recovers: bool = False
     lr_of: Callable[[Optimizer], float] = largest_lr
     keeps: Callable[[], Any] = dict
-
-
-class RateSetter(Callback):
-    """Sets learning rates during a run, by `rates`: those of the optimizer when it starts."""
-
-    rates: GroupRates
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.rates = GroupRates(trainer.optimizers[0])
 
 
 class Method(Protocol):

@@ -90,9 +90,7 @@ class MeanCurve:
         current = observation[..., self._column["scale_to_start"]].cpu()
         mean = self._sum[cells] / count.clamp_min(1)
         change = 5 * torch.where(count > 0, mean - current, torch.zeros_like(current))
-        table = self._actions.log_multiplier(torch.arange(len(self._actions)))
-        nearest = (change.unsqueeze(-1) - table).abs().argmin(-1)
-        return nearest.to(observation.device)
+        return self._actions.nearest(change).to(observation.device)
 
     def _cells(self, observation: Tensor) -> tuple[Tensor, Tensor]:
         """Indices of the table's rows and points.

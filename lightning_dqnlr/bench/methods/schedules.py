@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from lightning.pytorch import LightningModule, Trainer
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 
-from lightning_dqnlr.bench.methods.plan import Plan, RateSetter, Setting
+from lightning_dqnlr.bench.methods.plan import Plan, Setting
+from lightning_dqnlr.envs.trainer_run import Schedule
 from lightning_dqnlr.scoring.cosine import cosine, warm_up_steps
 
 COOL_DOWN = 0.2
@@ -56,18 +55,11 @@ class ScheduledLR:
         return Plan(lr=setting.lr, callbacks=(FollowShape(self.shape, setting.task.horizon),))
 
 
-class FollowShape(RateSetter):
+class FollowShape(Schedule):
     """Sets the learning rate of every step to a share of the optimizer's own."""
 
     def __init__(self, shape: Shape, horizon: int) -> None:
-        self._shape = shape
-        self._horizon = horizon
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        share = self._shape(trainer.global_step, self._horizon)
-        self.rates.set(self.rates.reference * share)
+        super().__init__(lambda step: self.rates.reference * shape(step, horizon))
 
 
 @dataclass(frozen=True)

@@ -98,10 +98,10 @@ def _seed_table(comparison: Comparison) -> Table:
 
 def what_it_costs(comparison: Comparison) -> Section:
     text = (
-        f"Runs per result counts those that chose the LR. Seconds are of training alone: of all "
-        f"these runs against the tuned {RIVAL}'s, and of one run against the {PLAIN} one of the "
-        "same task and seed (medians). Memory is beyond the plain run, in bytes and in copies of "
-        "the weights."
+        f"Runs per result counts those that chose the LR. Seconds are of training alone (medians). "
+        f"Those of all these runs are compared with the tuned {RIVAL}'s, and those of one run with "
+        f"the {PLAIN} one of the same task and seed. Memory is beyond the plain run, "
+        "in bytes and in copies of the weights."
     )
     table = cost_table(comparison)
     blocks: tuple[Block, ...] = (text, table)

@@ -43,9 +43,9 @@ class Duel(NamedTuple):
         """
         if self.runs < FEWEST_RUNS:
             return "undecided"
-        if self.train.interval[1] < 0.5:
+        if self.train.interval.high < 0.5:
             return "worse"
-        return "better" if self.train_over_tasks[0] > 0.5 else "undecided"
+        return "better" if self.train_over_tasks.low > 0.5 else "undecided"
 
 
 def duels(comparison: Comparison) -> list[Duel]:
@@ -114,7 +114,12 @@ def _picture(comparison: Comparison, rows: Sequence[Duel]) -> Picture:
     }
     methods = [row.method for row in rows]
     text = f"Probability that {SUBJECT} ends lower than each other method."
-    look: Any = {"name": "improvement", "text": text, "middle": 0.5, "limits": (-0.02, 1.02)}
+    look: Any = {
+        "name": "improvement",
+        "text": text,
+        "middle": 0.5,
+        "limits": Interval(-0.02, 1.02),
+    }
     return interval_picture(comparison, methods, panels, **look)
 
 
@@ -139,6 +144,6 @@ def verdicts(rows: Sequence[Duel]) -> list[str]:
             f"On training loss {SUBJECT} is neither shown better nor worse compared with: "
             f"{named['undecided']}."
         )
-    held_out = [_named(d.method, d.validation) for d in rows if d.validation.interval[1] < 0.5]
+    held_out = [_named(d.method, d.validation) for d in rows if d.validation.interval.high < 0.5]
     items.append(f"On validation loss {SUBJECT} is worse than: {', '.join(held_out) or nobody}.")
     return items

@@ -104,8 +104,9 @@ def how_good(comparison: Comparison) -> Section:
     rows = headline_rows(comparison, tasks)
     text = (
         f"Regret = log((final loss + e) / (tuned {RIVAL}'s + e)), e = 1% of the "
-        f"initial loss, over {len(tasks)} tasks; 0 is as good, 0.1 is 10% above, below zero is "
-        "better. IQM: interquartile mean, with 95% stratified bootstrap intervals. Sorted by it."
+        f"initial loss, over {len(tasks)} tasks. A regret of 0 is as good, 0.1 is 10% above, and "
+        "below zero is better. IQM: interquartile mean, with 95% stratified bootstrap intervals. "
+        "Rows are sorted by it."
     )
     shown = (_picture(comparison, rows),) if rows else ()
     return Section("How good", (text, headline(comparison, tasks, rows), *shown))
@@ -185,8 +186,8 @@ def _median_loss(losses: Iterable[float]) -> str:
 
 def how_fast(comparison: Comparison) -> Section:
     text = (
-        f"Performance profiles: the share of (task, seed) on which a method reaches the tuned "
-        f"{RIVAL}'s final validation loss within a factor of the time it took {RIVAL}. The area is "
+        f"A performance profile is a share of (task, seed). On these a method reaches the tuned "
+        f"{RIVAL}'s final validation loss within a factor of the {RIVAL}'s own time. The area is "
         f"the mean over log factor from 1/{LIMIT:.0f} to {LIMIT:.0f}: 0.5 is the tuned {RIVAL} "
         "itself. A run that never gets there counts as infinitely slow; a method exactly as good "
         "gets there about every other time. Searching for an LR is not in here, but under the cost."

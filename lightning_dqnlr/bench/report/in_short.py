@@ -11,6 +11,7 @@ from lightning_dqnlr.bench.report.duels import Duel, verdicts
 from lightning_dqnlr.bench.report.headline import headline, headline_row
 from lightning_dqnlr.bench.report.losing import LostTask
 from lightning_dqnlr.bench.runs.record import diverged
+from lightning_dqnlr.scoring.statistics import Interval
 
 
 def in_short(comparison: Comparison, rows: Sequence[Duel], lost: Sequence[LostTask]) -> Section:
@@ -42,11 +43,12 @@ def _statements(
 
 def _against_the_rival(comparison: Comparison, tasks: Sequence[str]) -> str:
     row = headline_row(comparison, SUBJECT, tasks)
-    low, high = (math.exp(end) - 1 for end in row.train.interval)
+    excess = Interval(*(math.exp(end) - 1 for end in row.train.interval))
     tries = sum(comparison.entries[task, RIVAL].tries for task in tasks) / len(tasks)
     return (
         f"{SUBJECT} ends {_distance(row.train.iqm)} the tuned {RIVAL}'s training loss "
-        f"(interquartile mean over {len(tasks)} tasks; 95% interval {low:+.1%} to {high:+.1%}) and "
+        f"(interquartile mean over {len(tasks)} tasks; 95% interval {excess.low:+.1%} to "
+        f"{excess.high:+.1%}) and "
         f"{_distance(row.validation.iqm)} its validation loss. A result costs {row.tries:.0f} "
         f"{'run' if row.tries == 1 else 'runs'}, one of the tuned {RIVAL} {tries:.0f}. "
         f"{row.diverged:.1%} of {SUBJECT}'s runs diverged."

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from lightning_dqnlr.checks import check_fields
 from lightning_dqnlr.errors import RecordError
+from lightning_dqnlr.files import strict_json
 from lightning_dqnlr.scoring.cosine import regret
 
 TRAIN = "train"
@@ -74,8 +75,7 @@ class Record:
 
     def to_json(self) -> str:
         """One JSON object, strictly: a number that is not finite becomes null."""
-        values = pytree.tree_map(finite_or_none, asdict(self))
-        return json.dumps(values, indent=1, allow_nan=False) + "\n"
+        return strict_json(asdict(self), indent=1)
 
     @classmethod
     def from_json(cls, text: str) -> Record:
@@ -86,30 +86,21 @@ class Record:
         """
         try:
             values = json.loads(text)
+            check_fields("the record", values, [field.name for field in fields(cls)])
+            _check(values)
         except ValueError as error:
-            raise RecordError(f"the record is no JSON ({error}); {_REMEDY}") from error
-        names = {field.name for field in fields(cls)}
-        if not isinstance(values, dict) or set(values) != names:
-            found = set(values) if isinstance(values, dict) else set()
             raise RecordError(
-                f"the record must have exactly the fields of this version; missing: "
-                f"{sorted(names - found)}, unknown: {sorted(found - names)}; {_REMEDY}"
-            )
-        _check(values)
+                f"the record is damaged or of another version ({error}); delete the file and let "
+                "the run be made again."
+            ) from error
         return cls(**values)
 
 
-_REMEDY = "delete the file and let the run be made again."
 _KINDS = {"float": (int, float), "int": (int,), "str": (str,)}
 
 
-def finite_or_none(value: Any) -> Any:
-    """None in the place of a number that is not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def _check(values: dict[str, Any]) -> None:
-    """Raises RecordError for a field of the wrong kind."""
+    """Raises ValueError for a field of the wrong kind."""
     for field in fields(Record):
         kind, _, nullable = str(field.type).partition(" | ")
         value = values[field.name]
@@ -119,11 +110,11 @@ def _check(values: dict[str, Any]) -> None:
         if field.name.startswith("initial") and value is None:
             values[field.name] = math.nan
         elif not isinstance(value, _KINDS[kind]) or isinstance(value, bool):
-            raise RecordError(f"{field.name} must be {field.type}, got {value!r}; {_REMEDY}")
+            raise ValueError(f"{field.name} must be {field.type}, got {value!r}")
     curve = values["curve"]
     lists = isinstance(curve, dict) and all(isinstance(c, list) for c in curve.values())
     if not lists or set(curve) != set(_CURVES) or len({len(c) for c in curve.values()}) != 1:
-        raise RecordError(f"curve must hold lists of one length {_CURVES}; {_REMEDY}")
+        raise ValueError(f"curve must hold lists of one length {_CURVES}")
 
 
 def initial_loss(runs: Sequence[Record], which: str = TRAIN) -> float:

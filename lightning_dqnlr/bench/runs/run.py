@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -20,13 +20,14 @@ from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.methods.plan import Method, Plan, Setting
 from lightning_dqnlr.bench.runs.evaluation import Evaluation
-from lightning_dqnlr.bench.runs.record import Record, RunKey, finite_or_none
+from lightning_dqnlr.bench.runs.record import Record, RunKey
 from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
 from lightning_dqnlr.bench.tasks.task import BenchTask
 from lightning_dqnlr.envs.process import RandomStream, interruptible
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import MissingPackageError, PolicyFileError
+from lightning_dqnlr.files import finite_or_none
 from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.scoring.task_content import task_digest
 from lightning_dqnlr.tasks.task import Task
@@ -166,6 +167,14 @@ class _Attempt:
         )
 
 
+class _Point(NamedTuple):
+    """The losses after so many steps."""
+
+    step: int
+    train: float
+    validation: float
+
+
 class Observer(Callback):
     """Evaluates at fixed steps, notes learning rates, and takes the time of the rest.
 
@@ -177,7 +186,7 @@ class Observer(Callback):
         count = max(1, min(evaluations, task.horizon))
         self._points = {round(i * task.horizon / count) for i in range(count + 1)}
         self._evaluate = Evaluation(task)
-        self._rows: list[tuple[int, float, float]] = []
+        self._curve: list[_Point] = []
         self._rates: dict[int, float] = {}
         self._steps = 0
         self._since: float | None = None
@@ -195,7 +204,7 @@ class Observer(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step in self._points and step > self._rows[-1][0]:
+        if step in self._points and step > self._curve[-1].step:
             self._look(trainer, pl_module)
             if not self.plan.recovers and not _finite(pl_module.parameters()):
                 trainer.should_stop = True  # such weights stay so
@@ -219,12 +228,14 @@ class Observer(Callback):
     def curve(self) -> dict[str, list[Any]]:
         """As `Record` has it; None for what is not finite."""
         first = self._rates.get(1)
-        return {
-            "step": [step for step, _, _ in self._rows],
-            "train": [finite_or_none(train) for _, train, _ in self._rows],
-            "validation": [finite_or_none(held_out) for _, _, held_out in self._rows],
-            "lr": [finite_or_none(self._rates.get(step, first)) for step, _, _ in self._rows],
+        steps = [point.step for point in self._curve]
+        curve = {
+            "step": steps,
+            "train": [point.train for point in self._curve],
+            "validation": [point.validation for point in self._curve],
+            "lr": [self._rates.get(step, first) for step in steps],
         }
+        return pytree.tree_map(finite_or_none, curve)
 
     def _note_rate(self, optimizer: Optimizer, *_: Any) -> None:
         self._steps += 1
@@ -234,7 +245,9 @@ class Observer(Callback):
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop_clock()
         losses = self._evaluate(module, trainer.optimizers[0])
-        self._rows.append((trainer.global_step, losses.train.item(), losses.validation.item()))
+        self._curve.append(
+            _Point(trainer.global_step, losses.train.item(), losses.validation.item())
+        )
         self._since = time.perf_counter()
 
     def _stop_clock(self, count: bool = True) -> None:

@@ -6,8 +6,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from typing import NamedTuple, TypeVar, get_args
+from functools import lru_cache, partial
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from lightning_dqnlr.bench.methods.plan import Method
 from lightning_dqnlr.bench.runs.archive import Store
@@ -15,10 +15,10 @@ from lightning_dqnlr.bench.runs.record import Record, RunKey, survivors
 from lightning_dqnlr.bench.runs.run import PlannedRun
 from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
 from lightning_dqnlr.bench.tasks.task import APART, BenchSplit, BenchTask
-from lightning_dqnlr.checks import NOT_NEGATIVE, check_choice, check_integer, check_number
+from lightning_dqnlr.checks import Count, NotNegative, check_settings
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
 from lightning_dqnlr.errors import ConfigurationError, MissingPackageError
-from lightning_dqnlr.processes import NotSent, ProcessDied, Processes
+from lightning_dqnlr.processes import Done, NotSent, ProcessDied, Processes
 from lightning_dqnlr.scoring.task_content import task_digest
 from lightning_dqnlr.tasks.task import Task
 
@@ -55,27 +55,31 @@ class Suite:
 
     tasks: Sequence[str] | None = None
     methods: Sequence[str] | None = None
-    seeds: int = 5
-    points: int = 17
-    decades: float = 4.0
+    seeds: Count = 5
+    points: Count = 17
+    decades: Annotated[float, "(0, 12]"] = 4.0
     sensitivity: Sequence[str] = ()
-    sensitivity_decades: int = 6
+    sensitivity_decades: Literal[2, 4, 6, 8, 10, 12] = 6
     apart_methods: Sequence[str] | None = None
     first: Sequence[str] = ()
-    race_margin: float | None = None
+    race_margin: NotNegative | None = None
     device: str = "cpu"
-    evaluations: int = 24
-    splits: Sequence[str] | None = None
+    evaluations: Count = 24
+    splits: Sequence[BenchSplit] | None = None
 
     def __post_init__(self) -> None:
-        check_integer("seeds", self.seeds, 1)
-        check_integer("points", self.points, 1)
-        check_integer("evaluations", self.evaluations, 1)
-        for split in self.splits or ():
-            check_choice("splits", split, get_args(BenchSplit))
-        check_number("decades", self.decades, "(0, 12]")
-        check_number("race_margin", self.race_margin, NOT_NEGATIVE, optional=True)
-        check_choice("sensitivity_decades", self.sensitivity_decades, range(2, 14, 2))
+        check_settings(self, "")
+
+
+class EndedRun(NamedTuple):
+    """What became of a planned run.
+
+    The outcome is its record, why the method cannot be run on this machine at all, or None for a
+    skipped run.
+    """
+
+    run: PlannedRun
+    outcome: Record | str | None = None
 
 
 class Progress(NamedTuple):
@@ -225,15 +229,11 @@ def estimate(runs: Sequence[PlannedRun], workers: int) -> float:
 
 def make_runs(
     runs: Sequence[PlannedRun], workers: int, skip: Callable[[PlannedRun], bool]
-) -> Iterator[tuple[int, Record | str | None]]:
+) -> Iterator[EndedRun]:
     """Makes runs in several processes, which end when this iterator does.
 
     Runs of a task should follow each other, because a process keeps the last task that it opened.
-    `skip` is asked right before a run would begin.
-
-    Yields:
-        The place in `runs` and what became of the run, in the order in which runs end. That is a
-        record, why the method cannot be run on this machine at all, or None for a skipped run.
+    `skip` is asked right before a run would begin. The order is that in which runs end.
 
     Raises:
         ConfigurationError: a task or method cannot be sent to another process, or one was killed.
@@ -244,18 +244,18 @@ def make_runs(
         with Processes(count, partial(_Maker, runs)) as pool:
             for index, run in enumerate(runs):
                 if busy == count:
-                    yield pool.receive()
+                    yield _ended(runs, pool.receive())
                     busy -= 1
                 if skip(run):
-                    yield index, None
+                    yield EndedRun(run)
                     continue
                 pool.submit(index, index)
                 busy += 1
             for _ in range(busy):
-                yield pool.receive()
+                yield _ended(runs, pool.receive())
     except NotSent as error:
         raise ConfigurationError(
-            f"a task or method cannot be sent to another process ({error}); define its module and "
+            f"a task or method cannot be sent to another process ({error}). Define its module and "
             "its data loader at the top of a file that can be imported."
         ) from error
     except ProcessDied as error:
@@ -266,6 +266,10 @@ def make_runs(
         ) from error
 
 
+def _ended(runs: Sequence[PlannedRun], job: Done[Record | str]) -> EndedRun:
+    return EndedRun(runs[job.key], job.outcome)
+
+
 class _Maker:
     """In a process: makes the runs whose places it is told; keeps the last task that it opened.
 
@@ -274,14 +278,13 @@ class _Maker:
 
     def __init__(self, runs: Sequence[PlannedRun]) -> None:
         self._runs = runs
-        self._opened: tuple[BenchTask, Task] | None = None
+        self._open = lru_cache(maxsize=1)(BenchTask.open)
 
     def __call__(self, index: int) -> Record | str:
         run = self._runs[index]
-        if self._opened is None or self._opened[0] is not run.task:
-            self._opened = (run.task, run.task.open())
+        task = self._open(run.task)
         try:
-            return run.make(self._opened[1])
+            return run.make(task)
         except MissingPackageError as error:
             return str(error)
 
@@ -307,18 +310,16 @@ def complete(
     started = time.monotonic()
     whole = estimate(runs, 1)
     over = 0.0
-    outcomes = make_runs(runs, workers, lambda run: run.method.name in refused)
-    for index, outcome in outcomes:
-        run = runs[index]
+    for ended in make_runs(runs, workers, lambda run: run.method.name in refused):
         failure = None
-        if isinstance(outcome, Record):
-            store.put(outcome)
-            failure = outcome.failure
-        elif outcome is not None:
-            refused[run.method.name] = outcome
-        over += run.task.seconds
+        if isinstance(ended.outcome, Record):
+            store.put(ended.outcome)
+            failure = ended.outcome.failure
+        elif ended.outcome is not None:
+            refused[ended.run.method.name] = ended.outcome
+        over += ended.run.task.seconds
         left = (time.monotonic() - started) / over * (whole - over)
-        report(Progress(max(0.0, left), run, failure))
+        report(Progress(max(0.0, left), ended.run, failure))
     return refused
 
 

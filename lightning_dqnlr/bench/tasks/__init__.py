@@ -50,7 +50,7 @@ def build_at(lr: float, build: Callable[[int], LightningModule], seed: int) -> L
 
 @dataclass(frozen=True)
 class Sampled:
-    """Builds the test task of a family and a seed, at one optimizer and length.
+    """Builds the test task of a family and a seed, at one optimizer, its usual LR, and one length.
 
     Weights and inputs have their ordinary scales. In meta-training they vary over decades, but a
     user's grid of learning rates is centred at what is usual, and so is every rival's here.
@@ -60,14 +60,12 @@ class Sampled:
         optimizer: the only one that may be drawn.
         horizon: of the run.
         seed: of the draw; split "test", which shares no random stream with training.
-        lr: what the modules' `configure_optimizers` begins with.
     """
 
     family: type[RandomTasks]
     optimizer: OptimizerName
     horizon: int
-    seed: int
-    lr: float
+    seed: int = 0
     batch_size: int = 32
     known_horizon: bool = True
 
@@ -81,7 +79,7 @@ class Sampled:
             known_horizon_probability=float(self.known_horizon),
         )
         task = family.sample(self.seed, "test")
-        return replace(task, build=partial(build_at, self.lr, task.build))
+        return replace(task, build=partial(build_at, USUAL_LR[self.optimizer], task.build))
 
 
 def _known(
@@ -93,11 +91,10 @@ def _known(
     split: BenchSplit = "new seeds",
     seconds: float = 2.0,
     higher: float = 1.0,
-    seed: int = 0,
     **settings: Any,
 ) -> BenchTask:
     lr = USUAL_LR[optimizer]
-    build = Sampled(family, optimizer, horizon, seed, lr, **settings)
+    build = Sampled(family, optimizer, horizon, **settings)
     return BenchTask(name, split, build, lr, seconds, centre=higher * lr)
 
 

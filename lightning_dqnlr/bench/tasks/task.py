@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from lightning_dqnlr.checks import POSITIVE, check_choice, check_number
+from lightning_dqnlr.checks import Positive, check_settings
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.sampling import Draws, derive_seed
 from lightning_dqnlr.tasks.task import Task
@@ -70,15 +70,13 @@ class BenchTask:
     name: str
     split: BenchSplit
     build: Callable[[], Task]
-    lr: float
+    lr: Positive
     seconds: float = 2.0
-    centre: float | None = None
+    centre: Positive | None = None
     version: str = "1"
 
     def __post_init__(self) -> None:
-        check_choice("split", self.split, get_args(BenchSplit))
-        check_number("lr", self.lr, POSITIVE)
-        check_number("centre", self.centre, POSITIVE, optional=True)
+        check_settings(self, "")
 
     def open(self) -> Task:
         """The task under its name in records; `ConfigurationError` if its data are not there."""

@@ -36,7 +36,7 @@ def split_off_a_fifth(*tensors: Tensor) -> Examples:
 
 
 class Parts(NamedTuple):
-    """A text or a series in two: to train on, and for validation; (rows, ...) each."""
+    """Texts, series or images in two: to train on, and for validation; (rows, ...) each."""
 
     train: Tensor
     validation: Tensor

@@ -11,18 +11,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_dqnlr.errors import needs_package
-from lightning_dqnlr.tasks.data.examples import Examples, multiple_of_eight, split_off
+from lightning_dqnlr.tasks.data.examples import Examples, Parts, multiple_of_eight, split_off
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
 PHOTOGRAPHS = 2
 # Both are 427 x 640 pixels.
-SPLIT_COLUMNS: dict[Split, tuple[int, int]] = {
-    "train": (0, 384),
-    "validation": (384, 512),
-    "test": (512, 640),
+SPLIT_COLUMNS: dict[Split, range] = {
+    "train": range(384),
+    "validation": range(384, 512),
+    "test": range(512, 640),
 }
-TRAIN_ROWS = (0, 320)
-VALIDATION_ROWS = (320, 427)
+TRAIN_ROWS = range(320)
+VALIDATION_ROWS = range(320, 427)
 TREATMENTS = 4
 NOISE = 0.3
 
@@ -39,7 +39,7 @@ def _photographs() -> tuple[Tensor, ...]:
     return tuple((p - p.mean((1, 2), True)) / p.std((1, 2), keepdim=True) for p in pixels)
 
 
-def patches(split: Split, size: int, examples: int, draws: Draws) -> tuple[Tensor, Tensor]:
+def patches(split: Split, size: int, examples: int, draws: Draws) -> Parts:
     """Training patches (N, 3, size, size) of random places, and N // 4 validation patches.
 
     Over a whole photograph each colour has mean 0 and variance 1.
@@ -47,8 +47,7 @@ def patches(split: Split, size: int, examples: int, draws: Draws) -> tuple[Tenso
     Raises:
         MissingPackageError: scikit-learn or Pillow is not installed.
     """
-    (train, _), (validation, _) = _parts(split, size, examples, draws)
-    return train, validation
+    return Parts(*(images for images, _ in _parts(split, size, examples, draws)))
 
 
 def treated_patches(split: Split, size: int, examples: int, draws: Draws) -> Examples:
@@ -73,9 +72,9 @@ def coordinates(split: Split, side: int, draws: Draws) -> Examples:
     out at random.
     """
     photograph = _photographs()[draws.integer(0, PHOTOGRAPHS - 1)]
-    left, right = SPLIT_COLUMNS[split]
+    columns = SPLIT_COLUMNS[split]
     top = draws.integer(0, 427 - side)
-    first = draws.integer(left, right - side)
+    first = draws.integer(columns.start, columns.stop - side)
     square = photograph[:, top : top + side, first : first + side]
     line = torch.linspace(-1.0, 1.0, side)
     positions = torch.cartesian_prod(line, line)
@@ -91,14 +90,14 @@ def _parts(split: Split, size: int, examples: int, draws: Draws) -> Examples:
     return Examples(train, _cut(examples // 4, size, VALIDATION_ROWS, columns, draws))
 
 
-def _cut(
-    count: int, size: int, rows: tuple[int, int], columns: tuple[int, int], draws: Draws
-) -> tuple[Tensor, Tensor]:
+def _cut(count: int, size: int, rows: range, columns: range, draws: Draws) -> tuple[Tensor, Tensor]:
     """Patches (count, 3, size, size) within rows and columns, and their photographs (count,)."""
     photographs = _photographs()
     which = torch.randint(PHOTOGRAPHS, (count,), generator=draws.generator)
-    tops = torch.randint(rows[0], rows[1] - size + 1, (count,), generator=draws.generator)
-    lefts = torch.randint(columns[0], columns[1] - size + 1, (count,), generator=draws.generator)
+    tops, lefts = (
+        torch.randint(pixels.start, pixels.stop - size + 1, (count,), generator=draws.generator)
+        for pixels in (rows, columns)
+    )
     corners = zip(which.tolist(), tops.tolist(), lefts.tolist(), strict=True)
     cut = [photographs[k][:, top : top + size, left : left + size] for k, top, left in corners]
     return torch.stack(cut), which

@@ -44,8 +44,8 @@ def source_files(split: Split, folder: Path | None = None) -> tuple[Path, ...]:
     if not chosen:
         raise ConfigurationError(
             f"the text tasks read the Python standard library's sources, but {folder} holds no "
-            f"*.py file of at least {SMALLEST_FILE} bytes for the split {split!r}; install "
-            "Python with its sources, or leave the text families out of the task distribution."
+            f"*.py file of at least {SMALLEST_FILE} bytes for the split {split!r}. Install Python "
+            "with its sources, or leave the text families out of the task distribution."
         )
     return chosen
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_dqnlr.tasks.data import photographs
-from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.tasks.data.examples import Examples, Parts
 from lightning_dqnlr.tasks.data.scikit_learn import digits
 from lightning_dqnlr.tasks.families.random_tasks import CNN_NORMS, Problem, RandomTasks, supervised
 from lightning_dqnlr.tasks.networks import image_to_image
@@ -55,7 +55,7 @@ class Autoencoders(RandomTasks):
             images = photographs.patches(split, SIDE, examples, draws)
         else:
             plain = digits(shape=(1, SIDE, SIDE))
-            images = (plain.train[0], plain.validation[0])
+            images = Parts(plain.train[0], plain.validation[0])
         data = Examples(*((x, x) for x in images))
         return supervised(network, "mse", data.scaled(scale))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, replace
 from typing import Any
 
-from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, check_number
+from lightning_dqnlr.checks import NOT_NEGATIVE, POSITIVE, Share, check_number, check_settings
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.sampling import Draws, Split, check_range, derive_seed
 from lightning_dqnlr.tasks.task import Task, TaskFamily
@@ -46,8 +46,8 @@ class Mixture:
             raise ConfigurationError("families must hold at least one task family.")
         if any(isinstance(family, Mixture) for family in families):
             raise ConfigurationError(
-                "families must not hold another Mixture, which would choose by the very number "
-                "that this one chooses by; list its families here, with their weights multiplied."
+                "families must not hold another Mixture: both would choose by the same number. "
+                "List its families here, with their weights multiplied."
             )
         if self.weights is None:
             return
@@ -116,7 +116,7 @@ class OwnTasks:
 
     tasks: Sequence[Task]
     horizons: Sequence[int] | None = None
-    known_horizon_probability: float | None = None
+    known_horizon_probability: Share | None = None
 
     def __post_init__(self) -> None:
         names = [task.name for task in self.tasks]
@@ -127,8 +127,7 @@ class OwnTasks:
             )
         if self.horizons is not None:
             check_range("horizons", self.horizons, "[1, inf)")
-        share = self.known_horizon_probability
-        check_number("known_horizon_probability", share, "[0, 1]", optional=True)
+        check_settings(self, "")
 
     def sample(self, seed: int, split: Split = "train") -> Task:
         """Returns the run of this seed; the tasks take turns."""

@@ -10,11 +10,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, get_args
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 from lightning import LightningModule
 
-from lightning_dqnlr.checks import check_choice, check_integer, check_number
+from lightning_dqnlr.checks import Share, check_settings
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.modules import Loss, SupervisedBuilder
@@ -88,28 +88,23 @@ class RandomTasks(ABC):
     optimizers: Sequence[OptimizerName] = COMMON
     min_horizon: int = 100
     max_horizon: int = 4000
-    batch_sizes: Sequence[int] = (8, 16, 32, 64)
+    batch_sizes: Sequence[Annotated[int, 2, 256]] = (8, 16, 32, 64)
     initial_scales: Sequence[float] = (0.1, 10.0)
     wide_initial_scales: Sequence[float] = (0.01, 100.0)
-    wide_probability: float = 0.15
+    wide_probability: Share = 0.15
     input_scales: Sequence[float] = (0.1, 10.0)
-    ordinary_probability: float = 0.0
-    known_horizon_probability: float = 0.85
+    ordinary_probability: Share = 0.0
+    known_horizon_probability: Share = 0.85
 
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
         if not self.optimizers or not self.batch_sizes:
             raise ConfigurationError("optimizers and batch_sizes must each hold at least one.")
-        for name in self.optimizers:
-            check_choice("optimizers", name, get_args(OptimizerName))
-        for size in self.batch_sizes:
-            check_integer("batch_sizes", size, 2, 256)
+        check_settings(self, "")
         check_range("min_horizon and max_horizon", (self.min_horizon, self.max_horizon))
         for scales in ("initial_scales", "wide_initial_scales", "input_scales"):
             check_range(scales, getattr(self, scales))
-        for kind in ("wide", "ordinary", "known_horizon"):
-            check_number(f"{kind}_probability", getattr(self, f"{kind}_probability"), "[0, 1]")
 
     @abstractmethod
     def problem(self, split: Split, draws: Draws) -> Problem:

@@ -192,14 +192,14 @@ def cut_out(images: Sequence[Tensor], count: int, draws: Draws) -> tuple[Tensor,
     return torch.stack(cut).unsqueeze(1), torch.tensor(owners)
 
 
-def patches(task: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Training and validation patches with the photographs that they are of; errors as there."""
+def patches(task: str) -> Examples:
+    """Patches with the photographs that they are of; errors as there."""
     draws = fixed_draws(task)
     whole = photographs(task)
     cuts = [round((1 - HELD_OUT) * image.shape[1]) for image in whole]
     train = [image[:, :cut] for image, cut in zip(whole, cuts, strict=True)]
     held_out = [image[:, cut:] for image, cut in zip(whole, cuts, strict=True)]
-    return cut_out(train, PATCHES, draws), cut_out(held_out, HELD_OUT_PATCHES, draws)
+    return Examples(cut_out(train, PATCHES, draws), cut_out(held_out, HELD_OUT_PATCHES, draws))
 
 
 def resnet20() -> Task:
@@ -225,9 +225,7 @@ def resnet20() -> Task:
 def unet() -> Task:
     """Patches are freed of noise; Adam, batches of 32."""
     draws = fixed_draws("U-Net, noise")
-    parts = []
-    for images, _ in patches("U-Net"):
-        parts.append((images, draws.normal(*images.shape)))
+    parts = ((images, draws.normal(*images.shape)) for images, _ in patches("U-Net"))
     return own_task(
         "U-Net",
         partial(mixed, UNet),
