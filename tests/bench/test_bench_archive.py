@@ -93,6 +93,18 @@ def test_packed_runs_are_not_made_again_by_anyone(tmp_path, capsys):
     assert "1 runs, 1 of them stored" in capsys.readouterr().out
 
 
+def test_a_record_of_an_earlier_version_stands_in_until_it_is_made_again(tmp_path):
+    old = replace(RECORD, version="protocol=1 controller=1", final_train=3.0)
+    new = replace(RECORD, version="protocol=1 controller=2")
+    archive = packed(tmp_path, old, keys=[new.key])
+    assert archive.get(new.key) == old
+    assert archive.get(replace(old, version="protocol=2 controller=2").key) is None
+    assert packed(tmp_path, new, keys=[new.key]).get(new.key) == new
+    assert Archive(tmp_path).get(old.key) is None, (
+        "it would be counted beside the one that replaces it"
+    )
+
+
 def test_packing_needs_an_archive(tmp_path):
     config = composed(f"folder={tmp_path}", "archive=null", "pack=true", "suite.tasks=[quadratic]")
     with pytest.raises(ConfigurationError, match="archive=benchmarks/records"):

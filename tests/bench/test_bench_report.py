@@ -9,6 +9,7 @@ from lightning_dqnlr.bench.report.content import number, share
 from lightning_dqnlr.bench.report.costs import cost_table, costs
 from lightning_dqnlr.bench.report.duels import duel_table, duels
 from lightning_dqnlr.bench.report.headline import headline, heat_map
+from lightning_dqnlr.bench.report.in_short import what_is_missing
 from lightning_dqnlr.bench.report.losing import losing
 from lightning_dqnlr.bench.report.sensitivity import sensitivities, sensitivity_table
 from lightning_dqnlr.bench.report.write import write_report
@@ -84,6 +85,14 @@ def report(tmp_path_factory):
     written = write_report(records, folder, command="dqnlr-bench suite=full")
     assert written.page == folder / "report.html"
     return folder
+
+
+@pytest.mark.parametrize(("controller", "said"), [(1, True), (2, False)])
+def test_the_report_says_which_methods_ran_under_an_earlier_controller(controller, said):
+    version = f"protocol=1 task=1 method=1 controller={controller}"
+    records = [record(version=version), record(method="cosine", lr=0.1)]
+    text = what_is_missing(Comparison(records), ()).markdown()
+    assert ("dqnlr: runs under the circuit breaker of version 0.1." in text) is said
 
 
 def test_the_page_fetches_nothing(report):

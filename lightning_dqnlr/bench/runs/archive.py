@@ -13,6 +13,7 @@ from typing import Any
 from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.runs.record import Record, RunKey, slug
+from lightning_dqnlr.bench.runs.versions import stand_in
 from lightning_dqnlr.errors import ConfigurationError, RecordError
 from lightning_dqnlr.files import write_atomically, write_together
 
@@ -32,8 +33,12 @@ class Archive:
         self._read: dict[str, Mapping[RunKey, Record]] = {}
 
     def get(self, key: RunKey) -> Record | None:
-        """The record of this key; None if there is none; errors as `of`."""
-        return self.of(key.task).get(key)
+        """The record of this key, or the one that stands in for it; None if there is neither.
+
+        Raises: as `of`.
+        """
+        found = self.of(key.task)
+        return found.get(key) or found.get(_stand_in(key))
 
     def of(self, task: str) -> Mapping[RunKey, Record]:
         """All records in the file of a task, by key.
@@ -59,7 +64,8 @@ class Archive:
         """
         today: dict[tuple[str, str], set[tuple[str, str | None]]] = defaultdict(set)
         for key in keys:
-            today[key.task, key.method].add((key.version, key.policy))
+            for each in (key, _stand_in(key)):
+                today[key.task, key.method].add((each.version, each.policy))
         files: dict[str, dict[RunKey, Record]] = {}
         for task in sorted({task for task, _ in today}):
             files.setdefault(slug(task), dict(self.of(task)))
@@ -76,12 +82,20 @@ def _current(
     found: Mapping[RunKey, Record], today: Mapping[tuple[str, str], set[tuple[str, str | None]]]
 ) -> list[Record]:
     """The records but those that another version or policy has superseded."""
+    replaced = {_stand_in(key) for key in found if key != _stand_in(key)}
     return [
         record
         for key, record in found.items()
-        if (key.task, key.method) not in today
-        or (key.version, key.policy) in today[key.task, key.method]
+        if key not in replaced
+        and (
+            (key.task, key.method) not in today
+            or (key.version, key.policy) in today[key.task, key.method]
+        )
     ]
+
+
+def _stand_in(key: RunKey) -> RunKey:
+    return key._replace(version=stand_in(key.version))
 
 
 def _dump(records: Iterable[Record]) -> bytes:
