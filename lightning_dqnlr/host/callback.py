@@ -26,7 +26,7 @@ from lightning_dqnlr.checks import check_choice
 from lightning_dqnlr.control.breaker import BreakerMode
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.spec import StartRate
-from lightning_dqnlr.errors import CallOrderError
+from lightning_dqnlr.errors import CallOrderError, ConfigurationError
 from lightning_dqnlr.host.automatic_control import AutomaticControl
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.manual_control import ManualControl
@@ -34,6 +34,7 @@ from lightning_dqnlr.host.options import ControlOptions, Place, identity
 from lightning_dqnlr.host.run_terms import Monitor, RunTerms
 from lightning_dqnlr.host.schedulers import OnScheduler, check_scaling
 from lightning_dqnlr.host.shared_trace import SharedTrace
+from lightning_dqnlr.host.step_loss import Mode
 from lightning_dqnlr.host.trace import plot_trace, save_trace
 from lightning_dqnlr.host.trainer_queries import check_training, saves_within_epochs
 from lightning_dqnlr.policy.choice import Policy
@@ -69,6 +70,7 @@ class DQNLRCallback(Callback, _OlderCallback):
         monitor: name of a metric that `training_step` logs at every step. The callback follows it
             instead of the loss that `training_step` returns; it must be a training loss. With
             several optimizers a dict of such names, by the optimizer's number.
+        mode: "max" if the metric of `monitor` is to rise.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy
             weights, buffers and optimizer state. Two copies of them are then kept. "finite" undoes
             only what is not finite, for a loss that does not fall as training succeeds. None for
@@ -106,6 +108,7 @@ class DQNLRCallback(Callback, _OlderCallback):
         min_lr: float | None = None,
         max_lr: float | None = None,
         monitor: Monitor = None,
+        mode: Mode = "min",
         circuit_breaker: BreakerMode | None = None,
         epsilon: float = 0.0,
         seed: int = 0,
@@ -128,8 +131,12 @@ class DQNLRCallback(Callback, _OlderCallback):
         )
         self.policy = as_policy(policy)
         self.monitor = monitor
+        self.mode = mode
         self.on_scheduler = on_scheduler
         check_choice("on_scheduler", on_scheduler, get_args(OnScheduler))
+        check_choice("mode", mode, get_args(Mode))
+        if mode == "max" and monitor is None:
+            raise ConfigurationError("mode='max' needs monitor, the metric that is to rise.")
         check_scaling(on_scheduler, self.options)
         self._logs = log  # Lightning puts its own `log` on callbacks
         self._control: AutomaticControl | ManualControl | None = None  # of the run
@@ -219,7 +226,7 @@ class DQNLRCallback(Callback, _OlderCallback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         check_training(trainer, pl_module)
         self._unhook()
-        terms = RunTerms(self.policy, self.options, self.monitor, self.on_scheduler)
+        terms = RunTerms(self.policy, self.options, self.monitor, self.mode, self.on_scheduler)
         kind = AutomaticControl if pl_module.automatic_optimization else ManualControl
         self._control = kind(trainer, pl_module, terms, self._resume)
         self._resume = {}

@@ -27,7 +27,7 @@ from lightning_dqnlr.host.run_terms import (
 )
 from lightning_dqnlr.host.scaled_rates import ScaledRates
 from lightning_dqnlr.host.schedulers import check_same_control, take_over
-from lightning_dqnlr.host.step_loss import Skips, monitored, unscaled
+from lightning_dqnlr.host.step_loss import Metric, Skips, unscaled
 from lightning_dqnlr.host.trainer_queries import gradient_scale
 
 
@@ -178,7 +178,7 @@ class _Controlled:
         self,
         trainer: Trainer,
         driver: OptimizerDriver,
-        monitor: str | None,
+        monitor: Metric | None,
         scaled: ScaledRates | None,
     ) -> None:
         self._trainer = trainer
@@ -228,7 +228,7 @@ class _Controlled:
 
     def loss(self, returned: Tensor | None) -> Tensor | None:
         if self._monitor is not None:
-            return monitored(self._trainer, self._monitor)
+            return self._monitor.read(self._trainer)
         if self._backward is not None:
             return self._backward
         return None if returned is None else returned.detach().reshape(())

@@ -14,6 +14,7 @@ from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.host.options import ControlOptions
 from lightning_dqnlr.host.scaled_rates import ScaledRates
 from lightning_dqnlr.host.schedulers import OnScheduler
+from lightning_dqnlr.host.step_loss import Metric, Mode
 from lightning_dqnlr.host.trainer_queries import averages
 from lightning_dqnlr.policy.choice import Policy
 
@@ -27,9 +28,10 @@ class RunTerms(NamedTuple):
     policy: Policy
     options: ControlOptions
     monitor: Monitor
+    mode: Mode
     on_scheduler: OnScheduler
 
-    def monitor_of(self, index: int, optimizers: int) -> str | None:
+    def monitor_of(self, index: int, optimizers: int) -> Metric | None:
         """The metric of one of the optimizers; None for its loss.
 
         Raises:
@@ -43,13 +45,13 @@ class RunTerms(NamedTuple):
                     f"monitor={self.monitor!r}: there are {optimizers} optimizers, counted from 0 "
                     "in the order of configure_optimizers."
                 )
-            return named.get(index)
+            return Metric(named[index], self.mode) if index in named else None
         if optimizers > 1:
             raise ConfigurationError(
                 f"monitor={self.monitor!r}: there are {optimizers} optimizers; name a metric for "
                 "each, as in {0: 'g_loss', 1: 'd_loss'}, or leave monitor out."
             )
-        return self.monitor
+        return Metric(self.monitor, self.mode)
 
 
 def make_driver(

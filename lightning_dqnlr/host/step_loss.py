@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import Trainer
@@ -11,21 +11,45 @@ from torch import Tensor
 
 from lightning_dqnlr.errors import ConfigurationError
 
+Mode = Literal["min", "max"]
 _SKIPS = 64  # steps in a row that a gradient scaler may make an optimizer skip at the start
 _SILENT = 1  # some wrappers get torch's hooks only in `zero_grad`, within their first step
+
+
+class Metric(NamedTuple):
+    """A metric that stands in for the training loss, and whether it is to fall or to rise."""
+
+    name: str
+    mode: Mode
+
+    def read(self, trainer: Trainer) -> Tensor:
+        """Its value of the batch under way, shape (); the negative one if it is to rise.
+
+        Raises:
+            ConfigurationError: if `training_step` does not log it.
+        """
+        metrics = trainer.callback_metrics
+        if self.name not in metrics:
+            raise ConfigurationError(
+                f"monitor={self.name!r} is not logged by training_step; the metrics there are: "
+                f"{sorted(metrics) or 'none'}. Log it at every step with "
+                f"self.log({self.name!r}, loss), or leave monitor out to follow the loss itself."
+            )
+        value = metrics[self.name].detach().reshape(())
+        return -value if self.mode == "max" else value
 
 
 class StepLoss:
     """Averages the losses of an accumulation window, or reads a metric instead.
 
     Args:
-        monitor: name of the metric, which `training_step` logs; None for the loss itself.
+        monitor: the metric, which `training_step` logs; None for the loss itself.
 
     Attributes:
         attempted: whether the optimizer has been asked for the step.
     """
 
-    def __init__(self, monitor: str | None) -> None:
+    def __init__(self, monitor: Metric | None) -> None:
         self.attempted = False
         self._monitor = monitor
         self._sum: Tensor | None = None  # over the batches that have ended
@@ -52,7 +76,7 @@ class StepLoss:
     def read(self, trainer: Trainer) -> Tensor | None:
         """The step's loss, shape (); None if none of its batches had one."""
         if self._monitor is not None:
-            return monitored(trainer, self._monitor)
+            return self._monitor.read(trainer)
         if self._open is None:
             return _mean(self._sum, self._batches)
         return _mean(self._summed(self._open, trainer.accumulate_grad_batches), self._batches + 1)
@@ -72,22 +96,6 @@ class StepLoss:
 
 def _mean(total: Tensor | None, batches: int) -> Tensor | None:
     return total if total is None or batches == 1 else total / batches
-
-
-def monitored(trainer: Trainer, monitor: str) -> Tensor:
-    """A metric of the batch under way, shape ().
-
-    Raises:
-        ConfigurationError: if `training_step` does not log it.
-    """
-    metrics = trainer.callback_metrics
-    if monitor not in metrics:
-        raise ConfigurationError(
-            f"monitor={monitor!r} is not logged by training_step; the metrics there are: "
-            f"{sorted(metrics) or 'none'}. Log it at every step with self.log({monitor!r}, loss), "
-            "or leave monitor out to follow the loss itself."
-        )
-    return metrics[monitor].detach().reshape(())
 
 
 def unscaled(trainer: Trainer, loss: Tensor) -> Tensor:

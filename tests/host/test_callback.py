@@ -222,7 +222,23 @@ def test_a_monitored_metric_replaces_the_loss(tmp_path):
     assert recorded == pytest.approx([loss + 100 for loss in module.losses], rel=1e-5)
 
 
+class Gains(Net):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("gain", -loss)
+        return loss
+
+
+def test_a_metric_that_is_to_rise_is_followed_by_its_negative_value(tmp_path):
+    callback = DQNLRCallback(constant_policy(KEEP), monitor="gain", mode="max")
+    module, _ = fit(tmp_path, callback, Gains(), max_steps=4)
+    recorded = [record["loss"] for record in callback.trace]
+    assert recorded == pytest.approx(module.losses, rel=1e-5)
+
+
 def test_a_monitor_that_is_not_logged_is_answered_with_the_names_there_are(tmp_path):
+    with pytest.raises(ConfigurationError, match="needs monitor"):
+        DQNLRCallback(constant_policy(KEEP), mode="max")
     with pytest.raises(ConfigurationError, match=r"monitor='shiftd'.*\['shifted'\]"):
         fit(tmp_path, DQNLRCallback(constant_policy(KEEP), monitor="shiftd"), Monitored())
 
