@@ -29,6 +29,7 @@ import time
 import traceback
 import warnings
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -77,6 +78,7 @@ def _stop(number: int, frame: FrameType | None) -> None:
 
 def quiet() -> None:
     """Begins a worker: one thread, and no warnings of thousands of trips."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process is to end it
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     for name in ("lightning_dqnlr", "lightning.pytorch"):
@@ -136,18 +138,24 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def train_all(cases: list[Case], workers: int) -> list[dict[str, Any]]:
+    """Trains the runs in several processes; an interrupt ends it with what there is."""
+    results: list[dict[str, Any]] = []
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(workers, len(cases)), quiet) as pool, suppress(KeyboardInterrupt):
+        for result in tqdm(pool.imap_unordered(train, cases), desc="runs", total=len(cases)):
+            results.append(result)
+            if result["problems"]:
+                tqdm.write(f"run {result['case']['number']}: {'; '.join(result['problems'])}")
+    return results
+
+
 def main() -> int:
     """Returns 1 if a run failed."""
     chosen = options()
     numbers = chosen.only or range(chosen.first, chosen.first + chosen.runs)
     cases = [draw(number, chosen.seed) for number in numbers]
-    context = multiprocessing.get_context("spawn")
-    results: list[dict[str, Any]] = []
-    with context.Pool(min(chosen.workers, len(cases)), quiet) as pool:
-        bar = tqdm(pool.imap_unordered(train, cases), desc="runs", total=len(cases))
-        for result in bar:
-            results.append(result)
-            bar.set_postfix(failures=sum(bool(r["problems"]) for r in results))
+    results = train_all(cases, chosen.workers)
     results.sort(key=lambda result: result["case"]["number"])
     if chosen.result:
         content = {**about(), "seed": chosen.seed, "results": results}
