@@ -92,6 +92,7 @@ class FaultyLoop:
         return [record["step"] for record in self.scheduler.trace if record["tripped"]]
 
 
-def regret(loss, reference, initial=math.log(10)):
+def regret(loss, reference):
     """By how much a final loss is worse, in the units of the benchmark."""
+    initial = math.log(10)
     return math.log((loss + 0.01 * initial) / (reference + 0.01 * initial))
