@@ -36,7 +36,7 @@ from lightning_dqnlr.host.schedulers import OnScheduler, check_scaling
 from lightning_dqnlr.host.shared_trace import SharedTrace
 from lightning_dqnlr.host.step_loss import Mode
 from lightning_dqnlr.host.trace import plot_trace, save_trace
-from lightning_dqnlr.host.trainer_queries import check_training, saves_within_epochs
+from lightning_dqnlr.host.trainer_queries import check_training, ends_epoch, saves_within_epochs
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
@@ -269,7 +269,7 @@ class DQNLRCallback(Callback, _OlderCallback):
         if self._log_every and trainer.global_step // self._log_every > before // self._log_every:
             self._log(trainer, pl_module, used)
         self._logged_step = trainer.global_step
-        if saves_within_epochs(trainer):
+        if saves_within_epochs(trainer) or ends_epoch(trainer):
             self._secure()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
