@@ -182,3 +182,39 @@ def test_a_ruin_that_nobody_looks_at_is_undone_at_the_next_look_and_counts_as_on
     callback, module = fit(tmp_path, Ruined(ruined=(5,)), max_epochs=3)
     assert [record["tripped"] for record in callback.trace].count(True) == 1
     assert finite(module)
+
+
+class OneRankPoisoned(Net):
+    """Rank 1 alone gets batches whose loss is NaN; DDP gives both a gradient of NaN."""
+
+    def __init__(self, folder, poisoned):
+        super().__init__()
+        self.folder, self.poisoned = folder, poisoned
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        bad = self.global_rank == 1 and self.global_step + 1 in self.poisoned
+        return loss * math.nan if bad else loss
+
+    def on_train_end(self):
+        control = self.trainer.callbacks[0]
+        parameters = {name: p.detach().clone() for name, p in self.named_parameters()}
+        tripped = [record["step"] for record in control.trace if record["tripped"]]
+        kept = {"weights": parameters, "tripped": tripped, "lr": float(control.controller.lr)}
+        torch.save(kept, self.folder / f"{self.global_rank}.pt")
+
+
+def test_a_bad_batch_of_one_rank_is_undone_on_both_at_the_same_step(tmp_path):
+    """Within an interval of many steps, where each rank's own losses could decide otherwise."""
+    callback = DQNLRCallback(constant_policy(KEEP), horizon=30_000)
+    module = OneRankPoisoned(tmp_path, poisoned=(17,))
+    arguments = {"strategy": "ddp_spawn", "devices": 2, "max_steps": 21}
+    trainer(callback, tmp_path, **arguments).fit(module, loader())
+    one, other = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert one["tripped"] == other["tripped"]
+    assert len(one["tripped"]) == 1
+    assert 17 <= one["tripped"][0] <= 20
+    assert one["lr"] == other["lr"]
+    for name, weights in one["weights"].items():
+        assert weights.isfinite().all()
+        assert torch.equal(weights, other["weights"][name])
