@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_dqnlr.errors import CallOrderError, ConfigurationError
+from lightning_dqnlr.errors import CallOrderError, ConfigurationError, needs_package
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.host.decisions import DecisionRecord
 
@@ -60,14 +60,9 @@ def plot_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
             file cannot be written.
     """
     _check(trace)
-    try:
+    with needs_package("plot", "matplotlib", "plot"):
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter
-    except ImportError as error:
-        raise ConfigurationError(
-            "plot needs matplotlib, which is not installed; "
-            'run `pip install "lightning-dqnlr[plot]"`.'
-        ) from error
     figure = Figure(figsize=(8.0, 5.2), layout="constrained")
     losses = _draw(figure, trace)
     if losses.get_yscale() == "log":  # 0.2 and 0.5 rather than powers of ten
