@@ -97,7 +97,7 @@ def mixed(library):
         ((), {}, accumulation),
         ((), {}, mixed),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 @pytest.mark.filterwarnings("ignore:.*training_step.*returned.*None.*")
 def test_a_run_is_the_same_under_both_names(tmp_path, mixins, control, arguments):
