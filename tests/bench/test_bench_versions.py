@@ -85,7 +85,7 @@ def test_a_methods_own_settings_make_it_another_method():
 def test_a_policys_runs_depend_on_the_controller_and_a_gpus_on_the_gpu():
     (ours,) = (method for method in METHODS if method.name == "dqnlr")
     plain = ScheduledLR("constant", constant)
-    assert run_version(ours, "2") == "protocol=1 task=2 method=1 controller=1"
+    assert run_version(ours, "2") == "protocol=1 task=2 method=1 controller=2"
     assert run_version(plain, "2", "cuda") == "protocol=1 task=2 method=1 device=cuda"
 
 

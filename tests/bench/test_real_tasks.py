@@ -243,7 +243,7 @@ def test_the_residual_network_is_that_of_the_paper():
     assert len(convolutions) + 1 == 20
     assert 0.26e6 < sum(w.numel() for w in net.parameters()) < 0.28e6  # 0.27 M in its table 6
     assert net(torch.zeros(2, 1, 32, 32)).shape == (2, 10)
-    block, images = net.layers[3], torch.rand(2, 16, 8, 8)
+    block, images = net[3], torch.rand(2, 16, 8, 8)
     assert torch.equal(block(images), images)  # at first
 
 

@@ -105,7 +105,7 @@ def test_the_breaker_goes_back_to_the_same_state_in_both():
     ours = task(partial(Classifier, "momentum"))
 
     def climb_until_undone(engine):
-        """The number of decisions, and the loss of the weights that came back.
+        """The number of decisions, and the level of the state that came back.
 
         A Trainer's interval ends at the ruin, and that of replicas with the interval of all.
         """
@@ -113,9 +113,8 @@ def test_the_breaker_goes_back_to_the_same_state_in_both():
         env.reset()
         while not env.step(torch.tensor([QUADRUPLE])).interval.tripped.item():
             pass
-        loss = env.losses().train
         env.close()
-        return env.controller.decisions, loss
+        return env.controller.decisions, env.controller.history.reference
 
     (first, restored), (second, same) = map(climb_until_undone, (VectorEngine(), TrainerEngine()))
     assert first == second

@@ -13,7 +13,7 @@ import torch
 from lightning_dqnlr.tasks.data.examples import Examples, corrupt_labels
 from lightning_dqnlr.tasks.data.scikit_learn import DIGITS_CLASSES, digits
 from lightning_dqnlr.tasks.data.synthetic import teacher_data
-from lightning_dqnlr.tasks.families.random_tasks import Problem, RandomTasks, supervised
+from lightning_dqnlr.tasks.families.random_tasks import BatchSizes, Problem, RandomTasks, supervised
 from lightning_dqnlr.tasks.modules import Loss, QuadraticBuilder
 from lightning_dqnlr.tasks.networks.mlp_cnn import CNNNorm
 from lightning_dqnlr.tasks.optimizers import OptimizerName
@@ -117,7 +117,7 @@ class DigitsCNNs(BundledTasks):
     torch.Size([1437, 1, 8, 8])
     """
 
-    batch_sizes: Sequence[int] = (8, 16, 32)
+    batch_sizes: BatchSizes = (8, 16, 32)
     name = "digits_cnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:

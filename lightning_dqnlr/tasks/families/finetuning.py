@@ -1,6 +1,5 @@
 """Fine-tuning: networks that know some of the digits learn to tell the others apart."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from lightning_dqnlr.tasks.data.examples import Examples, multiple_of_eight
 from lightning_dqnlr.tasks.data.scikit_learn import DIGITS_CLASSES, digits
-from lightning_dqnlr.tasks.families.random_tasks import CNN_NORMS, Problem, RandomTasks
+from lightning_dqnlr.tasks.families.random_tasks import CNN_NORMS, BatchSizes, Problem, RandomTasks
 from lightning_dqnlr.tasks.modules import SupervisedBuilder, SupervisedModule
 from lightning_dqnlr.tasks.networks.mlp_cnn import ACTIVATIONS, CNNSpec, NetworkSpec, scale_weights
 from lightning_dqnlr.tasks.optimizers import OptimizerSpec
@@ -77,7 +76,7 @@ class FineTunedDigits(RandomTasks):
     [0, 1, 2, 3, 4]
     """
 
-    batch_sizes: Sequence[int] = (8, 16, 32)
+    batch_sizes: BatchSizes = (8, 16, 32)
     name = "fine_tuned_digits"
 
     def problem(self, split: Split, draws: Draws) -> Problem:

@@ -1,12 +1,17 @@
 """Image tasks on the digits and on scikit-learn's two sample photographs."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lightning_dqnlr.tasks.data import photographs
 from lightning_dqnlr.tasks.data.examples import Examples, Parts
 from lightning_dqnlr.tasks.data.scikit_learn import digits
-from lightning_dqnlr.tasks.families.random_tasks import CNN_NORMS, Problem, RandomTasks, supervised
+from lightning_dqnlr.tasks.families.random_tasks import (
+    CNN_NORMS,
+    BatchSizes,
+    Problem,
+    RandomTasks,
+    supervised,
+)
 from lightning_dqnlr.tasks.networks import image_to_image
 from lightning_dqnlr.tasks.networks.mlp_cnn import ACTIVATIONS, MLPNorm, NetworkSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
@@ -22,7 +27,7 @@ class PhotoCNNs(RandomTasks):
     label = treatment + 4 photograph, with treatments 0..3 and photographs 0..1
     """
 
-    batch_sizes: Sequence[int] = (8, 16, 32)
+    batch_sizes: BatchSizes = (8, 16, 32)
     name = "photo_cnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -39,7 +44,7 @@ class Autoencoders(RandomTasks):
     loss = mean (decode(encode(scale x)) - x)^2: the input's scale is not the target's.
     """
 
-    batch_sizes: Sequence[int] = (8, 16, 32)
+    batch_sizes: BatchSizes = (8, 16, 32)
     name = "autoencoders"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -87,7 +92,7 @@ class PhotoDenoisers(RandomTasks):
     loss = mean (net(scale (x + noise)) - x)^2
     """
 
-    batch_sizes: Sequence[int] = (8, 16)
+    batch_sizes: BatchSizes = (8, 16)
     name = "photo_denoisers"
 
     def problem(self, split: Split, draws: Draws) -> Problem:

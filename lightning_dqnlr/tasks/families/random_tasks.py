@@ -64,6 +64,9 @@ def supervised(network: NetworkSpec, loss: Loss, examples: Examples) -> Problem:
     return Problem(partial(SupervisedBuilder, network=network, loss=loss), examples)
 
 
+BatchSizes = Sequence[Annotated[int, 2, 256]]
+
+
 @dataclass(frozen=True)
 class RandomTasks(ABC):
     """What the random families share; the fields narrow the distribution.
@@ -88,7 +91,7 @@ class RandomTasks(ABC):
     optimizers: Sequence[OptimizerName] = COMMON
     min_horizon: int = 100
     max_horizon: int = 4000
-    batch_sizes: Sequence[Annotated[int, 2, 256]] = (8, 16, 32, 64)
+    batch_sizes: BatchSizes = (8, 16, 32, 64)
     initial_scales: Sequence[float] = (0.1, 10.0)
     wide_initial_scales: Sequence[float] = (0.01, 100.0)
     wide_probability: Share = 0.15

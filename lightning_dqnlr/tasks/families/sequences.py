@@ -1,13 +1,12 @@
 """Sequence tasks: generated sequences, and the standard library's sources as text."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lightning_dqnlr.tasks.data.examples import Examples
 from lightning_dqnlr.tasks.data.synthetic import adding, autoregression, copying
 from lightning_dqnlr.tasks.data.text import VOCABULARY, next_characters
-from lightning_dqnlr.tasks.families.random_tasks import Problem, RandomTasks, supervised
+from lightning_dqnlr.tasks.families.random_tasks import BatchSizes, Problem, RandomTasks, supervised
 from lightning_dqnlr.tasks.modules import Loss
 from lightning_dqnlr.tasks.networks.sequences import Cell, RecurrentSpec, TransformerSpec
 from lightning_dqnlr.tasks.sampling import Draws, Split
@@ -26,7 +25,7 @@ class SyntheticRNNs(RandomTasks):
     3
     """
 
-    batch_sizes: Sequence[int] = (4, 8, 16)
+    batch_sizes: BatchSizes = (4, 8, 16)
     name = "synthetic_rnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -55,7 +54,7 @@ class TextRNNs(RandomTasks):
     loss = mean over t of -log p(character t + 1 | characters 1..t)
     """
 
-    batch_sizes: Sequence[int] = (4, 8)
+    batch_sizes: BatchSizes = (4, 8)
     name = "text_rnns"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
@@ -82,7 +81,7 @@ class TextTransformers(RandomTasks):
     loss = mean over t of -log p(character t + 1 | characters 1..t)
     """
 
-    batch_sizes: Sequence[int] = (4, 8)
+    batch_sizes: BatchSizes = (4, 8)
     name = "text_transformers"
 
     def problem(self, split: Split, draws: Draws) -> Problem:
