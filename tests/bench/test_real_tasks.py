@@ -76,8 +76,19 @@ def test_parameters_and_steps_are_those_of_real_runs(name):
     assert task.name == name
 
 
+def skip_without_bfloat16(name):
+    """oneDNN has no LSTM in bfloat16 for CPUs without AVX-512; on such a one the task cannot run."""
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            nn.LSTM(8, 8)(torch.zeros(2, 2, 8))
+    except RuntimeError as error:
+        if name == "word LSTM":
+            pytest.skip(f"this CPU: {error}")
+
+
 @each_network
 def test_a_step_reaches_every_weight_that_is_trained(name):
+    skip_without_bfloat16(name)
     task = replace(opened(name), batch_size=16)
     module, batches = task.build(0), iter(task_loader(task, 0))
     module.log = lambda *_, **__: None
@@ -96,6 +107,7 @@ def test_a_step_reaches_every_weight_that_is_trained(name):
 
 @each_network
 def test_a_module_can_be_evaluated(name):
+    skip_without_bfloat16(name)
     task = opened(name)
     few = pytree.tree_map(lambda leaf: leaf[:8], task.validation_data)
     small = replace(task, train_data=few, validation_data=few, batch_size=8)
