@@ -77,7 +77,7 @@ def test_parameters_and_steps_are_those_of_real_runs(name):
 
 
 def skip_without_bfloat16(name):
-    """oneDNN has no LSTM in bfloat16 for CPUs without AVX-512; on such a one the task cannot run."""
+    """oneDNN has no LSTM in bfloat16 for CPUs without AVX-512: the task cannot run on those."""
     try:
         with torch.autocast("cpu", torch.bfloat16):
             nn.LSTM(8, 8)(torch.zeros(2, 2, 8))
