@@ -1,11 +1,15 @@
 """What becomes of a run that a fault befalls, in a plain loop: it ends as well as one without."""
 
 import math
+import os
 
 import pytest
 import torch
 
 from .faulty_runs import FaultyLoop, regret
+
+# Two minutes of trainings on two cores, which the other tests have no time for.
+pytestmark = pytest.mark.skipif("FAULTS" not in os.environ, reason="set FAULTS=1 to run it")
 
 OPTIMIZERS = {
     "adamw": {"optimizer": torch.optim.AdamW},
