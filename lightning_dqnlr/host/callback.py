@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
+from lightning.fabric.utilities.rank_zero import (
+    rank_zero_module as rank_zero,  # type: ignore[attr-defined]
+)
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -40,12 +43,17 @@ from lightning_dqnlr.host.trainer_queries import check_training, ends_epoch, sav
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
-try:  # `pytorch_lightning` has all classes of `lightning.pytorch` a second time
+# `pytorch_lightning` has all classes of `lightning.pytorch` a second time. Its import sends the
+# messages of both to a logger of its own, past what a user has set for the other.
+_messages = rank_zero.log
+try:
     import pytorch_lightning
 
     _OlderCallback: Any = pytorch_lightning.Callback
 except ImportError:
     _OlderCallback = object
+finally:
+    rank_zero.log = _messages
 
 _LOGGER = logging.getLogger("lightning_dqnlr")
 

@@ -1,5 +1,7 @@
 """`pytorch_lightning` has all classes of `lightning.pytorch` again: all works under both names."""
 
+import subprocess
+import sys
 from copy import deepcopy
 
 import lightning.pytorch
@@ -224,3 +226,12 @@ def test_the_trace_comes_back_from_spawned_processes(tmp_path):
     assert callback.trace[-1]["step"] == 6
     assert callback.trace == callback.trace, "the file has been read, and is not needed again"
     assert callback.save_trace(tmp_path / "lr.csv").exists()
+
+
+def test_lightnings_messages_stay_with_the_logger_that_a_user_has_silenced():
+    code = (
+        "import lightning.pytorch; from lightning.fabric.utilities.rank_zero import "
+        "rank_zero_module as messages; before = messages.log; "
+        "from lightning_dqnlr import DQNLRCallback; assert messages.log is before"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
