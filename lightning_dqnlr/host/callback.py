@@ -18,9 +18,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import torch
-from lightning.fabric.utilities.rank_zero import (
-    rank_zero_module as rank_zero,  # type: ignore[attr-defined]
-)
+from lightning.fabric.utilities.rank_zero import rank_zero_module  # type: ignore[attr-defined]
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor
@@ -45,7 +43,7 @@ from lightning_dqnlr.policy.policy import as_policy
 
 # `pytorch_lightning` has all classes of `lightning.pytorch` a second time. Its import sends the
 # messages of both to a logger of its own, past what a user has set for the other.
-_messages = rank_zero.log
+_messages = rank_zero_module.log
 try:
     import pytorch_lightning
 
@@ -53,7 +51,7 @@ try:
 except ImportError:
     _OlderCallback = object
 finally:
-    rank_zero.log = _messages
+    rank_zero_module.log = _messages
 
 _LOGGER = logging.getLogger("lightning_dqnlr")
 
