@@ -121,7 +121,9 @@ class Processes(Generic[J, O]):
             process.kill()
             self._waiting.put(None)
         for process in self._processes:
-            process.join()
+            # Two threads wait for it: join() returns at once where the other has seen its end.
+            while process.exitcode is None:
+                process.join(0.1)
 
     def _attend(self, process: SpawnProcess, connection: Connection) -> None:
         """Hands jobs to one process until it dies, or the pool is closed."""
