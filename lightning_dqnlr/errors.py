@@ -50,3 +50,16 @@ def needs_package(user: str, packages: str, extra: str) -> Iterator[None]:
             f"{user} needs {packages}, which is not installed; "
             f'run `pip install "lightning-dqnlr[{extra}]"`.'
         ) from error
+
+
+def silent_optimizer(optimizer: object) -> UnsupportedTrainingError:
+    """What to raise when an optimizer steps without telling.
+
+    Example:
+        raise silent_optimizer(optimizer)
+    """
+    return UnsupportedTrainingError(
+        f"{type(optimizer).__name__} does not tell of its steps, so its learning rate cannot be "
+        "followed: it wraps another optimizer and its __init__ does not call torch's. Give the "
+        "optimizer inside it instead."
+    )

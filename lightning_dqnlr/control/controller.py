@@ -117,6 +117,7 @@ class LRController:
         self.interval = 1
         self.lr = torch.zeros(lead, device=device)
         self.start_multiplier: Tensor | float = 1.0
+        self._falls_from: int | None = None  # the step that `come_down` was called at
         self._rescale = False
         self._settled = False  # whether the start and what the run is measured by are fixed
         self._ratio = torch.zeros(lead, device=device)
@@ -218,9 +219,36 @@ class LRController:
             return torch.full_like(self.lr, torch.inf)
         return alarm_level(self.history, restored)
 
+    def come_down(self, step: int, steps: int) -> None:
+        """Ends the run `steps` steps after `step`, and lets the rate fall to zero until then.
+
+        `begin_interval` follows.
+        """
+        self.horizon = step + steps
+        self._falls_from = step
+
+    def begin_interval(self, step: int, history: History | None = None) -> Tensor:
+        """Begins an interval without a decision; returns its learning rate, shape `lead`.
+
+        Args:
+            step: the present one; the steps of an open interval are part of it.
+            history: of the state that the host has put back; None for the present one.
+        """
+        self.step = step
+        self.history = history or self.history
+        self.interval = self.spec.interval(step, self.horizon)
+        return self._set_lr()
+
+    @property
+    def falling(self) -> bool:
+        """Whether the decay has begun."""
+        return self._decay() < 1.0
+
     @property
     def may_cut(self) -> bool:
         """Whether an action may lower the scale now; the circuit breaker always may."""
+        if self._falls_from is not None:
+            return self.spec.cuts_in_decay
         return self.spec.may_cut(self.step, self.interval, self.horizon)
 
     def _settle(self, stats: IntervalStats) -> None:
@@ -266,7 +294,11 @@ class LRController:
         return torch.where(h.stalled > 1, room, 0.0)
 
     def _decay(self) -> float:
-        return self.spec.decay_at(self.step, self.interval, self.horizon)
+        if self._falls_from is None or self.horizon is None:
+            return self.spec.decay_at(self.step, self.interval, self.horizon)
+        left = self.horizon - (self.step + self.interval / 2)
+        share = left / (self.horizon - self._falls_from)
+        return min(1.0, max(share, 1 / (4 * self.spec.decisions)))
 
     def _set_lr(self) -> Tensor:
         log_scale = self.history.log_scale.clamp(-_EXTREME, _EXTREME)
@@ -286,6 +318,7 @@ class LRController:
             "ratio": self._ratio.clone(),
             "counters": [self.step, self.decisions, self.interval],
             "horizon": self.horizon,
+            "falls_from": self._falls_from,
             "rescale": self._rescale,
         }
 
@@ -301,6 +334,7 @@ class LRController:
         self._ratio = state["ratio"].to(device)
         self.step, self.decisions, self.interval = state["counters"]
         self.horizon = state["horizon"]
+        self._falls_from = state.get("falls_from")  # older versions had none
         self._rescale = state["rescale"]
         self._settled = False  # looked at anew
 

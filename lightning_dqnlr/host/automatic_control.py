@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_dqnlr.host.driver import silent_optimizer
+from lightning_dqnlr.errors import silent_optimizer
 from lightning_dqnlr.host.run_horizon import RunHorizon
 from lightning_dqnlr.host.run_terms import (
     RunTerms,
@@ -36,6 +36,7 @@ class AutomaticControl:
     Attributes:
         drivers: the one of the optimizer.
         trace: one plain record per decision.
+        comes_down: whether the run's end is settled, whatever the Trainer expects.
 
     Raises:
         ConfigurationError: if `saved` is of another run.
@@ -54,6 +55,7 @@ class AutomaticControl:
         scaled = take_over(trainer, terms.on_scheduler)
         check_same_control(saved, scaled)
         self._scaled = scaled[0]
+        self.comes_down: bool = saved.get("comes_down", False)
         self._horizon = RunHorizon(trainer, terms.options.horizon, saved)
         self._loss = StepLoss(terms.monitor_of(0, 1))
         self._skips = Skips()
@@ -65,7 +67,7 @@ class AutomaticControl:
         self.trace = self._driver.trace
         if saved:
             self._driver.load_state_dict(saved["driver"])
-            if not self._horizon.resumes:
+            if not (self._horizon.resumes or self.comes_down):
                 self._driver.change_horizon(self._horizon.expected)
         watch_steps(self._driver, self._scaled)
         if self._driver.stepped:  # saved between a step and the end of its batch
@@ -73,7 +75,7 @@ class AutomaticControl:
 
     def begin_epoch(self) -> None:
         """Follows a number of batches, or epochs, that has changed."""
-        if self._horizon.moves():
+        if self._horizon.moves() and not self.comes_down:
             self._driver.change_horizon(self._horizon.expected)
 
     def before_backward(self, loss: Tensor) -> None:
@@ -112,6 +114,7 @@ class AutomaticControl:
         """Tensors and builtins: everything to go on exactly."""
         return {
             **self._horizon.state_dict(),
+            "comes_down": self.comes_down,
             **({"scaled": True} if self._scaled else {}),
             "open_loss": self._loss.read(self._trainer) if self._driver.stepped else None,
             "driver": self._driver.state_dict(),
@@ -139,7 +142,7 @@ class AutomaticControl:
 
     def _count_lossless(self) -> None:
         """Takes the steps without a loss off the horizon, which counts those with one."""
-        if self._horizon.shrinks():
+        if self._horizon.shrinks() and not self.comes_down:
             self._driver.controller.horizon = self._horizon.expected
 
     def _check_passed(self) -> None:

@@ -32,12 +32,14 @@ from lightning_dqnlr.host.automatic_control import AutomaticControl
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.manual_control import ManualControl
 from lightning_dqnlr.host.options import ControlOptions, Place, identity
+from lightning_dqnlr.host.run_ending import OnEarlyStop, RunEnding
 from lightning_dqnlr.host.run_terms import Monitor, RunTerms
 from lightning_dqnlr.host.schedulers import OnScheduler, check_scaling
 from lightning_dqnlr.host.shared_trace import SharedTrace
 from lightning_dqnlr.host.step_loss import Mode
 from lightning_dqnlr.host.trace import plot_trace, save_trace
 from lightning_dqnlr.host.trainer_queries import check_training, ends_epoch, saves_within_epochs
+from lightning_dqnlr.host.validation import watch_of
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
@@ -87,6 +89,12 @@ class DQNLRCallback(Callback, _OlderCallback):
             has it stepped no more. "scale" leaves its path intact; the callback multiplies
             its rates, within each step, by what the policy's rate has become relative to its
             start, at least by 1/8 and at most by 8. "error" refuses it.
+        on_early_stop: what becomes of a stop by EarlyStopping, when its patience is at an end.
+            "anneal" has the learning rate fall to zero first, from the best weights so far, and
+            training stops then. "stop" stops at once.
+        validate: name of a validation metric. When it has turned for good while the training loss
+            falls, the decay begins. None for what EarlyStopping or ModelCheckpoint monitor.
+        validate_mode: "max" if the metric of `validate` is to rise.
         snapshot: "device" to keep the breaker's two copies where the weights are, "cpu" to keep
             them in the host's memory, for a transfer per copy.
         save_snapshot: whether checkpoints hold the two copies. Without them a resumed run cannot go
@@ -119,6 +127,9 @@ class DQNLRCallback(Callback, _OlderCallback):
         epsilon: float = 0.0,
         seed: int = 0,
         on_scheduler: OnScheduler = "replace",
+        on_early_stop: OnEarlyStop = "anneal",
+        validate: str | None = None,
+        validate_mode: Mode = "min",
         snapshot: Place = "device",
         save_snapshot: bool = False,
         log: bool = True,
@@ -140,12 +151,18 @@ class DQNLRCallback(Callback, _OlderCallback):
         self.mode = mode
         self.on_scheduler = on_scheduler
         check_choice("on_scheduler", on_scheduler, get_args(OnScheduler))
+        self.on_early_stop = on_early_stop
+        self.validate = validate
+        self.validate_mode = validate_mode
+        check_choice("on_early_stop", on_early_stop, get_args(OnEarlyStop))
         check_choice("mode", mode, get_args(Mode))
+        check_choice("validate_mode", validate_mode, get_args(Mode))
         if mode == "max" and monitor is None:
             raise ConfigurationError("mode='max' needs monitor, the metric that is to rise.")
         check_scaling(on_scheduler, self.options)
         self._logs = log  # Lightning puts its own `log` on callbacks
         self._control: AutomaticControl | ManualControl | None = None  # of the run
+        self._ending: RunEnding | None = None
         self._trace: list[DecisionRecord] = []  # of this object's own run
         self._shared_trace = SharedTrace()
         self._resume: dict[str, Any] = {}  # state of the checkpoint that was restored last
@@ -235,6 +252,9 @@ class DQNLRCallback(Callback, _OlderCallback):
         terms = RunTerms(self.policy, self.options, self.monitor, self.mode, self.on_scheduler)
         kind = AutomaticControl if pl_module.automatic_optimization else ManualControl
         self._control = kind(trainer, pl_module, terms, self._resume)
+        watch = watch_of(trainer, self.on_early_stop, self.validate, self.validate_mode)
+        saved = self._resume.get("ending", {})
+        self._ending = RunEnding(trainer, self._control, self.on_early_stop, watch, saved)
         self._resume = {}
         self._trace = self._control.trace
         self._shared_trace.begin(self._trace)
@@ -243,8 +263,14 @@ class DQNLRCallback(Callback, _OlderCallback):
         self._named = not self._logs
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._ending is not None:
+            self._ending.look()
         if self._control is not None:
             self._control.begin_epoch()
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        if self._ending is not None:
+            self._ending.look()
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -275,17 +301,33 @@ class DQNLRCallback(Callback, _OlderCallback):
         if self._log_every and trainer.global_step // self._log_every > before // self._log_every:
             self._log(trainer, pl_module, used)
         self._logged_step = trainer.global_step
+        if self._ending is not None:
+            self._ending.end_batch()
         if saves_within_epochs(trainer) or ends_epoch(trainer):
             self._secure()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._secure()
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._ending is not None and not trainer.sanity_checking:
+            self._ending.validated()
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._secure()
+        if self._ending is not None:
+            self._ending.end_epoch()
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._ending is not None:
+            self._ending.mend(checkpoint)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._secure()
+        if self._ending is not None:
+            self._ending.end_training()
         self._end(trainer)
 
     # A checkpoint that `test` or an already finished `fit` restored is not for the next `fit`.
@@ -305,7 +347,8 @@ class DQNLRCallback(Callback, _OlderCallback):
         if self._resume or self._control is None:
             return self._resume
         self._secure()
-        return self._control.state_dict()
+        ending = {} if self._ending is None else {"ending": self._ending.state_dict()}
+        return {**self._control.state_dict(), **ending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
@@ -314,7 +357,7 @@ class DQNLRCallback(Callback, _OlderCallback):
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the run: the control, and Lightning's bound functions."""
         kept = {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
-        return {**kept, "_control": None}
+        return {**kept, "_control": None, "_ending": None}
 
     def _secure(self) -> None:
         """Has the drivers undo what is ruined, so that nothing outside sees it."""
@@ -362,3 +405,5 @@ class DQNLRCallback(Callback, _OlderCallback):
     def _unhook(self) -> None:
         if self._control is not None:
             self._control.close()
+        if self._ending is not None:
+            self._ending.close()

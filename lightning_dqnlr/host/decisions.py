@@ -16,6 +16,7 @@ DecisionRecord = dict[str, Any]
 
 _LOGGER = logging.getLogger("lightning_dqnlr")
 _LONG_STREAK = 20
+DECAY_BEGINS = "the decay begins early"
 
 
 class AppliedDecision(NamedTuple):
@@ -51,6 +52,7 @@ class DecisionLog:
         self.trace: list[DecisionRecord] = []
         self._controller = controller
         self._climbing = climbing  # nothing but raises so far, from the safe start
+        self._note = ""  # for the next record
         self._trips = 0  # intervals in a row that blew up
         self._pulled = False  # whether the last interval had a gradient
         self._stood = False  # whether it has been said that nothing moves
@@ -59,7 +61,8 @@ class DecisionLog:
         """Puts a decision on record, after it has been applied."""
         multiplier = self._multipliers[made.action]
         self._climbing = self._climbing and multiplier > 1 and made.restored_step is None
-        parts = (self._trip(made), self._choice(made), self._limit(made))
+        parts = (self._note, self._trip(made), self._choice(made), self._limit(made))
+        self._note = ""
         record: DecisionRecord = {
             "step": self._controller.step,
             "loss": float(made.stats.losses.mean()),
@@ -74,6 +77,10 @@ class DecisionLog:
         self.trace.append(record)
         self._pulled = bool(made.stats.gradient_norm > 0)
         self._warn(record, finite=bool(made.stats.finite))
+
+    def note(self, words: str) -> None:
+        """Has the next record's reason begin with words on what happened in between."""
+        self._note = words
 
     @property
     def _multipliers(self) -> tuple[float, ...]:
@@ -157,10 +164,12 @@ class DecisionLog:
     def state_dict(self) -> dict[str, Any]:
         """Builtins."""
         trace = [dict(record) for record in self.trace]
-        return {"trace": trace, "climbing": self._climbing, "trips": self._trips}
+        state = {"trace": trace, "climbing": self._climbing, "trips": self._trips}
+        return {**state, "note": self._note}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned."""
         self.trace[:] = [dict(record) for record in state["trace"]]
         self._climbing = state["climbing"]
         self._trips = state["trips"]
+        self._note = state.get("note", "")  # older versions had none

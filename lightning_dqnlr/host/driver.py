@@ -27,8 +27,15 @@ from lightning_dqnlr.errors import (
     ConfigurationError,
     NonFiniteLossError,
     UnsupportedTrainingError,
+    silent_optimizer,
 )
-from lightning_dqnlr.host.decisions import AppliedDecision, DecisionLog, DecisionRecord
+from lightning_dqnlr.host.best_state import BestState
+from lightning_dqnlr.host.decisions import (
+    DECAY_BEGINS,
+    AppliedDecision,
+    DecisionLog,
+    DecisionRecord,
+)
 from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.host.options import ControlOptions, identity
 from lightning_dqnlr.host.ranks import from_rank_zero, largest_over_ranks, mean_over_ranks
@@ -99,6 +106,7 @@ class OptimizerDriver:
         breaks = options.circuit_breaker
         place = "cpu" if options.snapshot == "cpu" else None
         self._snapshot = Snapshot(optimizer, module, averages, place) if breaks else None
+        self._best = BestState(optimizer, module, averages) if breaks else None
         self._log = DecisionLog(self.controller, climbing=options.start == "auto")
         self._hooks: list[RemovableHandle] = []
         self._over = False  # whether it has been said that the horizon is over
@@ -145,8 +153,8 @@ class OptimizerDriver:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        if self._snapshot is not None:
-            self._snapshot.close()
+        for copies in filter(None, (self._snapshot, self._best)):
+            copies.close()
 
     def before_step(self, gradient_scale: GradientScale = lambda: None) -> None:
         """Looks at gradients and weights just before an optimizer step, if it is observed.
@@ -245,6 +253,36 @@ class OptimizerDriver:
         if self._snapshot is not None and self.begun and not self._snapshot.sound():
             self._snapshot.restore()
             self._alarm.ring()
+
+    def keep_best(self) -> None:
+        """Copies the state, because validation has never been better; not without a breaker."""
+        if self._best is not None and self._telemetry is not None:
+            self._best.keep(self.controller.history, self._telemetry.total_steps)
+
+    def come_down(self, steps: int) -> None:
+        """Ends the run in `steps` steps, with a rate that falls to zero from the best state on."""
+        if self._telemetry is not None:
+            self.controller.come_down(self.now, steps)
+            self._log.note(DECAY_BEGINS)
+            self.back_to_best()
+
+    def back_to_best(self) -> None:
+        """Puts back the state that `keep_best` copied, if it did, and begins an interval there."""
+        telemetry = self._telemetry
+        if telemetry is None:
+            return
+        history = None if self._best is None else self._best.restore()
+        self.controller.begin_interval(self.now, history)
+        self._rates.set(float(self.controller.lr))
+        if history is not None and self._snapshot is not None:
+            for _ in range(2):  # the breaker must not go back behind it
+                self._snapshot.take(self.controller.step)
+        self._begin_interval(telemetry)
+
+    @property
+    def now(self) -> int:
+        """Steps so far, those of the open interval included."""
+        return self.controller.step + (0 if self._telemetry is None else self._telemetry.step)
 
     def forget_step(self) -> None:
         """Drops what was seen of a step that is not to be counted."""
@@ -460,12 +498,3 @@ class OptimizerDriver:
                 "state: the saved learning-rate control is of another model or of an optimizer "
                 "with other parameter groups; resume with those it was saved with."
             )
-
-
-def silent_optimizer(optimizer: torch.optim.Optimizer) -> UnsupportedTrainingError:
-    """What to raise when an optimizer steps without telling."""
-    return UnsupportedTrainingError(
-        f"{type(optimizer).__name__} does not tell of its steps, so its learning rate cannot be "
-        "followed: it wraps another optimizer and its __init__ does not call torch's. Give the "
-        "optimizer inside it instead."
-    )

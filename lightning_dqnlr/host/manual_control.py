@@ -14,9 +14,9 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
-from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.errors import ConfigurationError, silent_optimizer
 from lightning_dqnlr.host.decisions import DecisionRecord
-from lightning_dqnlr.host.driver import OptimizerDriver, silent_optimizer
+from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.host.manual_horizon import ManualHorizon
 from lightning_dqnlr.host.run_terms import (
     RunTerms,
@@ -47,6 +47,7 @@ class ManualControl:
         drivers: one for each optimizer.
         trace: one plain record per decision; with several optimizers it has their number as
             `optimizer`.
+        comes_down: whether the run's end is settled, whatever the Trainer expects.
 
     Raises:
         ConfigurationError: if `saved` is of another run, or `monitor` of other optimizers.
@@ -69,6 +70,7 @@ class ManualControl:
             )
         scaled = take_over(trainer, terms.on_scheduler)
         check_same_control(saved, scaled)
+        self.comes_down: bool = saved.get("comes_down", False)
         self._horizon = ManualHorizon(trainer, terms.options.horizon, count, saved)
         self._controlled: list[_Controlled] = []
         for index, optimizer in enumerate(trainer.optimizers):
@@ -120,8 +122,9 @@ class ManualControl:
         returned = outputs.get("loss") if isinstance(outputs, Mapping) else None
         used = [controlled.end_batch(returned) for controlled in self._controlled]
         self._horizon.end_batch([int(rate is not None) for rate in used])
-        for index, driver in enumerate(self.drivers):
-            driver.controller.horizon = self._horizon.expected(index)
+        if not self.comes_down:
+            for index, driver in enumerate(self.drivers):
+                driver.controller.horizon = self._horizon.expected(index)
         self._extend_trace()
         return used
 
@@ -129,6 +132,7 @@ class ManualControl:
         """Tensors and builtins: everything to go on exactly."""
         return {
             **self._horizon.state_dict(),
+            "comes_down": self.comes_down,
             **({"scaled": True} if any(c.scaled for c in self._controlled) else {}),
             "open_losses": [
                 c.loss(None) if c.driver.stepped and c.attempted else None for c in self._controlled

@@ -23,7 +23,7 @@ class _Copy(NamedTuple):
 
 
 class Snapshot:
-    """The weights an optimizer trains, its whole state, and what follows them: two copies.
+    """The weights an optimizer trains, its whole state, and what follows them: two copies, or one.
 
     `restore` goes back to the copy before the latest. The loss of a step is that of the weights
     before its update, so no loss has been seen yet of the latest copy's weights. The last update
@@ -45,6 +45,7 @@ class Snapshot:
             frozen parameters; None for none.
         averages: averages of the module (`torch.optim.swa_utils.AveragedModel`) to keep as well.
         device: where to keep the copies; None for where the tensors are.
+        copies: how many to keep; with one, `restore` goes back to the latest.
 
     Raises:
         UnsupportedTrainingError: if something cannot be copied, when it is met first.
@@ -65,15 +66,17 @@ class Snapshot:
         module: nn.Module | None = None,
         averages: Sequence[nn.Module] = (),
         device: str | None = None,
+        copies: int = 2,
     ) -> None:
         self._optimizer = optimizer
+        self._most_copies = copies
         self._optimizers = _optimizers(optimizer)
         self._device = device
         self._module = nn.Module() if module is None else module
         self._averages = list(averages)
         self._groups = -1  # parameter groups when the copies were last known to be complete
         self._frozen: list[Tensor] = []  # which of the optimizer's parameters were frozen then
-        self._copies: list[_Copy] = []  # at most two, the proven one first
+        self._copies: list[_Copy] = []  # the proven one first
         self._spare: dict[str, Any] = {}  # memory to use again
         self._trained_elsewhere: set[int] = set()
         own = {id(p) for p in self._parameters()}
@@ -98,7 +101,7 @@ class Snapshot:
             for i, parameter in enumerate(_parameters(optimizer)):
                 state = _flat(optimizer.state.get(parameter, {}))
                 live |= {f"state{k or ''}/{i}/{name}": value for name, value in state.items()}
-        if len(self._copies) == 2:
+        if len(self._copies) == self._most_copies:
             self._spare = self._copies.pop(0).saved
         self._copies.append(_Copy(step, _copied(live, self._spare, self._device)))
         self._spare = {}

@@ -7,12 +7,13 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, needs_package
 from lightning_dqnlr.files import write_atomically
-from lightning_dqnlr.host.decisions import DecisionRecord
+from lightning_dqnlr.host.decisions import DECAY_BEGINS, DecisionRecord
 
 _LR, _LOSS, _TRIP = "#1b6ca8", "#c8553d", "#7d2e8d"
 
@@ -107,17 +108,20 @@ def _draw(figure: Any, trace: Sequence[DecisionRecord]) -> Any:
         axes.set_axisbelow(True)
         axes.grid(True, which="major", color="0.9", linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
-    _mark_trips(upper, lower, [record["step"] for record in trace if record["tripped"]])
+    trips = [record["step"] for record in trace if record["tripped"]]
+    endings = [before["step"] for before, r in pairwise(trace) if DECAY_BEGINS in r["reason"]]
+    _mark((upper, lower), trips, _TRIP, "circuit breaker: weights restored")
+    _mark((upper, lower), endings, _LR, DECAY_BEGINS)
+    if trips or endings:
+        upper.legend(frameon=False, loc="upper right", fontsize="small")
     return upper
 
 
-def _mark_trips(upper: Any, lower: Any, steps: Sequence[int]) -> None:
+def _mark(panels: Sequence[Any], steps: Sequence[int], color: str, label: str) -> None:
     for index, step in enumerate(steps):
-        label = "circuit breaker: weights restored" if index == 0 else None
-        upper.axvline(step, color=_TRIP, linestyle="--", linewidth=1.0, label=label)
-        lower.axvline(step, color=_TRIP, linestyle="--", linewidth=1.0)
-    if steps:
-        upper.legend(frameon=False, loc="upper right", fontsize="small")
+        for panel in panels:
+            named = label if index == 0 else None
+            panel.axvline(step, color=color, linestyle="--", linewidth=1.0, label=named)
 
 
 def _check(trace: Sequence[DecisionRecord]) -> None:

@@ -1,0 +1,194 @@
+"""`RunEnding`: the learning rate comes down before EarlyStopping stops the run."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol
+
+from lightning.pytorch import Trainer
+
+from lightning_dqnlr.host.driver import OptimizerDriver
+from lightning_dqnlr.host.held_stops import HeldStops
+from lightning_dqnlr.host.validation import ValidationWatch
+
+OnEarlyStop = Literal["anneal", "stop"]
+_LOGGER = logging.getLogger("lightning_dqnlr")
+
+
+class Control(Protocol):
+    """The control of a run, of one optimizer or of several.
+
+    Attributes:
+        comes_down: whether the horizon is settled, because the run is about to end.
+    """
+
+    drivers: list[OptimizerDriver]
+    comes_down: bool
+
+
+class RunEnding:
+    """Lets the rate fall to zero once validation has ended to improve.
+
+    Where EarlyStopping would stop, the decay begins, from the best weights so far. It takes the
+    share of the steps so far that the policy's own decay would:
+
+        steps of the decay = steps so far * decay_share / (1 - decay_share)
+
+    rounded up to whole epochs, and no more than `max_epochs` leaves. Then training stops. A metric
+    that nobody stops for (of ModelCheckpoint, or named by the user) begins the decay as well, and
+    training goes on to its end.
+
+    Args:
+        trainer: of the run, about to train.
+        control: of the run.
+        on_early_stop: "stop" to leave EarlyStopping alone.
+        watch: of a validation metric besides; None for none.
+        saved: what `state_dict` returned, for a resumed run; empty for a new one.
+
+    Example:
+        ending = RunEnding(trainer, control, "anneal", None, {})
+        ...  # a validation, and the callbacks that look at it
+        ending.look()
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        control: Control,
+        on_early_stop: OnEarlyStop,
+        watch: ValidationWatch | None,
+        saved: Mapping[str, Any],
+    ) -> None:
+        self._trainer = trainer
+        self._control = control
+        self._stops = HeldStops(trainer, held=on_early_stop == "anneal")
+        self._watch = watch
+        self._validated = False  # since the last look
+        self._first_step: int = saved.get("first_step", trainer.global_step)
+        self._last_step: int | None = saved.get("last_step")  # of the decay; None before it
+        self._stopping: bool = saved.get("stopping", False)  # once the decay is over
+        self._settled: bool = saved.get("settled", False)  # back at the best state
+        self._bests = self._best_scores()
+        if watch is not None and "watch" in saved:
+            watch.load_state_dict(saved["watch"])
+        self._stops.hold()
+
+    def validated(self) -> None:
+        """Notes that a validation has ended; the callbacks have not all looked at it yet."""
+        self._validated = True
+        if self._watch is not None:
+            loss = self._control.drivers[0].controller.history.level
+            self._watch.add(self._trainer.callback_metrics, loss)
+
+    def end_epoch(self) -> None:
+        """EarlyStopping may follow a metric of training too, and looks at it next."""
+        self._validated = True
+
+    def look(self) -> None:
+        """After all callbacks have looked at a validation: keeps the state, or begins the decay."""
+        if not self._validated:
+            return
+        self._validated = False
+        bests = self._best_scores()
+        verdict = (bests != self._bests, self._exhausted())
+        self._bests = bests
+        # The metric may differ between processes; what follows from it must not.
+        improved, exhausted = self._trainer.strategy.broadcast(verdict)
+        if improved:
+            for driver in self._control.drivers:
+                driver.keep_best()
+        elif self._last_step is None and exhausted:
+            self._come_down()
+        elif self._over and not self._settled:
+            self._settle()
+
+    def end_batch(self) -> None:
+        """Stops training after the last step of the decay, in the name of EarlyStopping."""
+        if self._over and self._stopping:
+            self._stops.stop()
+
+    def end_training(self) -> None:
+        """Ends a run that came down with the best weights that it has had."""
+        self.look()
+        self.close()
+
+    def mend(self, checkpoint: Mapping[str, Any]) -> None:
+        """Puts the user's patience into a checkpoint that is about to be written."""
+        self._stops.mend(checkpoint)
+
+    def close(self) -> None:
+        """Gives EarlyStopping its patience back."""
+        self._stops.release()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Builtins."""
+        watch = {} if self._watch is None else {"watch": self._watch.state_dict()}
+        return {
+            "first_step": self._first_step,
+            "last_step": self._last_step,
+            "stopping": self._stopping,
+            "settled": self._settled,
+            **watch,
+        }
+
+    @property
+    def _over(self) -> bool:
+        return self._last_step is not None and self._trainer.global_step >= self._last_step
+
+    def _settle(self) -> None:
+        self._settled = True
+        for driver in self._control.drivers:
+            driver.back_to_best()
+
+    def _best_scores(self) -> list[float]:
+        own = [] if self._watch is None else [self._watch.best]
+        return [*self._stops.best, *own]
+
+    def _exhausted(self) -> bool:
+        trainer = self._trainer
+        met = trainer.current_epoch >= (trainer.min_epochs or 0)
+        met = met and trainer.global_step >= (trainer.min_steps or 0)
+        turned = self._watch is not None and self._watch.turned
+        return met and (self._stops.exhausted or turned)
+
+    def _come_down(self) -> None:
+        trainer = self._trainer
+        drivers = self._control.drivers
+        done = trainer.global_step - self._first_step
+        left = self._steps_left(drivers[0], done)
+        self._last_step = trainer.global_step + left
+        self._stopping = self._stops.exhausted
+        if not drivers[0].controller.falling:
+            self._control.comes_down = True
+            for driver in drivers:
+                driver.come_down(max(1, round(driver.now * left / done)))
+        _LOGGER.warning(
+            "step %d: validation has stopped improving, so the learning rate falls to zero over "
+            "the coming %d steps%s.",
+            trainer.global_step,
+            left,
+            "; then training stops" if self._stopping else "",
+        )
+
+    def _steps_left(self, driver: OptimizerDriver, done: int) -> int:
+        """Steps of the Trainer that the decay takes, or has left if the rate falls already."""
+        controller = driver.controller
+        share = controller.spec.decay_share
+        wanted = self._whole_epochs(math.ceil(done * share / (1 - share)))
+        if controller.horizon is None:
+            return wanted
+        to_the_end = math.ceil((controller.horizon - driver.now) * done / max(1, driver.now))
+        return max(1, to_the_end if controller.falling else min(wanted, to_the_end))
+
+    def _whole_epochs(self, steps: int) -> int:
+        """Rounds up to the end of an epoch, where an epoch's length is known."""
+        trainer = self._trainer
+        batches = trainer.num_training_batches
+        if math.isinf(batches) or not trainer.lightning_module.automatic_optimization:
+            return steps
+        per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
+        begun = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        open_steps = 0 if begun >= batches else begun // trainer.accumulate_grad_batches
+        return math.ceil((open_steps + steps) / per_epoch) * per_epoch - open_steps

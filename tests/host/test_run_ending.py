@@ -1,0 +1,251 @@
+"""The end of a run that EarlyStopping, or a validation that has turned, brings about."""
+
+import logging
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_dqnlr import DQNLRCallback
+from tests.host.control_runs import constant_policy
+
+EPOCH = 6  # steps
+
+
+class Scripted(LightningModule):
+    """A line whose validation metric comes from a list; its last value stays."""
+
+    def __init__(self, scores, optimizers=1):
+        super().__init__()
+        self.net = torch.nn.Linear(4, 1)
+        self.scores = list(scores)
+        self.checks = 0
+        self.automatic_optimization = optimizers == 1
+
+    def training_step(self, batch, batch_idx):
+        inputs, targets = batch
+        loss = (self.net(inputs) - targets).square().mean()
+        if not self.automatic_optimization:
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        score = self.scores[min(self.checks, len(self.scores) - 1)]
+        self.log("score", torch.tensor(float(score)))
+
+    def on_validation_epoch_end(self):
+        self.checks += not self.trainer.sanity_checking
+
+    def configure_optimizers(self):
+        if self.automatic_optimization:
+            return torch.optim.Adam(self.parameters())
+        return [torch.optim.Adam([self.net.weight]), torch.optim.Adam([self.net.bias])]
+
+
+class Watcher(Callback):
+    """Notes the learning rates used, and the weights after every validation."""
+
+    def __init__(self):
+        self.rates = []
+        self.weights = []
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_validation_end(self, trainer, module):
+        if not trainer.sanity_checking:
+            self.weights.append(module.net.weight.detach().clone())
+
+
+def loader(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(8 * EPOCH, 4, generator=generator)
+    return DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), 8)
+
+
+def fit(scores, *callbacks, folder=None, ckpt_path=None, optimizers=1, **options):
+    torch.manual_seed(0)
+    module = Scripted(scores, optimizers)
+    options = {"max_epochs": 60, **options}
+    trainer = Trainer(
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=folder is not None,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        num_sanity_val_steps=1,
+        **options,
+    )
+    trainer.fit(module, loader(), loader(1), ckpt_path=ckpt_path)
+    return trainer
+
+
+# Best at the fourth check, so that a patience of 3 is at its end after seven epochs.
+TURNS = [9, 8, 7, 5, 6, 6, 6, 6]
+
+
+def keeping(**options):
+    """A callback that keeps the rate of the start, but for the decay."""
+    return DQNLRCallback(constant_policy(action=3), **options)
+
+
+def stopping(**options):
+    return EarlyStopping("score", **{"patience": 3, **options})
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+@pytest.mark.parametrize("per_epoch", [True, False])
+def test_the_rate_falls_to_zero_before_early_stopping_stops(ours_first, per_epoch):
+    watcher, stop = Watcher(), stopping(check_on_train_epoch_end=per_epoch)
+    both = [keeping(), stop]
+    trainer = fit(TURNS, *(both if ours_first else both[::-1]), watcher)
+    # 42 steps, and 3/7 of them to come down in.
+    assert trainer.global_step == 42 + 18
+    assert watcher.rates[-1] < 0.2 * watcher.rates[42]
+    assert watcher.rates[42:] == sorted(watcher.rates[42:], reverse=True)
+    assert stop.stopped_epoch == 9
+    assert stop.patience == 3
+
+
+def test_the_decay_begins_from_the_best_weights_and_ends_with_them():
+    watcher = Watcher()
+    trainer = fit(TURNS, DQNLRCallback(), stopping(), watcher)
+    best, last = watcher.weights[3], watcher.weights[-1]
+    assert torch.equal(trainer.lightning_module.net.weight, best)
+    assert not torch.equal(best, last)
+    # The first step of the decay is made at the rate of then, from the weights of then.
+    assert watcher.rates[42] <= watcher.rates[24]
+    moved_away = (watcher.weights[6] - best).norm()
+    assert (watcher.weights[7] - best).norm() < moved_away
+
+
+def test_better_weights_found_on_the_way_down_are_the_last_ones():
+    watcher = Watcher()
+    trainer = fit([*TURNS[:7], 4, 3, 3.5], DQNLRCallback(), stopping(), watcher)
+    assert len(watcher.weights) == 10
+    assert torch.equal(trainer.lightning_module.net.weight, watcher.weights[8])
+
+
+def test_a_user_may_have_early_stopping_stop_at_once():
+    trainer = fit(TURNS, DQNLRCallback(on_early_stop="stop"), stopping())
+    assert trainer.global_step == 42
+
+
+def test_the_decay_never_goes_beyond_max_epochs():
+    watcher = Watcher()
+    trainer = fit(TURNS, keeping(), stopping(), watcher, max_epochs=9)
+    assert trainer.global_step == 54
+    assert watcher.rates[-1] < 0.2 * watcher.rates[30]
+
+
+def test_a_decay_that_has_begun_by_itself_is_not_interrupted():
+    # Patience ends after epoch 8 of 10; the built-in decay began at seven tenths.
+    watcher = Watcher()
+    scores = [9, 8, 7, 6, 5, 6, 6, 6, 6]
+    trainer = fit(scores, keeping(), stopping(), watcher, max_epochs=10)
+    assert trainer.global_step == 60
+    assert watcher.rates[40:] == sorted(watcher.rates[40:], reverse=True)
+
+
+def test_thresholds_and_metrics_that_are_not_finite_still_stop_at_once():
+    assert fit([3, 2, 1], DQNLRCallback(), stopping(stopping_threshold=1.5)).global_step == 18
+    assert fit([3, float("nan")], DQNLRCallback(), stopping()).global_step == 12
+
+
+def test_min_epochs_puts_the_end_off():
+    trainer = fit(TURNS, DQNLRCallback(), stopping(), min_epochs=12)
+    assert trainer.global_step == 72 + 36  # 3/7 of 72 in whole epochs
+
+
+def test_early_stopping_on_a_training_metric_comes_down_too():
+    class Training(Scripted):
+        def on_train_epoch_end(self):
+            self.log("train_score", float(TURNS[min(self.trainer.current_epoch, 7)]))
+
+    torch.manual_seed(0)
+    trainer = Trainer(
+        callbacks=[DQNLRCallback(), EarlyStopping("train_score", patience=3)],
+        max_epochs=60,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(Training(TURNS), loader())
+    assert trainer.global_step == 60
+
+
+def test_every_optimizer_of_a_manual_loop_comes_down():
+    callback = DQNLRCallback()
+    trainer = fit(TURNS, callback, stopping(), optimizers=2)
+    # Each of both has made 42 steps by then; whole epochs are not waited for in such a loop.
+    assert trainer.global_step == 2 * (42 + 18)
+    for controller in callback.controllers:
+        assert controller.falling
+        assert controller.horizon == 60
+
+
+def test_checkpoints_keep_the_users_patience_and_a_resumed_run_ends_at_the_same_step(tmp_path):
+    def saver():
+        return ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+
+    whole = Watcher()
+    fit(TURNS, DQNLRCallback(), stopping(), saver(), whole, folder=tmp_path)
+    for epoch in (5, 8):  # before the decay, and in it
+        saved = tmp_path / f"epoch={epoch}.ckpt"
+        state = torch.load(saved, weights_only=True)["callbacks"]
+        (patience,) = (v["patience"] for k, v in state.items() if k.startswith("EarlyStopping"))
+        assert patience == 3
+        rest = Watcher()
+        scores = TURNS[epoch + 1 :] or [6]
+        trainer = fit(scores, DQNLRCallback(), stopping(), rest, ckpt_path=saved)
+        assert trainer.global_step == 60
+        if epoch == 8:
+            assert rest.rates == whole.rates[-len(rest.rates) :]
+
+
+def test_a_validation_that_turns_begins_the_decay_and_training_goes_on(caplog):
+    # No new best for five checks, plainly worse, while the training loss falls.
+    scores = [9, 8, 7, 5, 6, 6.1, 6, 6.1, 6, 6.1]
+    watcher = Watcher()
+    with caplog.at_level(logging.WARNING, "lightning_dqnlr"):
+        trainer = fit(scores, keeping(validate="score"), watcher, max_epochs=30)
+    assert trainer.global_step == 180
+    (line,) = (r.getMessage() for r in caplog.records if "falls to zero" in r.getMessage())
+    assert "step 54" in line
+    assert "stops" not in line
+    assert watcher.rates[80] < 0.2 * watcher.rates[54]
+    assert max(watcher.rates[80:]) < 0.2 * watcher.rates[54]
+
+
+def test_a_validation_that_only_stands_still_does_not_begin_the_decay():
+    callback = DQNLRCallback(validate="score")
+    fit(2 * [5, 5.1, 4.9, 5.1, 5, 5.1, 4.95, 5.1, 5, 5.1], callback, max_epochs=20)
+    assert all("decay begins" not in record["reason"] for record in callback.trace)
+
+
+def test_a_metric_to_be_maximised_is_not_taken_for_a_turn():
+    callback = DQNLRCallback(validate="score", validate_mode="max")
+    fit(range(1, 30), callback, max_epochs=20)
+    assert all("decay begins" not in record["reason"] for record in callback.trace)
+
+
+def test_what_model_checkpoint_monitors_counts_unasked(tmp_path):
+    callback = DQNLRCallback()
+    saver = ModelCheckpoint(tmp_path, monitor="score")
+    fit([9, 8, 7, 5, *[6] * 9], callback, saver, folder=tmp_path, max_epochs=30)
+    assert any("decay begins" in record["reason"] for record in callback.trace)
+
+
+def test_the_picture_shows_where_the_decay_began(tmp_path):
+    callback = DQNLRCallback()
+    fit(TURNS, callback, stopping())
+    assert "the decay begins early" in callback.plot(tmp_path / "run.svg").read_text()
