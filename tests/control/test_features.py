@@ -141,8 +141,9 @@ def test_every_feature_by_hand():
     values = {
         "initial_loss": 100.0, "loss": 3.0, "level": 0.9, "best": 0.8, "noise": 0.0099,
         "path": 4e-6, "log_gradient": 3.5, "first_log_gradient": 0.5, "log_scale": -3.0,
-        "start_log_scale": -8.0, "peak_log_scale": -2.0, "last_action": 0.4, "previous_action": -0.2, "since_trip": 8.0,
-        "trips": 3.0, "capped": 1.0, "drop": 0.2, "forecast": 0.5,
+        "start_log_scale": -8.0, "peak_log_scale": -2.0, "last_action": 0.4,
+        "previous_action": -0.2, "since_trip": 8.0, "trips": 3.0, "capped": 1.0, "drop": 0.2,
+        "forecast": 0.5,
     }  # fmt: skip
     history = replace(zero, **{name: torch.tensor(value) for name, value in values.items()})
     seen = stats([4.0, 2.0, 3.0], steps=4, gradient_norm=2.0, gradient_spread=0.3, weight_scale=0.1)

@@ -28,6 +28,8 @@ EVERY = {
     "adagrad": {"optimizer": torch.optim.Adagrad},
     "lion": {"optimizer": Lion},
 }
+# Lion is far from the optimum after 300 steps, and four seeds of it lie 16% apart.
+ALIKE = {**dict.fromkeys(EVERY, 0.05), "lion": 0.2}
 EPSILON = defaultdict(dict, adamw={"eps": 1e-18}, adafactor={"eps": (1.2e-17, 1e-3)})
 
 
@@ -38,8 +40,8 @@ def healthy():
 
 
 def finals(**arguments):
-    """The final losses of three seeds of weights and data."""
-    return [FaultyLoop(seed=s, data=100 + s, **arguments).run().final() for s in range(3)]
+    """The final losses of four seeds of weights and data."""
+    return [FaultyLoop(seed=s, data=100 + s, **arguments).run().final() for s in range(4)]
 
 
 def change_of(usual, **arguments):
@@ -50,7 +52,7 @@ def change_of(usual, **arguments):
 
 @pytest.fixture(scope="module")
 def usual():
-    """The final losses of three seeds in their own units, by the kind of optimizer."""
+    """The final losses of four seeds in their own units, by the kind of optimizer."""
     return {kind: finals(**arguments) for kind, arguments in EVERY.items()}
 
 
@@ -87,12 +89,12 @@ class TestUnits:
         """
         options = {**EVERY[kind].get("options", {}), **(EPSILON[kind] if scale < 1e-8 else {})}
         arguments = {**EVERY[kind], "options": options}
-        assert change_of(usual[kind], scale=scale, **arguments) < 0.05
+        assert change_of(usual[kind], scale=scale, **arguments) < ALIKE[kind]
 
     @pytest.mark.parametrize("shift", [-1000.0, -10.0, -1.0, 1.0, 10.0, 1000.0, 1e4])
     @pytest.mark.parametrize("kind", list(EVERY))
     def test_a_loss_with_a_constant_added_ends_alike(self, usual, kind, shift):
-        assert change_of(usual[kind], shift=shift, **EVERY[kind]) < 0.05
+        assert change_of(usual[kind], shift=shift, **EVERY[kind]) < ALIKE[kind]
 
     @pytest.mark.parametrize("kind", ["adamw", "adafactor"])
     def test_a_first_update_that_rounds_to_zero_under_bfloat16_gets_moving(self, kind):
