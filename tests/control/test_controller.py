@@ -290,7 +290,21 @@ def test_what_is_remembered_of_two_intervals_by_hand():
         "best": second, "loss": 4.0, "log_gradient": math.log(3), "origin": first,
         "first_log_gradient": math.log(2), "path": 1e-6 + 2 * 0.01, "reference": second,
         "noise": math.sqrt(15 / 16 * before + measured / 16), "trips": 0.0, "since_trip": 102.0,
-        "drop": 0.3 * (first - second), "forecast": 0.7 * 0.3 * 0.9 * 2 * 1e-3 / 8.08 + 0.3 * promised,
+        "drop": 0.3 * (first - second),
+        "forecast": 0.7 * 0.3 * 0.9 * 2 * 1e-3 / 8.08 + 0.3 * promised,
     }  # fmt: skip
     found = {name: getattr(history, name).item() for name in expected}
     assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("still", [{"update_norm": 0.0}, {"gradient_norm": 0.0}])
+def test_an_interval_without_update_or_gradient_holds_the_rate_of_a_run_that_has_moved(still):
+    """Decoy: before anything has moved the rate would be raised tenfold."""
+    controller = settled()
+    before = controller.lr.item()
+    controller.observe(stats([1.0] * 4, **still))
+    controller.apply(torch.tensor(DOUBLE))
+    assert controller.lr.item() == pytest.approx(before)
+    controller.observe(stats([1.0] * 4))
+    controller.apply(torch.tensor(DOUBLE))
+    assert controller.lr.item() == pytest.approx(2 * before)
