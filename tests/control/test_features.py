@@ -91,6 +91,12 @@ class TestTrend:
         # Each bin averages 4 steps.
         assert variance.sqrt().item() == pytest.approx(0.1 * 2, rel=0.05)
 
+    def test_noise_of_three_bins_comes_from_their_second_difference_by_hand(self):
+        """Decoy: the previous interval lies far above, which first differences would take in."""
+        losses = torch.tensor([1.0, 1.2, 1.0]).expm1()
+        noise = step_noise(losses, torch.tensor(5.0), torch.tensor(100.0), steps=6)
+        assert noise.item() == pytest.approx(math.sqrt(0.4**2 / 6 * 2), rel=1e-4)
+
     def test_noise_of_short_intervals_comes_from_their_first_differences_by_hand(self):
         def losses(*compressed):
             return torch.expm1(torch.tensor(compressed)) * 0.01
