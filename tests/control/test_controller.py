@@ -308,3 +308,15 @@ def test_an_interval_without_update_or_gradient_holds_the_rate_of_a_run_that_has
     controller.observe(stats([1.0] * 4))
     controller.apply(torch.tensor(DOUBLE))
     assert controller.lr.item() == pytest.approx(2 * before)
+
+
+def test_a_bound_puts_the_scale_where_the_decayed_rate_is_the_bound():
+    """The decay is about a half here, so the scale is about twice the rate, and not half of it."""
+    controller = started(lr=0.1, horizon=1000, max_lr=0.1)
+    controller.step = 845
+    controller.observe(stats([1.0]))
+    controller.apply(torch.tensor(QUADRUPLE))
+    decay = controller.spec.decay_at(controller.step, controller.interval, 1000)
+    assert 0.4 < decay < 0.6
+    assert controller.lr.item() == pytest.approx(0.1)
+    assert controller.history.log_scale.exp().item() == pytest.approx(0.1 / decay)
