@@ -320,3 +320,16 @@ def test_a_bound_puts_the_scale_where_the_decayed_rate_is_the_bound():
     assert 0.4 < decay < 0.6
     assert controller.lr.item() == pytest.approx(0.1)
     assert controller.history.log_scale.exp().item() == pytest.approx(0.1 / decay)
+
+
+def test_a_first_update_that_rounds_to_zero_raises_the_rate_tenfold():
+    """As long as a gradient pulls; without one there is nothing to go by."""
+    controller = LRController(ControllerSpec(), horizon=None)
+    controller.safe_start(torch.tensor(5.0), torch.tensor(20.0), Probe([(10, 10)]), False)
+    before = controller.lr.item()
+    controller.observe(stats([1.0], update_norm=0.0))
+    controller.apply(torch.tensor(KEEP))
+    assert controller.lr.item() == pytest.approx(10 * before)
+    controller.observe(stats([1.0], gradient_norm=0.0))
+    controller.apply(torch.tensor(KEEP))
+    assert controller.lr.item() == pytest.approx(10 * before)
