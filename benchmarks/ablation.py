@@ -139,8 +139,8 @@ def page(runs: Sequence[SweepRun], plot_name: str) -> str:
 
 The agents have {len(seeds)} seeds each, {first["episodes"]} episodes, {first["updates"]:,} updates
 and {steps / 1e6:.2f} million inner steps per run. Each run is evaluated once, at its end, on
-{tasks} validation tasks. Regret is log((L + e) / (L_cos + e)), with L the training loss, e = 1% of
-the initial loss, and L_cos the loss of the tuned cosine: 0 is as good. The score is the mean
+{tasks} validation tasks. Regret is log((L + e) / (L_cos + e)), with e = 1% of the initial loss.
+L is the training loss and L_cos that of the tuned cosine, so 0 is as good. The score is the mean
 regret, with each run clipped to [-0.5, 2]. Runs of one seed share their training tasks. So
 "against {BASE}" compares them pair by pair (mean, range). What changes sign from seed to seed is no
 difference. Times are those of the whole training and depend on what else the machine did.

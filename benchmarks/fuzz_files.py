@@ -43,7 +43,8 @@ from lightning_dqnlr.policy.network import QNetwork, QTable, QuantileNetwork
 from lightning_dqnlr.policy.policy import RECORD, WEIGHTS, LRPolicy, combine, with_settings
 
 SECONDS, MEGABYTES = 1.0, 100.0
-_PATIENCE = 5  # seconds after which a mutant is stopped
+_PATIENCE = 5  # seconds of the processor after which a mutant is stopped
+_WAIT = 60  # seconds on the clock, for one that waits for ever
 _LONGEST_MESSAGE = 3000
 REFUSED, SOUND, FAILED = "refused", "accepted and sound", "failures"
 
@@ -433,8 +434,10 @@ def judged(read: Callable[[], LRPolicy | None], check: Callable[[LRPolicy], None
         check: raises Failure for a policy that is not sound.
     """
     before = _peak_memory(reset=True)
-    signal.signal(signal.SIGALRM, _stop)
-    signal.setitimer(signal.ITIMER_REAL, _PATIENCE)
+    for alarm in (signal.SIGALRM, signal.SIGPROF):
+        signal.signal(alarm, _stop)
+    signal.setitimer(signal.ITIMER_PROF, _PATIENCE)
+    signal.alarm(_WAIT)
     try:
         began = time.process_time()
         policy = read()
@@ -446,12 +449,13 @@ def judged(read: Callable[[], LRPolicy | None], check: Callable[[LRPolicy], None
     except Exception as error:
         return Outcome(FAILED, f"{type(error).__name__}: {str(error)[:300]}")
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.alarm(0)
     return Outcome(REFUSED if policy is None else SOUND)
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    raise Failure(f"it hangs (more than {_PATIENCE} s)")
+    raise Failure(f"it takes more than {_PATIENCE} s, or waits")
 
 
 def _peak_memory(reset: bool = False) -> float:
@@ -505,7 +509,7 @@ def in_another_process(act: Callable[[], Outcome]) -> Outcome:
         finally:
             os._exit(0)  # without the parent's clean-up
     os.close(writer)
-    limit = time.monotonic() + 2 * _PATIENCE
+    limit = time.monotonic() + 2 * _WAIT
     while os.waitpid(child, os.WNOHANG) == (0, 0):
         if time.monotonic() > limit:
             os.kill(child, signal.SIGKILL)
@@ -572,16 +576,20 @@ class Fuzzer:
 
 
 def fuzz(folder: Path, seed: int, numbers: Iterable[int]) -> tuple[Counter[Any], list[str]]:
-    """Judges mutants; returns counts by (kind, verdict), and the failures in words."""
+    """Judges mutants; returns counts by (kind, verdict), and the failures in words.
+
+    An interrupt ends it with what there is.
+    """
     fuzzer = Fuzzer(folder, seed)
     counts: Counter[Any] = Counter()
     failures = []
-    for number in numbers:
-        kind, outcome = fuzzer.judge(number)
-        counts[kind, outcome.verdict] += 1
-        if outcome.verdict == FAILED:
-            failures.append(f"mutant {number} ({kind}): {outcome.reason}")
-            tqdm.write(failures[-1])
+    with suppress(KeyboardInterrupt):
+        for number in numbers:
+            kind, outcome = fuzzer.judge(number)
+            counts[kind, outcome.verdict] += 1
+            if outcome.verdict == FAILED:
+                failures.append(f"mutant {number} ({kind}): {outcome.reason}")
+                tqdm.write(failures[-1])
     return counts, failures
 
 
@@ -599,6 +607,7 @@ def table(counts: Counter[Any]) -> str:
 
 def main() -> None:
     """Prints the table."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, too
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mutants", type=int, default=100_000)
     parser.add_argument("--first", type=int, default=0, help="number of the first mutant")

@@ -87,7 +87,7 @@ def main() -> None:
     found = []
     for task in tasks_of(arguments, "test"):
         before = engine.follow(task, seeds, lambda _: torch.zeros(len(seeds)), steps=0).train
-        after = run_policy(task, policy.act, policy.spec, seeds, engine).train_loss
+        after = run_policy(task, policy, seeds, engine).train_loss
         share = shares(before, after)
         found.append(share)
         if bool((share > 1).any()):

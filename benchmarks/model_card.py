@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lightning_dqnlr.bench.methods.policies import state_blind, study, untrained
+from lightning_dqnlr.bench.methods.policies import in_harness, state_blind, study, untrained
 from lightning_dqnlr.bench.report.content import Table
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.files import write_atomically
@@ -52,16 +52,16 @@ def measure(
     """Regrets of the policy and of its controls."""
     frequencies, curve = study(policy, suite("validation", 12), range(4), engine)
     behaviours = {
-        POLICY: policy.act,
-        "control: replay of its mean LR curve": curve.act,
-        "control: state-blind random": state_blind(frequencies),
-        "control: untrained": untrained(policy),
+        POLICY: policy,
+        "control: replay of its mean LR curve": in_harness(curve.act, policy),
+        "control: state-blind random": in_harness(state_blind(frequencies), policy),
+        "control: untrained": in_harness(untrained(policy), policy),
     }
     for task in tqdm(tasks, desc="tuning the rival cosines"):
         rivals[task]
     return {
-        name: evaluate(act, policy.spec, tasks, rivals, seeds, engine)
-        for name, act in tqdm(behaviours.items(), desc="measuring")
+        name: evaluate(behaviour, tasks, rivals, seeds, engine)
+        for name, behaviour in tqdm(behaviours.items(), desc="measuring")
     }
 
 

@@ -59,9 +59,10 @@ CUTS_IN_A_ROW = 4  # a cause that outlives so many is not the learning rate
 class Verdict(NamedTuple):
     """Masks of shape `lead`: undo the interval, or store its end; neither: keep on, store nothing.
 
-    `high` counts intervals in a row, this one included: 1 if the mean loss was above the limit by
-    more than its standard error, 1/2 if it had only lost its progress. Of tripped intervals,
-    `blamed` are those whose learning rate is to be cut, and `barred` those that leave a ceiling.
+    `high` counts intervals in a row, this one included. One counts 1 if its mean loss was above the
+    limit by more than its standard error. It counts 1/2 if it had only lost its progress. Of
+    tripped intervals, `blamed` are those whose learning rate is to be cut, and `barred` those that
+    leave a ceiling.
     """
 
     tripped: Tensor
@@ -96,8 +97,8 @@ def judge(
     - Anything in the interval is not finite.
 
     An interval is healthy if its end is no worse than the reference and the best so far, by smaller
-    margins. Its mean must also be below the limit and keep three quarters of the progress, because
-    the last quarter of a short interval is a single loss.
+    margins. The last quarter of a short interval is a single loss. The mean must therefore be below
+    the limit as well, and keep three quarters of the progress.
 
     Args:
         stats: the interval that just ended.

@@ -1,8 +1,8 @@
 """`LRController`: telemetry -> observation, action -> learning rate. It never chooses actions.
 
-The caller puts a policy between `observe` and `apply`. Greedy use in a Trainer, epsilon-greedy
-exploration over R replicas, a Gymnasium agent and scripted baselines therefore run through the
-same code, elementwise over leading dimensions. What the policy met in meta-training is what it
+The caller puts a policy between `observe` and `apply`. A Trainer, R exploring
+replicas, a Gymnasium agent and scripted baselines therefore run through the same code. It works
+elementwise over leading dimensions. What the policy met in meta-training is what it
 meets in a user's run.
 
 The learning rate is `scale * decay(progress)`. The decay falls to zero at the end when the horizon
@@ -273,8 +273,8 @@ class LRController:
     def _allowed_log_scale(self) -> Tensor:
         """The largest scale that keeps the update within its cap, by the last interval's ratio.
 
-        Right after a restore there is no cap. The ratio is then that of the weights that blew up,
-        and it would lower the rate by as many decades as these weights were away.
+        Right after a restore there is no cap. The ratio is then that of the weights that blew up.
+        It would lower the rate by as many decades as these weights were away.
         """
         factor = self.spec.max_update_ratio / self._ratio.nan_to_num(1.0).clamp_min(_TINY)
         log_lr = self.lr.clamp_min(_TINY).log() + factor.clamp_max(1e12).log()

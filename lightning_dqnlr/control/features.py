@@ -31,8 +31,8 @@ _TINY = 1e-30
 def compressed_loss(loss: Tensor, initial_loss: Tensor) -> Tensor:
     """The scale on which progress is measured: y(L) = sign(L) log(1 + |L| / e).
 
-    e is 1% of |initial_loss|, so for L >= 0 differences of y are differences of log(L + e), the
-    numerator and denominator of the benchmark's regret. Zero and negative losses are allowed.
+    e is 1% of |initial_loss|. For L >= 0 differences of y are therefore differences of log(L + e),
+    as in the benchmark's regret. Zero and negative losses are allowed.
 
     Args:
         loss: any shape.

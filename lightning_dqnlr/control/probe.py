@@ -19,8 +19,8 @@ _SLICES = 4
 class Probe:
     """A fixed sample of a model's coordinates: evenly spaced slices of its tensors.
 
-    Each coordinate is weighted by the root of how many it stands for, so that squared norms of
-    probe vectors estimate the squared norms of the whole vectors.
+    Each coordinate is weighted by the root of how many it stands for. Squared norms of probe
+    vectors therefore estimate those of the whole vectors.
 
     Args:
         shapes: of the parameter tensors, in the optimizer's order.

@@ -88,9 +88,10 @@ class ControllerSpec:
         decisions: how many intervals a run of known horizon is cut into once past its start.
         growth: an early interval is this share of the steps so far (known horizon).
         unknown_growth: every interval is this share of the steps so far (unknown horizon).
-        decay: built-in decay under the policy's scale when the horizon is known: "wsd" holds the
-            scale and then lets it fall linearly to zero (warm-up, stable, decay; Hu et al. 2024,
-            arXiv:2404.06395, with the warm-up left to the policy), "cosine" is half a cosine.
+        decay: built-in decay under the policy's scale when the horizon is known. "wsd" holds the
+            scale and then lets it fall linearly to zero (Hu et al. 2024, arXiv:2404.06395). It is
+            short for warm-up, stable, decay; the warm-up is the policy's. "cosine" is half a
+            cosine.
         decay_share: share of the run over which "wsd" falls.
         cuts_in_decay: whether actions may lower the scale while "wsd" falls. A cut lowers the loss
             at once and harms the end of the run, so a policy would cut too early and too deep.

@@ -1,8 +1,8 @@
 """What one training run shows, at a fixed cost for models of any size.
 
-At observed steps the gradient and the weights are read at the coordinates of a `Probe` only, and
-every inner product that the features need (gradient with gradient, gradient with update, update
-with update, ...) comes out of one small Gram matrix. `Telemetry` keeps those matrices and the
+At observed steps the gradient and the weights are read at the coordinates of a `Probe` only. Every
+inner product that the features need, such as gradient with update, comes out of one small Gram
+matrix. `Telemetry` keeps those matrices and the
 losses of one decision interval on the device; `Telemetry.read` turns them into one flat tensor, so
 that a host needs exactly one transfer per decision. Long intervals observe 8 of their steps: four
 adjacent pairs, because the cosines compare consecutive steps. The loss is averaged over all steps.

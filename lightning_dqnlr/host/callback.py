@@ -68,8 +68,9 @@ class DQNLRCallback(Callback, _OlderCallback):
 
     Args:
         policy: "default" for the bundled policy, the folder of a saved one, or an `LRPolicy`.
-        start: "auto" for a safe start independent of the optimizer's learning rate, "optimizer" to
-            start at that; None for what the policy was trained with ("auto" for the bundled one).
+        start: "auto" for a safe start independent of the optimizer's learning rate. "optimizer"
+            starts at that rate. None is for what the policy was trained with ("auto" for the
+            bundled one).
         horizon: optimizer steps of the whole run; None to take them from the Trainer (max_steps,
             or max_epochs times the loader's length). Without either the end of the run is unknown
             and the learning rate has no built-in decay.
@@ -86,9 +87,9 @@ class DQNLRCallback(Callback, _OlderCallback):
         epsilon: probability of a random action, for exploration.
         seed: of these random actions.
         on_scheduler: what becomes of a scheduler that `configure_optimizers` returns. "replace"
-            has it stepped no more. "scale" leaves its path intact; the callback multiplies
-            its rates, within each step, by what the policy's rate has become relative to its
-            start, at least by 1/8 and at most by 8. "error" refuses it.
+            has it stepped no more. "scale" leaves its path intact. Within each step the callback
+            multiplies its rate by that of the policy over the policy's start, by 1/8 to 8. "error"
+            refuses it.
         on_early_stop: what becomes of a stop by EarlyStopping, when its patience is at an end.
             "anneal" has the learning rate fall to zero first, from the best weights so far, and
             training stops then. "stop" stops at once.
@@ -206,10 +207,11 @@ class DQNLRCallback(Callback, _OlderCallback):
     def trace(self) -> list[DecisionRecord]:
         """One plain record per decision.
 
-        Keys: `step`, `loss` (mean of the interval that ended), `lr` (used in it), `next_lr`,
-        `multiplier`, `action` (its index), `q_values`, `tripped` (the interval was undone),
-        `reason` (in words). Learning rates are those of the group with the largest one. With
-        several optimizers, `optimizer` is the number of the one that the record is about.
+        Of the interval that ended it has `step`, `loss` (the mean), `lr` (used in it) and
+        `tripped` (it was undone). Of the decision it has `multiplier`, `action` (its index),
+        `q_values`, `next_lr` and `reason` (in words). Learning rates are those of the group with
+        the largest one. With several optimizers, `optimizer` is the number of the one that the
+        record is about.
 
         If a library trained with a copy of this object, or `ddp_spawn` in other processes, this is
         the trace of that run. It comes back from other processes when training has ended.

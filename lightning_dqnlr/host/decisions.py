@@ -43,7 +43,8 @@ class DecisionLog:
     Attributes:
         trace: the records.
 
-    Example of a record, with the reason in words:
+    Example of a record, with the reason in words::
+
         {"step": 6, "loss": 0.7, "lr": 1e-4, "next_lr": 2e-4, "multiplier": 2.0, "action": 5,
         "q_values": [...], "tripped": False, "reason": "raise x2: Q +0.1 over keep"}
     """
@@ -143,7 +144,7 @@ class DecisionLog:
             _LOGGER.warning("step %d: %s", record["step"], record["reason"])
         if record["tripped"] and self._trips == _LONG_STREAK:
             _LOGGER.warning(
-                "%d intervals in a row blew up although the learning rate is down to %.3g; the "
+                "%d intervals in a row blew up although the learning rate is down to %.3g. The "
                 "cause is probably not the learning rate but the data or the loss.",
                 self._trips,
                 record["next_lr"],

@@ -1,9 +1,9 @@
 """`OptimizerDriver`: the learning-rate controller at the wheel of one torch optimizer.
 
 `DQNLRCallback` and `DQNLRScheduler` differ only in how they learn of an optimizer step. What
-follows from a step is here, once, and follows the vectorised environment step for step:
-`before_step` with the gradients in place, `after_step` once the optimizer has moved the weights,
-`finish_step` with the training loss. The telemetry holds the step under way. At the end of an
+follows from a step is here, once, and follows the vectorised environment step for step. The order
+is `before_step` with the gradients in place, `after_step` once the optimizer has moved the weights,
+and `finish_step` with the training loss. The telemetry holds the step under way. At the end of an
 interval the statistics travel to the host in one transfer; controller and policy live there. On
 the steps that are not observed only the loss is added up.
 """
@@ -153,8 +153,10 @@ class OptimizerDriver:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        for copies in filter(None, (self._snapshot, self._best)):
-            copies.close()
+        if self._snapshot is not None:
+            self._snapshot.close()
+        if self._best is not None:
+            self._best.close()
 
     def before_step(self, gradient_scale: GradientScale = lambda: None) -> None:
         """Looks at gradients and weights just before an optimizer step, if it is observed.

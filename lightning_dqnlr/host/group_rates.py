@@ -120,8 +120,8 @@ class GroupRates:
     def _warn(self, found: float) -> None:
         if not self._warned:
             _LOGGER.warning(
-                "something else set the learning rate to %.3g, where lightning-dqnlr had set %.3g: "
-                "a warm-up in optimizer_step, a callback, or a scheduler that the loop steps. "
+                "something else set the learning rate to %.3g, where lightning-dqnlr had set %.3g. "
+                "It may be a warm-up in optimizer_step, a callback, or a scheduler in the loop. "
                 "lightning-dqnlr sets its own rate again at every step; remove the other control.",
                 found,
                 self.lr,

@@ -42,8 +42,9 @@ class DQNLRScheduler:
         policy: "default" for the bundled one, the folder of a saved one, or an `LRPolicy`.
         horizon: optimizer steps of the whole run; None if unknown (the learning rate then has no
             built-in decay).
-        start: "auto" for a safe start independent of the optimizer's learning rate, "optimizer" to
-            start at that; None for what the policy was trained with ("auto" for the bundled one).
+        start: "auto" for a safe start independent of the optimizer's learning rate. "optimizer"
+            starts at that rate. None is for what the policy was trained with ("auto" for the
+            bundled one).
         min_lr: lower bound of the learning rate (of the parameter group with the largest one).
         max_lr: upper bound.
         circuit_breaker: whether a blown-up interval is undone by going back to the last healthy

@@ -13,7 +13,8 @@ from lightning_dqnlr.errors import ConfigurationError
 
 Mode = Literal["min", "max"]
 _SKIPS = 64  # steps in a row that a gradient scaler may make an optimizer skip at the start
-_SILENT = 1  # some wrappers get torch's hooks only in `zero_grad`, within their first step
+# Some wrappers get torch's hooks only in `zero_grad`, within their first step.
+_SILENT = 1
 
 
 class Metric(NamedTuple):

@@ -109,6 +109,6 @@ def check_same_settings(then: Mapping[str, str], now: Mapping[str, str]) -> None
     for name, value in now.items():
         if then.get(name) != value:
             raise ConfigurationError(
-                f"{name} was {then.get(name)} when the run began and is {value} now; resume with "
+                f"{name} was {then.get(name)} when the run began and is {value} now. Resume with "
                 "the settings of the run, or start a new one in another folder."
             )

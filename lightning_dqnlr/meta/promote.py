@@ -117,17 +117,7 @@ def compare(
     """Every candidate on every task and seed, each started as it was trained; the best first."""
     standings = []
     for candidate in candidates:
-        policy = candidate.policy
-        scores = evaluate(
-            policy.act,
-            policy.spec,
-            tasks,
-            rivals,
-            seeds,
-            engine,
-            start="safe" if policy.start == "auto" else "user",
-            circuit_breaker=policy.circuit_breaker,
-        )
+        scores = evaluate(candidate.policy, tasks, rivals, seeds, engine)
         standings.append(RankedCandidate(candidate, scores, _lost(scores.train, tasks, rivals)))
     return sorted(standings, key=lambda standing: standing.scores.score)
 
@@ -145,8 +135,7 @@ def difference(first: RankedCandidate, second: RankedCandidate) -> Interval:
     Both met the same tasks and seeds, so the differences are paired. Tasks are resampled, because
     they differ more than the seeds of one task do.
     """
-    clipped = [s.scores.train.nan_to_num(2.0).clamp(-0.5, 2.0) for s in (first, second)]
-    by_task = (clipped[1] - clipped[0]).mean(-1)
+    by_task = (second.scores.clipped - first.scores.clipped).mean(-1)
     return stratified_bootstrap(by_task[None], lambda values: values.mean(-1))
 
 

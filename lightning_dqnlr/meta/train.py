@@ -169,8 +169,10 @@ class MetaTrainer:
         return self._frozen(self.learner.average)
 
     def _frozen(self, network: Network) -> LRPolicy:
-        """Learning leaves the copy alone."""
-        return LRPolicy(copy.deepcopy(network).requires_grad_(False), self.spec)
+        """Learning leaves the copy alone; the record is what the callback takes as defaults."""
+        start = "auto" if self.collect.start == "safe" else "optimizer"
+        record = {"start": start, "circuit_breaker": self.collect.circuit_breaker}
+        return LRPolicy(copy.deepcopy(network).requires_grad_(False), self.spec, record)
 
     def validation_tasks(self, watch: Watch = iter) -> Sequence[Task]:
         """The tasks that choose; never trained on, never reported on."""
@@ -250,16 +252,8 @@ class MetaTrainer:
         return (total / max(1, self.config.updates)).item()
 
     def _select(self, validation: Sequence[Task]) -> Regrets:
-        scores = evaluate(
-            self.policy.act,
-            self.spec,
-            validation,
-            self.rivals,
-            range(self.config.evaluation_seeds),
-            self.engine,
-            start=self.collect.start,
-            circuit_breaker=self.collect.circuit_breaker,
-        )
+        seeds = range(self.config.evaluation_seeds)
+        scores = evaluate(self.policy, validation, self.rivals, seeds, self.engine)
         self._last_validation = {**scores.summary(), "tasks": scores.by_task()}
         if scores.score < self.best_score:
             self.best_score = scores.score
@@ -268,14 +262,12 @@ class MetaTrainer:
 
     def _save_policy(self, name: str) -> None:
         policy = self.policy
-        policy.record = self._policy_record()
+        policy.record |= self._policy_record()
         policy.save(self.folder / name)
 
     def _policy_record(self) -> dict[str, Any]:
-        """What a user of the policy should know, and the defaults that the callback takes."""
+        """What a user of the policy should know."""
         return {
-            "start": "auto" if self.collect.start == "safe" else "optimizer",
-            "circuit_breaker": self.collect.circuit_breaker,
             "validation": self._last_validation,
             "episodes": self.episode,
             "failed_tasks": len(self.failures.texts),

@@ -74,7 +74,7 @@ def faults_of(folder: Path) -> Iterator[None]:
     except ConfigurationError as error:
         raise PolicyFileError(
             f"policy={str(folder)!r}: {folder / RECORD} does not fit this version of "
-            f"lightning-dqnlr: {error} Copy the folder again, train it again with `dqnlr-train`, "
+            f"lightning-dqnlr. {error} Copy the folder again, train it again with `dqnlr-train`, "
             "or install the version that it names."
         ) from error
 

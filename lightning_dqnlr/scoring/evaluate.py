@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from lightning_dqnlr.checks import check_choice, check_fields, check_kind, check_settings
-from lightning_dqnlr.control.spec import ControllerSpec
-from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, StartKind, Terms
+from lightning_dqnlr.envs.environment import USER_LR_EXPONENTS, Engine, Terms
 from lightning_dqnlr.envs.vector import ON_CPU
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import parse_json, read_regular, write_atomically
-from lightning_dqnlr.policy.choice import Act
+from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.scoring.cosine import TunedCosine, regret, tune_cosine
 from lightning_dqnlr.scoring.statistics import interquartile_mean
 from lightning_dqnlr.scoring.task_content import task_digest
@@ -118,7 +117,12 @@ class Regrets:
 
         It is finite whatever happened: a regret that is not a number counts as 2.
         """
-        return self.train.nan_to_num(2.0).clamp(-0.5, 2.0).mean().item()
+        return self.clipped.mean().item()
+
+    @property
+    def clipped(self) -> Tensor:
+        """What the score is the mean of, (tasks, seeds)."""
+        return self.train.nan_to_num(2.0).clamp(-0.5, 2.0)
 
     def by_task(self) -> dict[str, dict[str, float]]:
         """Mean regrets over the seeds of each task, on training and validation loss."""
@@ -152,26 +156,20 @@ class PolicyRun(NamedTuple):
 
 
 def run_policy(
-    task: Task,
-    act: Act,
-    spec: ControllerSpec,
-    seeds: Sequence[int],
-    engine: Engine = ON_CPU,
-    *,
-    start: StartKind = "safe",
-    circuit_breaker: bool = True,
+    task: Task, policy: Policy, seeds: Sequence[int], engine: Engine = ON_CPU
 ) -> PolicyRun:
-    """Trains R replicas of a task under the greedy control of `act`, one replica per seed.
+    """Trains R replicas of a task under a policy's greedy control, one replica per seed.
 
-    They begin at the controller's own ("safe") start. With start="user" their learning rates are
-    spread evenly over the logarithm of 1e-6..10, as users might have set them.
+    They begin at the controller's own start. If the policy begins at the optimizer's rate, their
+    rates are spread evenly over the logarithm of 1e-6..10, as users might have set them.
     """
-    lr = torch.logspace(*USER_LR_EXPONENTS, len(seeds)) if start == "user" else None
-    env = engine.open(task, spec, seeds, Terms(lr, circuit_breaker=circuit_breaker))
+    own = policy.start == "optimizer"
+    lr = torch.logspace(*USER_LR_EXPONENTS, len(seeds)) if own else None
+    env = engine.open(task, policy.spec, seeds, Terms(lr, circuit_breaker=policy.circuit_breaker))
     observation = env.reset()
     scales = []
     while not env.finished:
-        observation = env.step(act(observation)).observation
+        observation = env.step(policy.choose(observation).action).observation
         scales.append(env.controller.history.log_scale)
     losses = env.losses()
     return PolicyRun(
@@ -183,32 +181,25 @@ def run_policy(
 
 
 def evaluate(
-    act: Act,
-    spec: ControllerSpec,
+    policy: Policy,
     tasks: Sequence[Task],
     rivals: Rivals,
     seeds: Sequence[int],
     engine: Engine = ON_CPU,
-    *,
-    start: StartKind = "safe",
-    circuit_breaker: bool = True,
 ) -> Regrets:
-    """Regrets of `act` (observations -> actions) on each task and seed.
+    """Regrets of a policy on each task and seed.
 
     The result is the same whenever it is called, so a run that was resumed has the same numbers.
     The global random state stays as it is. The arguments are those of `run_policy`.
 
     Example:
-        >>> policy = LRPolicy.load()  # doctest: +SKIP
-        >>> evaluate(policy.act, policy.spec, tasks, Rivals(None), range(4)).score  # doctest: +SKIP
+        >>> evaluate(LRPolicy.load(), tasks, Rivals(None), range(4)).score  # doctest: +SKIP
     """
     train = []
     validation = []
     trips = 0.0
     for task in tasks:
-        result = run_policy(
-            task, act, spec, seeds, engine, start=start, circuit_breaker=circuit_breaker
-        )
+        result = run_policy(task, policy, seeds, engine)
         rival = rivals[task]
         initial = rival.initial_loss
         train.append(regret(result.train_loss, rival.train_loss, initial))

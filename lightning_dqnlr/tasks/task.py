@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, SequentialSampler
 from lightning_dqnlr.checks import check_integer, check_number
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks import user
+from lightning_dqnlr.tasks.data.examples import Parts
 from lightning_dqnlr.tasks.optimizers import Gradients
 from lightning_dqnlr.tasks.sampling import Split
 
@@ -125,7 +126,7 @@ class Task:
         if validation is None:
             parts = user.hold_out(data)
         else:
-            parts = user.Parts(data, user.read_examples(validation, "validation", max_examples))
+            parts = Parts(data, user.read_examples(validation, "validation", max_examples))
         examples = len(pytree.tree_leaves(parts.train)[0])
         return cls(
             name=name or type(first).__name__,

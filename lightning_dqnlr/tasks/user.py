@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
 
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.tasks.data.examples import Parts
 from lightning_dqnlr.tasks.sampling import derive_seed
 
 _HELD_OUT = 0.1
@@ -102,15 +103,8 @@ def read_batch_size(loader: DataLoader[Any]) -> int:
     return size
 
 
-class Parts(NamedTuple):
-    """Examples to train on, and those that are held out: pytrees of tensors (examples, ...)."""
-
-    train: Any
-    validation: Any
-
-
 def hold_out(data: Any) -> Parts:
-    """Splits off the last tenth after a fixed shuffle."""
+    """Splits off the last tenth of a pytree of tensors (examples, ...), after a fixed shuffle."""
     count = len(pytree.tree_leaves(data)[0])
     if count < 2:
         raise ConfigurationError("dataloader has a single example; give validation too.")

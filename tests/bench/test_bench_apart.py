@@ -13,7 +13,6 @@ from lightning_dqnlr.bench.report.costs import costs
 from lightning_dqnlr.bench.report.duels import duels
 from lightning_dqnlr.bench.report.losing import losing
 from lightning_dqnlr.bench.report.write import write_report
-from lightning_dqnlr.bench.runs.run import run_key
 from lightning_dqnlr.bench.runs.suite import Suite, plan
 from lightning_dqnlr.bench.tasks import TASKS, Sampled
 from lightning_dqnlr.bench.tasks.images import vision_transformer
@@ -23,6 +22,7 @@ from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.tasks.families.basic import TeacherMLPs
 from tests.bench.synthetic_records import record
 from tests.bench.tiny_methods import Plain, Raising
+from tests.bench.watched_tasks import planned_run
 
 
 @pytest.mark.parametrize("split", APART)
@@ -142,7 +142,7 @@ def test_keeping_the_length_secret_changes_nothing_else_of_a_task(family):
     ]
     assert all(torch.equal(x, y) for x, y in zip(*of, strict=True))
     # A run that was told is no record of one that was not.
-    assert run_key(Plain(), told) != run_key(Plain(), untold)
+    assert planned_run(Plain(), told).key != planned_run(Plain(), untold).key
 
 
 def test_no_two_tasks_are_one_draw_of_a_family():

@@ -25,7 +25,6 @@ from lightning_dqnlr.bench.methods.schedules import (
     linear,
     wsd,
 )
-from lightning_dqnlr.bench.runs.run import run
 from lightning_dqnlr.control.features import FeatureSpec
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.process import RandomStream
@@ -35,7 +34,7 @@ from lightning_dqnlr.host.callback import DQNLRCallback
 from lightning_dqnlr.policy.network import QTable
 from lightning_dqnlr.scoring.cosine import cosine
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
-from tests.bench.watched_tasks import Pushed, plain_net, scripted, task
+from tests.bench.watched_tasks import Pushed, plain_net, run, scripted, task
 from tests.host.control_runs import constant_policy, random_policy
 
 

@@ -15,7 +15,6 @@ from lightning_dqnlr.bench.methods.policies import LearnedPolicy
 from lightning_dqnlr.bench.methods.schedules import ScheduledLR, constant
 from lightning_dqnlr.bench.runs.evaluation import PART, Evaluation
 from lightning_dqnlr.bench.runs.record import Record, diverged
-from lightning_dqnlr.bench.runs.run import run, run_key
 from lightning_dqnlr.bench.tasks.sequences import Lion
 from lightning_dqnlr.bench.tasks.task import BenchModule, cross_entropy, squared_error
 from lightning_dqnlr.envs.environment import Losses
@@ -27,7 +26,7 @@ from lightning_dqnlr.scoring.cosine import cosine
 from lightning_dqnlr.scoring.task_content import meaning, task_content
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
 from lightning_dqnlr.tasks.user import ModuleBuilder
-from tests.bench.watched_tasks import Failing, Spiked, noisy_net, plain_net, task
+from tests.bench.watched_tasks import Failing, Spiked, noisy_net, plain_net, planned_run, run, task
 from tests.host.control_runs import constant_policy, random_policy
 
 CONSTANT, COSINE = ScheduledLR("constant", constant), ScheduledLR("cosine", cosine)
@@ -48,7 +47,7 @@ def records():
     found = {}
     for method in map(cheap, METHODS):
         job = task()
-        found[method.name] = (run(method, job, 0.05, seed=4, split="new"), job.build.trained)
+        found[method.name] = (run(method, job, 0.05, seed=4), job.build.trained)
     return found
 
 
@@ -68,7 +67,7 @@ def test_all_methods_share_initial_losses_and_the_first_batchs_loss(records):
 def test_all_methods_keep_the_same_books(records):
     by_name = {method.name: method for method in METHODS}
     for name, (record, module) in records.items():
-        assert (record.method, record.split, record.lr, record.seed) == (name, "new", 0.05, 4)
+        assert (record.method, record.split, record.lr, record.seed) == (name, "your own", 0.05, 4)
         assert (record.horizon, record.batch_size, record.parameters) == (20, 8, 65)
         assert record.curve["step"] == list(range(21))
         assert len(module.losses) >= 20
@@ -87,9 +86,9 @@ def test_records_survive_their_file(records):
 def test_the_same_seed_gives_the_same_record_to_the_bit(records, name):
     method = next(method for method in METHODS if method.name == name)
     torch.manual_seed(99)  # whatever else has drawn
-    again = run(method, task(), 0.05, seed=4, split="new")
+    again = run(method, task(), 0.05, seed=4)
     assert replace(again, seconds=0.0) == replace(records[name][0], seconds=0.0)
-    other = run(method, task(), 0.05, seed=5, split="new")
+    other = run(method, task(), 0.05, seed=5)
     assert other.initial_train != again.initial_train
 
 
@@ -282,6 +281,10 @@ def test_schedule_free_needs_less_than_adam():
     # z and a second moment instead of two moments and a step counter per tensor.
     record = run(ScheduleFree(), task(plain_net, partial(Adam, lr=0.1)), 0.1)
     assert record.extra_bytes == -4 * 4
+
+
+def run_key(*what):
+    return planned_run(*what).key
 
 
 def test_the_key_is_known_before_the_run():

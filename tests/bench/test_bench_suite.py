@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from lightning_dqnlr.bench.methods import METHODS
 from lightning_dqnlr.bench.runs.archive import Store
 from lightning_dqnlr.bench.runs.record import RunKey
-from lightning_dqnlr.bench.runs.run import PlannedRun, run
+from lightning_dqnlr.bench.runs.run import PlannedRun
 from lightning_dqnlr.bench.runs.suite import (
     Suite,
     choose,
@@ -282,7 +282,7 @@ def test_the_number_of_processes_changes_no_result():
     runs = [planned(tiny(), Plain(), lr, seed) for lr in (1e-3, 1e-2) for seed in (0, 1)]
     ended = {one.run.key: one.outcome for one in make_runs(runs, 2, lambda _: False)}
     there = [ended[one.key].final_train for one in runs]
-    here = [run(one.method, one.task.open(), one.lr, one.seed) for one in runs]
+    here = [one.make(one.task.open()) for one in runs]
     assert there == [record.final_train for record in here]
     assert len(set(there)) == 4
 

@@ -13,7 +13,6 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.methods.schedules import FixedAdamW
-from lightning_dqnlr.bench.runs.run import run
 from lightning_dqnlr.bench.tasks.real import REAL_TASKS, package_data
 from lightning_dqnlr.bench.tasks.real.characters import CHARACTERS, ConvNeXt, glyphs, printed
 from lightning_dqnlr.bench.tasks.real.flights import flights, in_standard_units
@@ -41,6 +40,7 @@ from lightning_dqnlr.envs.trainer_data import module_losses, task_loader
 from lightning_dqnlr.errors import MissingPackageError
 from lightning_dqnlr.scoring.cosine import cosine
 from lightning_dqnlr.tasks.sampling import Draws
+from tests.bench.watched_tasks import run
 from tests.bench.watched_tasks import task as watched_task
 
 BY_NAME = {task.name: task for task in REAL_TASKS}

@@ -1,11 +1,13 @@
 """Tasks whose modules keep what happened to them: losses and learning rates of every step."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import nn
 
+from lightning_dqnlr.bench.runs.suite import Suite, plan, your_own
 from lightning_dqnlr.tasks.task import Task
 
 SGD = partial(torch.optim.SGD, lr=0.1)
@@ -141,3 +143,14 @@ def task(kind=noisy_net, optimizer=SGD, horizon=20, examples=48, **settings):
 
 def scripted(losses):
     return task(partial(Scripted, losses), horizon=len(losses))
+
+
+def planned_run(method, job, lr=None, seed=0, **settings):
+    """A suite's run of one task, at a learning rate and a seed."""
+    *_, last = plan(Suite(seeds=seed + 1, points=1, **settings), [your_own(job, 1.0)], [method])
+    return replace(last, lr=lr, key=last.key._replace(lr=lr))
+
+
+def run(method, job, lr=None, seed=0, **settings):
+    """The record of such a run."""
+    return planned_run(method, job, lr, seed, **settings).make(job)

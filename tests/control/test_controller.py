@@ -269,3 +269,67 @@ def test_spec_survives_json():
 
     spec = ControllerSpec(decisions=32, decay="none")
     assert ControllerSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+
+
+def test_what_is_remembered_of_two_intervals_by_hand():
+    """The policy sees these averages, so another weight or sign in one would mislead it."""
+    controller = started()
+    controller.observe(stats([8.0], gradient_norm=2.0))
+    controller.apply(torch.tensor(DOUBLE))
+    controller.observe(stats([5.0, 3.0], gradient_norm=3.0, update_norm=0.1))
+    # e = 0.08, and the gradient promises 0.9 * 3 * 0.1 of 4 + e in each of two steps.
+    first, second = math.log(101), math.log(51)
+    promised = 2 * 0.9 * 3 * 0.1 / 4.08
+    # Of the step's noise: the first differences, 1/16 of the average of squared deviations.
+    y = (first, math.log(1 + 5 / 0.08), math.log(1 + 3 / 0.08))
+    measured = ((y[1] - y[0]) ** 2 + (y[2] - y[1]) ** 2) / 2 / 2
+    before = (1 - 1 / 32) * 0.25**2
+    history = controller.history
+    expected = {
+        "level": second, "fast": (first + second) / 2, "slow": 0.85 * first + 0.15 * second,
+        "best": second, "loss": 4.0, "log_gradient": math.log(3), "origin": first,
+        "first_log_gradient": math.log(2), "path": 1e-6 + 2 * 0.01, "reference": second,
+        "noise": math.sqrt(15 / 16 * before + measured / 16), "trips": 0.0, "since_trip": 102.0,
+        "drop": 0.3 * (first - second),
+        "forecast": 0.7 * 0.3 * 0.9 * 2 * 1e-3 / 8.08 + 0.3 * promised,
+    }  # fmt: skip
+    found = {name: getattr(history, name).item() for name in expected}
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("still", [{"update_norm": 0.0}, {"gradient_norm": 0.0}])
+def test_an_interval_without_update_or_gradient_holds_the_rate_of_a_run_that_has_moved(still):
+    """Decoy: before anything has moved the rate would be raised tenfold."""
+    controller = settled()
+    before = controller.lr.item()
+    controller.observe(stats([1.0] * 4, **still))
+    controller.apply(torch.tensor(DOUBLE))
+    assert controller.lr.item() == pytest.approx(before)
+    controller.observe(stats([1.0] * 4))
+    controller.apply(torch.tensor(DOUBLE))
+    assert controller.lr.item() == pytest.approx(2 * before)
+
+
+def test_a_bound_puts_the_scale_where_the_decayed_rate_is_the_bound():
+    """The decay is about a half here, so the scale is about twice the rate, and not half of it."""
+    controller = started(lr=0.1, horizon=1000, max_lr=0.1)
+    controller.step = 845
+    controller.observe(stats([1.0]))
+    controller.apply(torch.tensor(QUADRUPLE))
+    decay = controller.spec.decay_at(controller.step, controller.interval, 1000)
+    assert 0.4 < decay < 0.6
+    assert controller.lr.item() == pytest.approx(0.1)
+    assert controller.history.log_scale.exp().item() == pytest.approx(0.1 / decay)
+
+
+def test_a_first_update_that_rounds_to_zero_raises_the_rate_tenfold():
+    """As long as a gradient pulls; without one there is nothing to go by."""
+    controller = LRController(ControllerSpec(), horizon=None)
+    controller.safe_start(torch.tensor(5.0), torch.tensor(20.0), Probe([(10, 10)]), False)
+    before = controller.lr.item()
+    controller.observe(stats([1.0], update_norm=0.0))
+    controller.apply(torch.tensor(KEEP))
+    assert controller.lr.item() == pytest.approx(10 * before)
+    controller.observe(stats([1.0], gradient_norm=0.0))
+    controller.apply(torch.tensor(KEEP))
+    assert controller.lr.item() == pytest.approx(10 * before)

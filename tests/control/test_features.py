@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,12 +11,15 @@ from lightning_dqnlr.control.features import (
     CLASSIC,
     FEATURES,
     SCALE_FREE,
+    Clock,
     FeatureSpec,
+    all_features,
     compressed_loss,
     predicted_drop,
     step_noise,
     trend,
 )
+from lightning_dqnlr.control.history import History
 from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec
 from lightning_dqnlr.control.telemetry import IntervalStats
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
@@ -87,6 +91,12 @@ class TestTrend:
         # Each bin averages 4 steps.
         assert variance.sqrt().item() == pytest.approx(0.1 * 2, rel=0.05)
 
+    def test_noise_of_three_bins_comes_from_their_second_difference_by_hand(self):
+        """Decoy: the previous interval lies far above, which first differences would take in."""
+        losses = torch.tensor([1.0, 1.2, 1.0]).expm1()
+        noise = step_noise(losses, torch.tensor(5.0), torch.tensor(100.0), steps=6)
+        assert noise.item() == pytest.approx(math.sqrt(0.4**2 / 6 * 2), rel=1e-4)
+
     def test_noise_of_short_intervals_comes_from_their_first_differences_by_hand(self):
         def losses(*compressed):
             return torch.expm1(torch.tensor(compressed)) * 0.01
@@ -123,6 +133,57 @@ class TestFeatureSpec:
         values = {name: torch.tensor(float("nan")) for name in FEATURES}
         values["progress"] = torch.tensor(float("inf"))
         assert FeatureSpec(FEATURES).select(values).isfinite().all()
+
+
+def asinh(x):
+    return math.asinh(x) / 2
+
+
+def test_every_feature_by_hand():
+    """A bundled policy reads just these numbers, so another unit of one would mislead it."""
+    zero = History.zeros((), "cpu")
+    before = replace(zero, level=zero.level + 1.0, fast=zero.fast + 1.5, slow=zero.slow + 2.0)
+    before = replace(before, loss=before.loss + 7.0, log_gradient=torch.tensor(2.0))
+    values = {
+        "initial_loss": 100.0, "loss": 3.0, "level": 0.9, "best": 0.8, "noise": 0.0099,
+        "path": 4e-6, "log_gradient": 3.5, "first_log_gradient": 0.5, "log_scale": -3.0,
+        "start_log_scale": -8.0, "peak_log_scale": -2.0, "last_action": 0.4,
+        "previous_action": -0.2, "since_trip": 8.0, "trips": 3.0, "capped": 1.0, "drop": 0.2,
+        "forecast": 0.5,
+    }  # fmt: skip
+    history = replace(zero, **{name: torch.tensor(value) for name, value in values.items()})
+    seen = stats([4.0, 2.0, 3.0], steps=4, gradient_norm=2.0, gradient_spread=0.3, weight_scale=0.1)
+    found = all_features(
+        seen, history, before, Clock(step=100, interval=10, horizon=400, decisions=8)
+    )
+    # e = 1, and a step along the gradient promises 0.9 * 2 * 1e-3 of 3 + 1.
+    drop = 0.9 * 2 * 1e-3 / 4
+    y = [math.log(1 + loss) for loss in (4.0, 2.0, 3.0)]
+    slope, middle = (y[2] - y[0]) / 2, sum(y) / 3
+    error = math.sqrt(sum((v - middle - slope * x) ** 2 for x, v in enumerate(y, -1)) / 2)
+    expected = {
+        "loss_change": asinh(0.1 / 0.02), "loss_change_fast": asinh(0.6 / 0.02),
+        "loss_change_slow": asinh(1.1 / 0.02), "loss_above_best": asinh(0.1 / 0.05),
+        "loss_since_start": (math.log(101) - 0.9) / 2, "loss_level": 0.9 / 5,
+        "loss_trend": asinh(slope / error), "loss_noise": (-2 + 2) / 1.5,
+        "cos_gradients": 0.5, "cos_gradients_small": asinh(0.5 / 0.03),
+        "cos_hypergradient": 0.3, "cos_hypergradient_small": asinh(0.3 / 0.03),
+        "cos_descent": 0.9, "cos_updates": 0.4, "gradient_change": 1.5 / 1.5,
+        "gradient_since_start": 3.0 / 3, "gradient_spread": 0.3 / 1.5,
+        "descent": (math.log10(drop) + 2) / 1.5, "descent_ahead": (math.log10(10 * drop) + 1) / 1.5,
+        "elasticity": math.log10(2 * 10 / 4) / 2, "gain": asinh(0.1 / (4 * drop) / 0.1),
+        "gain_slow": asinh(0.4 / 0.1), "straightness": math.log10(2e-3 / 4e-3),
+        "straightness_walk": math.log10(2e-3 / 2e-3), "weight_scale": -1.5,
+        "update_ratio": (-4 + 3) / 1.5, "largest_update_ratio": (math.log10(2e-4) + 3) / 1.5,
+        "distance": math.log10(3e-4) + 1, "distance_per_path": math.log10(3e-3 / 2e-3),
+        "progress": -0.5, "remaining": math.log(0.75 + 1 / 64) / 3, "horizon_known": 1.0,
+        "log_step": 0.0, "log_interval": 0.0, "early": math.exp(-1), "last_action": 0.4,
+        "previous_action": -0.2, "scale_to_peak": -0.5, "scale_to_start": 0.0,
+        "since_trip": math.exp(-2), "trips": math.tanh(1), "capped": 1.0, "raw_loss": 3.0,
+        "raw_loss_change": 4.0, "raw_gradient_norm": 2.0, "raw_step": 0.1,
+        "raw_learning_rate": math.exp(-3),
+    }  # fmt: skip
+    assert {k: v.item() for k, v in found.items()} == pytest.approx(expected, rel=1e-4, abs=1e-5)
 
 
 def observe_run(scale_loss, scale_weights, seed=0):

@@ -28,6 +28,8 @@ class FaultyLoop:
         scale, shift: the loss that the controller sees and trains on is scale * loss + shift.
         spoil: takes step, inputs and labels of each batch and returns other ones.
         change: takes step and loss and returns another loss.
+        seed: of the weights.
+        data: seed of the examples.
     """
 
     def __init__(
@@ -43,21 +45,23 @@ class FaultyLoop:
         change=None,
         dtype=torch.float32,
         options=None,
+        seed=0,
+        data=1,
         **arguments,
     ):
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+            torch.manual_seed(seed)
             self.net = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 10)).to(dtype)
         self.optimizer = optimizer(self.net.parameters(), **{"lr": 1e-3, **(options or {})})
         self.scheduler = DQNLRScheduler(self.optimizer, **{"horizon": steps, **arguments})
-        self.steps, self.dtype = steps, dtype
+        self.steps, self.dtype, self.data = steps, dtype, data
         self.poison, self.left_out = poison, left_out
         self.scale, self.shift = scale, shift
         self.spoil, self.change = spoil, change
         self.rates = []
 
     def run(self):
-        inputs, labels = problem(32 * self.steps, seed=1)
+        inputs, labels = problem(32 * self.steps, seed=self.data)
         for step in range(1, self.steps + 1):
             here = slice(32 * step - 32, 32 * step)
             batch = (inputs[here], labels[here])

@@ -178,13 +178,15 @@ def test_a_policy_is_judged_from_the_start_it_is_trained_from(tmp_path):
     trainer.fit(reports.append)
 
     def judged(**changes):
-        tasks, act = trainer.validation_tasks(), trainer.policy.act
-        return evaluate(act, trainer.spec, tasks, trainer.rivals, range(4), **changes).train
+        policy = trainer.policy
+        policy.record |= changes
+        tasks = trainer.validation_tasks()
+        return evaluate(policy, tasks, trainer.rivals, range(4)).train
 
-    same = judged(start="user", circuit_breaker=False)
+    same = judged(start="optimizer", circuit_breaker=False)
     assert torch.equal(reports[0].scores.train, same)
-    assert not torch.equal(judged(start="user"), same)
-    assert not torch.equal(judged(circuit_breaker=False), same)
+    assert not torch.equal(judged(circuit_breaker=True), same)
+    assert not torch.equal(judged(start="auto"), same)
 
 
 @pytest.mark.parametrize(

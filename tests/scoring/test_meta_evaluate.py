@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from lightning_dqnlr.control.spec import CLASSIC_MULTIPLIERS, ActionSpec, ControllerSpec
+from lightning_dqnlr.policy.choice import ScriptedPolicy
 from lightning_dqnlr.scoring.evaluate import (
     Regrets,
     Rivals,
@@ -23,8 +24,9 @@ SPEC = ControllerSpec(
 )
 
 
-def keep(observation):
-    return torch.full(observation.shape[:-1], SPEC.actions.keep)
+def keep(**harness):
+    act = lambda seen: torch.full(seen.shape[:-1], SPEC.actions.keep)  # noqa: E731
+    return ScriptedPolicy(act, SPEC, **harness)
 
 
 def test_the_interquartile_mean_cuts_a_quarter_at_each_end():
@@ -55,24 +57,23 @@ def test_scores_by_task_are_means_over_the_seeds_only():
 
 def test_a_users_start_spreads_the_learning_rates_over_seven_decades():
     """With "keep" and no decay it stays what the user set (but for the runs that are lost)."""
-    result = run_policy(
-        TinyTasks().sample(0), keep, SPEC, range(8), start="user", circuit_breaker=False
-    )
+    free = keep(start="optimizer", circuit_breaker=False)
+    result = run_policy(TinyTasks().sample(0), free, range(8))
     wanted = torch.logspace(-6, 1, 8).log()
     torch.testing.assert_close(result.log_scale[0], wanted)
     torch.testing.assert_close(result.log_scale[-1, :6], wanted[:6])
 
 
 def test_the_safe_start_does_not_depend_on_any_user():
-    result = run_policy(TinyTasks().sample(0), keep, SPEC, range(4))
+    result = run_policy(TinyTasks().sample(0), keep(), range(4))
     ratios = result.log_scale[0].exp()
     assert (ratios.max() / ratios.min()).item() < 100
 
 
 def test_the_circuit_breaker_can_be_taken_out():
     task = TinyTasks().sample(0)
-    with_it = run_policy(task, keep, SPEC, range(8), start="user")
-    without = run_policy(task, keep, SPEC, range(8), start="user", circuit_breaker=False)
+    with_it = run_policy(task, keep(start="optimizer"), range(8))
+    without = run_policy(task, keep(start="optimizer", circuit_breaker=False), range(8))
     assert with_it.trips > 0
     assert without.trips == 0
 
@@ -82,10 +83,10 @@ def test_an_evaluation_repeats_exactly_and_leaves_the_random_state_alone(tmp_pat
     tasks = [TinyTasks().sample(i, "validation") for i in range(2)]
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    first = evaluate(keep, SPEC, tasks, Rivals(tmp_path), range(2))
+    first = evaluate(keep(), tasks, Rivals(tmp_path), range(2))
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(4)
-    second = evaluate(keep, SPEC, tasks, Rivals(tmp_path), range(2))
+    second = evaluate(keep(), tasks, Rivals(tmp_path), range(2))
     assert torch.equal(first.train, second.train)
     assert torch.equal(first.validation, second.validation)
 

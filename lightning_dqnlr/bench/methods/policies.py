@@ -125,8 +125,9 @@ def study(policy: LRPolicy, tasks: Sequence[Task], seeds: Sequence[int], engine:
         counts.add_(torch.bincount(action.cpu(), minlength=len(counts)))
         return action
 
+    watched = ScriptedPolicy(act, policy.spec, circuit_breaker=policy.circuit_breaker)
     for task in tasks:
-        run_policy(task, act, policy.spec, seeds, engine, circuit_breaker=policy.circuit_breaker)
+        run_policy(task, watched, seeds, engine)
     return Habits(counts / counts.sum(), curve)
 
 

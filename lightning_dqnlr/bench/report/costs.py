@@ -99,8 +99,8 @@ def _seed_table(comparison: Comparison) -> Table:
 def what_it_costs(comparison: Comparison) -> Section:
     text = (
         f"Runs per result counts those that chose the LR. Seconds are of training alone (medians). "
-        f"Those of all these runs are compared with the tuned {RIVAL}'s, and those of one run with "
-        f"the {PLAIN} one of the same task and seed. Memory is beyond the plain run, "
+        f"Those of all these runs are compared with the tuned {RIVAL}'s. Those of one run are "
+        f"compared with the {PLAIN} one of the same task and seed. Memory is beyond the plain run, "
         "in bytes and in copies of the weights."
     )
     table = cost_table(comparison)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from lightning_dqnlr.bench.report.comparison import SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import (
@@ -114,13 +114,10 @@ def _picture(comparison: Comparison, rows: Sequence[Duel]) -> Picture:
     }
     methods = [row.method for row in rows]
     text = f"Probability that {SUBJECT} ends lower than each other method."
-    look: Any = {
-        "name": "improvement",
-        "text": text,
-        "middle": 0.5,
-        "limits": Interval(-0.02, 1.02),
-    }
-    return interval_picture(comparison, methods, panels, **look)
+    whole = Interval(-0.02, 1.02)
+    return interval_picture(
+        comparison, methods, panels, name="improvement", text=text, middle=0.5, limits=whole
+    )
 
 
 def _named(method: str, estimate: Estimate) -> str:

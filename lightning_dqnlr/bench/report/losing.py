@@ -211,7 +211,7 @@ def _cuts(runs: Sequence[Record]) -> str:
         return ""
     return (
         f"LR cut to less than {CUT:.0%} between two points in {len(steps)} of {len(runs)} seeds, "
-        f"first at step {min(steps):.0f}: a trip of the circuit breaker, or a steep decision"
+        f"first at step {min(steps):.0f} (a trip, or a steep decision)"
     )
 
 

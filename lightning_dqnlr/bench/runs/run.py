@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterable
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -21,7 +21,6 @@ from torch.utils import _pytree as pytree
 from lightning_dqnlr.bench.methods.plan import Method, Plan, Setting
 from lightning_dqnlr.bench.runs.evaluation import Evaluation
 from lightning_dqnlr.bench.runs.record import Record, RunKey
-from lightning_dqnlr.bench.runs.versions import policy_hash, run_version
 from lightning_dqnlr.bench.tasks.task import BenchTask
 from lightning_dqnlr.envs.process import RandomStream, interruptible
 from lightning_dqnlr.envs.replicated_optimizer import configured_optimizer
@@ -29,63 +28,22 @@ from lightning_dqnlr.envs.trainer_data import quiet, task_loader, task_trainer
 from lightning_dqnlr.errors import MissingPackageError, PolicyFileError
 from lightning_dqnlr.files import finite_or_none
 from lightning_dqnlr.host.group_rates import GroupRates
-from lightning_dqnlr.scoring.task_content import task_digest
 from lightning_dqnlr.tasks.task import Task
-
-
-def run(
-    method: Method,
-    task: Task,
-    lr: float | None = None,
-    seed: int = 0,
-    split: str = "",
-    evaluations: int = 24,
-    *,
-    device: str = "cpu",
-    version: str | None = None,
-) -> Record:
-    """Trains a task once, and returns the record of a run that diverged or raised as well.
-
-    Args:
-        method: sets the learning rate.
-        task: what to train.
-        lr: the user's, or the peak of a schedule; None for the module's own.
-        seed: of weights, data order and dropout.
-        split: a word for the record.
-        evaluations: about how many points the curve has besides the one before training.
-        device: kind of device to train on.
-        version: of a task of the benchmark; None for any other, whose content counts.
-
-    Raises:
-        MissingPackageError: if the method's own package is not installed.
-        PolicyFileError: if the method's policy cannot be read.
-        KeyboardInterrupt: when interrupted; nothing else that happens in the run is raised.
-    """
-    setting = Setting(task, seed, lr, device)
-    key = run_key(method, task, lr, seed, device=device, version=version)
-    attempt = _Attempt(method, setting, key, evaluations)
-    with quiet():
-        attempt.make()
-    return attempt.record(split)
-
-
-def run_key(
-    method: Method,
-    task: Task,
-    lr: float | None = None,
-    seed: int = 0,
-    *,
-    device: str = "cpu",
-    version: str | None = None,
-) -> RunKey:
-    """The key that the record of a run will have; the arguments are those of `run`."""
-    decided_by = run_version(method, version or task_digest(task), device)
-    return RunKey(task.name, method.name, lr, seed, decided_by, policy_hash(method))
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """One run of a suite: the arguments of `run`, the task not yet opened, and the record's key."""
+    """One run of a suite.
+
+    Attributes:
+        task: what to train, not yet opened.
+        method: sets the learning rate.
+        lr: the user's, or the peak of a schedule; None for the module's own.
+        seed: of weights, data order and dropout.
+        key: of the record.
+        device: kind of device to train on.
+        evaluations: about how many points the curve has besides the one before training.
+    """
 
     task: BenchTask
     method: Method
@@ -96,20 +54,26 @@ class PlannedRun:
     evaluations: int = 24
 
     def make(self, task: Task) -> Record:
-        """The record of the run, of the opened task; errors as `run`."""
-        where = {"device": self.device, "version": self.task.version}
-        split = self.task.split
-        return run(self.method, task, self.lr, self.seed, split, self.evaluations, **where)
+        """Trains the opened task; returns the record of a run that diverged or raised as well.
+
+        Raises:
+            MissingPackageError: if the method's own package is not installed.
+            PolicyFileError: if the method's policy cannot be read.
+            KeyboardInterrupt: when interrupted; nothing else that happens in the run is raised.
+        """
+        attempt = _Attempt(self, Setting(task, self.seed, self.lr, self.device))
+        with quiet():
+            attempt.make()
+        return attempt.record()
 
 
 class _Attempt:
     """A run that may fail at any point, and what is known of it by then."""
 
-    def __init__(self, method: Method, setting: Setting, key: RunKey, evaluations: int) -> None:
-        self._method = method
+    def __init__(self, planned: PlannedRun, setting: Setting) -> None:
+        self._planned = planned
         self._setting = setting
-        self._key = key
-        self._observer = Observer(setting.task, evaluations)
+        self._observer = Observer(setting.task, planned.evaluations)
         self._plan = Plan()
         self._planning = 0.0
         self._parameters = 0
@@ -130,7 +94,7 @@ class _Attempt:
         setting = self._setting
         task = setting.task
         began = time.perf_counter()
-        self._plan = plan = self._method.plan(setting)
+        self._plan = plan = self._planned.method.plan(setting)
         self._planning = time.perf_counter() - began
         module = task.build(setting.seed)
         self._parameters = sum(p.numel() for p in module.parameters() if p.requires_grad)
@@ -140,7 +104,7 @@ class _Attempt:
             trainer = task_trainer(task, [self._observer, *plan.callbacks], setting.device)
             trainer.fit(module, task_loader(task, setting.seed))
 
-    def record(self, split: str) -> Record:
+    def record(self) -> Record:
         seen = self._observer
         task = self._setting.task
         curve = seen.curve()
@@ -149,8 +113,8 @@ class _Attempt:
         ended = seen.ended and self._failure is None
         chose = self._plan.tries > 1  # else planning was reading files, not training
         return Record(
-            **self._key._asdict(),
-            split=split,
+            **self._planned.key._asdict(),
+            split=self._planned.task.split,
             optimizer=task.optimizer,
             horizon=task.horizon,
             batch_size=task.batch_size,
@@ -167,14 +131,6 @@ class _Attempt:
         )
 
 
-class _Point(NamedTuple):
-    """The losses after so many steps."""
-
-    step: int
-    train: float
-    validation: float
-
-
 class Observer(Callback):
     """Evaluates at fixed steps, notes learning rates, and takes the time of the rest.
 
@@ -186,7 +142,7 @@ class Observer(Callback):
         count = max(1, min(evaluations, task.horizon))
         self._points = {round(i * task.horizon / count) for i in range(count + 1)}
         self._evaluate = Evaluation(task)
-        self._curve: list[_Point] = []
+        self._curve: dict[str, list[Any]] = {"step": [], "train": [], "validation": []}
         self._rates: dict[int, float] = {}
         self._steps = 0
         self._since: float | None = None
@@ -204,7 +160,7 @@ class Observer(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step in self._points and step > self._curve[-1].step:
+        if step in self._points and step > self._curve["step"][-1]:
             self._look(trainer, pl_module)
             if not self.plan.recovers and not _finite(pl_module.parameters()):
                 trainer.should_stop = True  # such weights stay so
@@ -227,15 +183,8 @@ class Observer(Callback):
 
     def curve(self) -> dict[str, list[Any]]:
         """As `Record` has it; None for what is not finite."""
-        first = self._rates.get(1)
-        steps = [point.step for point in self._curve]
-        curve = {
-            "step": steps,
-            "train": [point.train for point in self._curve],
-            "validation": [point.validation for point in self._curve],
-            "lr": [self._rates.get(step, first) for step in steps],
-        }
-        return pytree.tree_map(finite_or_none, curve)
+        rates = [self._rates.get(step, self._rates.get(1)) for step in self._curve["step"]]
+        return pytree.tree_map(finite_or_none, {**self._curve, "lr": rates})
 
     def _note_rate(self, optimizer: Optimizer, *_: Any) -> None:
         self._steps += 1
@@ -245,9 +194,9 @@ class Observer(Callback):
     def _look(self, trainer: Trainer, module: LightningModule) -> None:
         self._stop_clock()
         losses = self._evaluate(module, trainer.optimizers[0])
-        self._curve.append(
-            _Point(trainer.global_step, losses.train.item(), losses.validation.item())
-        )
+        self._curve["step"].append(trainer.global_step)
+        self._curve["train"].append(losses.train.item())
+        self._curve["validation"].append(losses.validation.item())
         self._since = time.perf_counter()
 
     def _stop_clock(self, count: bool = True) -> None:

@@ -6,7 +6,7 @@ never a single example, on which BatchNorm fails.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,10 +36,10 @@ def split_off_a_fifth(*tensors: Tensor) -> Examples:
 
 
 class Parts(NamedTuple):
-    """Texts, series or images in two: to train on, and for validation; (rows, ...) each."""
+    """Data in two: to train on, and for validation; tensors (rows, ...), or pytrees of them."""
 
-    train: Tensor
-    validation: Tensor
+    train: Any
+    validation: Any
 
 
 def four_fifths(rows: Tensor) -> Parts:
