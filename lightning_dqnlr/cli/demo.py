@@ -13,7 +13,8 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,15 +191,17 @@ class Demo:
         self.train = Windows(text, steps, BATCH_SIZE, seed)
         self.validation = Windows(unseen, 1, VALIDATION_WINDOWS, seed)
 
-    def run(self, lr: float, *, cosine: bool = False, callback: bool = False) -> Run:
-        """Trains once."""
+    def run(
+        self, make_module: Callable[[], LightningModule], control: Callback | None = None
+    ) -> Run:
+        """Trains once, with or without a callback that controls the learning rate."""
         torch.manual_seed(self.seed)
         recorder = Recorder()
         began = time.perf_counter()
         trainer = Trainer(
             max_epochs=1,
             # The recorder comes last: it is to see the rate that the step will use.
-            callbacks=[DQNLRCallback(), recorder] if callback else [recorder],
+            callbacks=[recorder] if control is None else [control, recorder],
             val_check_interval=max(1, self.steps // 20),
             accelerator="cpu",
             logger=False,
@@ -209,7 +212,7 @@ class Demo:
         )
         seen = DataLoader(self.train, batch_size=None)
         unseen = DataLoader(self.validation, batch_size=None)
-        trainer.fit(NextCharacter(lr, cosine=cosine), seen, unseen)
+        trainer.fit(make_module(), seen, unseen)
         return Run(recorder, time.perf_counter() - began)
 
 
@@ -217,14 +220,14 @@ def compare(demo: Demo, peaks: Sequence[float]) -> list[Contestant]:
     """All runs, with a bar on stderr while they last."""
     bar = tqdm(total=len(peaks) + 3, desc="training", unit="run", leave=False)
 
-    def made(lr: float, **kind: bool) -> Run:
-        run = demo.run(lr, **kind)
+    def made(lr: float, control: Callback | None = None, *, cosine: bool = False) -> Run:
+        run = demo.run(partial(NextCharacter, lr, cosine=cosine), control)
         bar.update()
         return run
 
     with bar:
         adam = made(1e-3)
-        low, high = (made(lr, callback=True) for lr in (1e-6, 10.0))
+        low, high = (made(lr, DQNLRCallback()) for lr in (1e-6, 10.0))
         grid = {peak: made(peak, cosine=True) for peak in peaks}
     best = min(grid, key=lambda peak: grid[peak].validation_loss)
     searched = sum(run.seconds for run in grid.values())
