@@ -1,9 +1,10 @@
 """The pictures of README and documentation, drawn from the records and from runs of today's code.
 
-    python benchmarks/pictures.py              # all: two minutes on two cores
+    python benchmarks/pictures.py              # all: half a minute on two cores
     python benchmarks/pictures.py mistuning    # one of them
 
 `mistuning` is what a wrong learning rate costs. It takes the records that ship with the repository.
+`floors` takes the contract of `lint-imports`.
 `run` and `blow_up` are runs of the network of `dqnlr demo`.
 """
 
@@ -12,7 +13,9 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import re
 import tempfile
+import tomllib
 import warnings
 from functools import partial
 from pathlib import Path
@@ -20,6 +23,7 @@ from pathlib import Path
 import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate
+from matplotlib.patches import Rectangle
 
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.bench.methods import with_policies
@@ -148,7 +152,34 @@ def blow_up():
     return picture("blow_up", "A blow-up, undone and not.", draw, width=7.4, height=4.4)
 
 
+def floors():
+    """The rooms by floor, as the contract of `lint-imports` in pyproject.toml has them."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = [re.findall(r"\w+", layer) for layer in contracts["contracts"][0]["layers"]]
+
+    def draw(figure):
+        axes = figure.subplots()
+        for height, rooms in enumerate(reversed(layers)):
+            width = 1 / len(rooms)
+            for place, room in enumerate(rooms):
+                box = (place * width + 0.01, height + 0.1), width - 0.02, 0.75
+                axes.add_patch(Rectangle(*box, facecolor=THEIRS, alpha=0.16, edgecolor=THEIRS))
+                axes.text((place + 0.5) * width, height + 0.47, room, ha="center", va="center")
+        axes.annotate(
+            "imports",
+            xy=(1.06, 0.1),
+            xytext=(1.06, len(layers) - 0.2),
+            ha="center",
+            arrowprops={"arrowstyle": "->", "color": INK},
+        )
+        axes.set(xlim=(-0.01, 1.13), ylim=(0, len(layers)))
+        axes.axis("off")
+
+    return picture("floors", "The rooms of the package.", draw, width=6.4, height=3.8)
+
+
 PICTURES = {
+    "floors": (floors, "docs/pictures/floors.svg"),
     "mistuning": (mistuning, "docs/mistuning.svg"),
     "run": (run, "docs/pictures/run.svg"),
     "blow_up": (blow_up, "docs/pictures/blow-up.svg"),
