@@ -41,7 +41,7 @@ COLUMNS = ("", "runs", "train loss", "val. loss", "val. accuracy", "seconds")
 NEXT = """\
 Next, in your own script:    Trainer(callbacks=[DQNLRCallback()])
 on your own LightningModule: dqnlr bench suite=mine ...   (dqnlr bench --help)
-when it does not fit:        "Use it when / leave it when" at the top of README.md"""
+when it does not fit:        "Use it when, leave it when" in the README"""
 
 
 class NextCharacter(LightningModule):
