@@ -7,6 +7,7 @@ that shows the file, or else to the repository.
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from lightning_dqnlr import __version__
 
@@ -47,7 +48,7 @@ html_copy_source = False
 linkcheck_ignore = [r"https?://.*"]  # no network at build time; links within are checked
 
 
-def show(app, docname, source):
+def show(app: Any, docname: str, source: list[str]) -> None:
     """Sphinx's event for the text of a page: the shown file before it, links led to where they go.
 
     Example: `[a](../lightning_dqnlr/files.py)` of `architecture.md` leads to the repository.
@@ -61,7 +62,7 @@ def show(app, docname, source):
     source[0] = LINK.sub(lambda link: link[1] + target(origin.parent, link[2], page), source[0])
 
 
-def target(folder, link, page):
+def target(folder: Path, link: str, page: Path) -> str:
     """Where a link of a file in `folder` leads from a page in the folder `page`."""
     path = Path(os.path.normpath(folder / link))
     shown = {ROOT / file: DOCS / f"{name}.md" for name, file in SHOWN.items()}
@@ -72,8 +73,10 @@ def target(folder, link, page):
     return f"{REPOSITORY}/blob/main/{path.relative_to(ROOT).as_posix()}"
 
 
-def mark_code(app, what, name, obj, options, lines):
+def mark_code(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Sphinx's event for a docstring: code that stands indented in it is shown as code."""
+    if what == "property":  # napoleon takes what stands before a colon for a type
+        lines[0] = lines[0].replace(": ", "; ", 1)
     marked, above = [], ""  # the last line that is not empty
     for number, line in enumerate(lines):
         example = line == "Example:" and not lines[number + 1].lstrip().startswith(">>>")
@@ -88,7 +91,7 @@ def mark_code(app, what, name, obj, options, lines):
     lines[:] = [re.sub(r"(?<!`)\(\*", r"(\\*", line) for line in marked]
 
 
-def setup(app):
+def setup(app: Any) -> None:
     """Sphinx's entry."""
     app.connect("source-read", show)
     app.connect("autodoc-process-docstring", mark_code, priority=100)  # before napoleon
