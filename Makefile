@@ -1,4 +1,4 @@
-# `make demo` and `make test` each set themselves up from nothing: Python with venv and pip.
+# `make demo`, `make test` and `make docs` each set themselves up from nothing: Python with venv and pip.
 # Extra arguments for pip go into PIP_FLAGS, for example a machine without a GPU:
 #   make test PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 
@@ -6,7 +6,7 @@ PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
-CODE := lightning_dqnlr tests $(wildcard examples)
+CODE := lightning_dqnlr tests $(wildcard examples) setup.py docs/conf.py
 
 # What the bundled policy is the mean of: three moments of two training runs, named by their seeds.
 SEEDS := 5 2
@@ -17,7 +17,7 @@ BUNDLED := lightning_dqnlr/policy/default
 COMMIT := $(shell sed -n 's/^ *"commit": "\(.*\)",$$/\1/p' $(BUNDLED)/policy.json)
 REBUILT := outputs/rebuilt/$(COMMIT)
 
-.PHONY: test demo policy $(SEEDS:%=policy-%) rebuild lint format clean
+.PHONY: test demo docs tutorial policy $(SEEDS:%=policy-%) rebuild lint format clean
 .DEFAULT_GOAL := test
 
 test: lint
@@ -31,6 +31,15 @@ lint: $(VENV)/.installed-dev
 
 demo: $(VENV)/.installed-train
 	$(BIN)/python examples/demo.py
+
+# The site, in outputs/docs/index.html. A warning, a dead link among the pages included, ends it.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --fresh-env --quiet docs outputs/docs
+	@echo "The site: outputs/docs/index.html"
+
+# The tutorial's stored output made again.
+tutorial: $(VENV)/.installed-dev
+	cd docs && OMP_NUM_THREADS=1 ../$(BIN)/jupyter execute --inplace tutorial.ipynb && rm -f lr.png
 
 # `make -j2 policy` makes both runs at once; interrupted ones go on where they were.
 policy: $(SEEDS:%=policy-%)
@@ -65,6 +74,10 @@ $(BIN)/python:
 # The stamps are newer than what they were made from: nothing is installed twice.
 $(VENV)/.installed-train: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e ".[train]"
+	touch $@
+
+$(VENV)/.installed-docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e ".[docs]"
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from lightning_dqnlr.host.scheduler import DQNLRScheduler
     from lightning_dqnlr.policy.policy import LRPolicy
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["DQNLRCallback", "DQNLRScheduler", "LRController", "LRPolicy", "__version__"]
 

@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -18,21 +19,26 @@ PACKAGE = ROOT / "lightning_dqnlr"
 
 
 @pytest.fixture(scope="session")
-def wheel_files(tmp_path_factory):
-    """The names inside a wheel built from a copy, so that no old `build/` can leak into it."""
+def wheel(tmp_path_factory):
+    """A wheel built from a copy, so that no old `build/` can leak into it."""
     source = tmp_path_factory.mktemp("source")
     for folder in ("lightning_dqnlr", "conf", "tests", "examples"):
         if (ROOT / folder).is_dir():
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "LICENSE", "README.md"):
         if (ROOT / name).is_file():
             shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", str(source)]
     built = subprocess.run(command, capture_output=True, text=True, check=False)
     assert built.returncode == 0, built.stdout + built.stderr
-    (wheel,) = (source / "dist").glob("*.whl")
-    return set(zipfile.ZipFile(wheel).namelist())
+    (built_file,) = (source / "dist").glob("*.whl")
+    return zipfile.ZipFile(built_file)
+
+
+@pytest.fixture(scope="session")
+def wheel_files(wheel):
+    return set(wheel.namelist())
 
 
 def installed_name(path):
@@ -68,6 +74,17 @@ def test_the_wheel_carries_the_pretrained_network_of_the_fine_tuning_tasks(wheel
 def test_nothing_but_the_package_is_installed(wheel_files):
     metadata = f"lightning_dqnlr-{lightning_dqnlr.__version__}.dist-info"
     assert {name.split("/")[0] for name in wheel_files} == {"lightning_dqnlr", metadata}
+
+
+def test_pypi_would_show_the_readme_with_links_and_pictures_that_lead_somewhere(wheel):
+    name = f"lightning_dqnlr-{lightning_dqnlr.__version__}.dist-info/METADATA"
+    metadata = wheel.read(name).decode()
+    assert "Description-Content-Type: text/markdown" in metadata
+    repository = re.search(r"^Project-URL: Repository, (\S+)$", metadata, re.M)[1]
+    places = re.findall(r"\]\(([^)]+)\)", metadata.split("\n\n", 1)[1])
+    assert f"{repository}/raw/main/docs/mistuning.svg" in places
+    assert f"{repository}/blob/main/docs/results.md" in places
+    assert [place for place in places if not place.startswith("https://")] == []
 
 
 def test_the_installation_finds_the_configurations_as_a_package(tmp_path):

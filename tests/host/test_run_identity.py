@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from torch import nn
 
-from lightning_dqnlr import DQNLRCallback, DQNLRScheduler, LRPolicy
+from lightning_dqnlr import DQNLRCallback, DQNLRScheduler, LRPolicy, __version__
 from lightning_dqnlr.bench.methods.policies import LearnedPolicy
 from lightning_dqnlr.bench.runs.versions import policy_hash
 from lightning_dqnlr.errors import ConfigurationError, UnsupportedTrainingError
@@ -62,7 +62,7 @@ def test_the_policy_is_named_by_repr_trace_logger_and_checkpoint(tmp_path):
         rows = list(csv.DictReader(file))
     assert {row["policy"] for row in rows} == {"default"}
     assert {row["policy_hash"] for row in rows} == {policy.fingerprint}
-    assert {row["policy_version"] for row in rows} == {"0.1.0"}
+    assert {row["policy_version"] for row in rows} == {__version__}
     assert logger.experiment.hparams["dqnlr/policy_hash"] == policy.fingerprint
     assert callback.state_dict()["driver"]["policy"]["policy"] == "default"
 

@@ -1,0 +1,203 @@
+"""The pictures of README and documentation, drawn from the records and from runs of today's code.
+
+    python benchmarks/pictures.py              # all: half a minute on two cores
+    python benchmarks/pictures.py mistuning    # one of them
+
+`mistuning` is what a wrong learning rate costs. It takes the records that ship with the repository.
+`floors` takes the contract of `lint-imports`.
+`run` and `blow_up` are runs of the network of `dqnlr demo`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import re
+import tempfile
+import tomllib
+import warnings
+from functools import partial
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_module
+from hydra.utils import instantiate
+from matplotlib.patches import Rectangle
+
+from lightning_dqnlr import DQNLRCallback
+from lightning_dqnlr.bench.methods import with_policies
+from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.drawing import INK, picture, standalone
+from lightning_dqnlr.bench.report.sensitivity import mistuned
+from lightning_dqnlr.bench.runs.archive import Archive, Store
+from lightning_dqnlr.bench.runs.suite import plan
+from lightning_dqnlr.bench.tasks import TASKS
+from lightning_dqnlr.cli.demo import Demo, NextCharacter
+from lightning_dqnlr.files import write_atomically
+
+ROOT = Path(__file__).parents[1]
+OURS, THEIRS, PLAIN = "#d55e00", "#0072b2", "#8a8a8a"
+POISONED = 300  # the step before which the weights are destroyed
+LINES = {
+    "constant": ("constant rate", "#8a8a8a", "-"),
+    "plateau": ("ReduceLROnPlateau", "#b07d00", (0, (6, 2))),
+    "wsd": ("warm-up, hold, decay", "#56b4e9", (0, (1.5, 1.2))),
+    "cosine": ("cosine", THEIRS, "-"),
+}
+
+
+def shipped():
+    """The comparison of the records in the repository, as `dqnlr-bench suite=shipped` reads it."""
+    with initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
+        suite = instantiate(compose("bench", ["suite=shipped"]).suite)
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder, Archive(ROOT / "benchmarks/records"))
+        found = [store.get(run.key) for run in plan(suite, TASKS, with_policies({}))]
+    return Comparison([each for each in found if each], race_margin=suite.race_margin)
+
+
+def mistuning():
+    """Final training loss against the rate that was given, both relative to the best cosine's."""
+    comparison = shipped()
+
+    def draw(figure):
+        axes = figure.subplots()
+        for name, (label, colour, dash) in LINES.items():
+            curve = mistuned(comparison, name)
+            losses = [math.exp(regret) for regret in curve.values()]
+            axes.plot(list(curve), losses, color=colour, linestyle=dash, linewidth=1.8, label=label)
+        ours = mistuned(comparison, "dqnlr")
+        losses = [math.exp(regret) for regret in ours.values()]
+        axes.plot(list(ours), losses, color=OURS, linewidth=4)
+        axes.text(1.3e-3, 0.83, "DQNLRCallback()", color=OURS, weight="bold", fontsize=11)
+        axes.set(xscale="log", yscale="log", ylim=(0.75, 12), xlim=(9e-4, 11))
+        axes.set_xticks([1e-3, 1e-2, 1e-1, 1, 10], ["1/1000", "1/100", "1/10", "best", "x 10"])
+        axes.set_yticks([1, 2, 5, 10], ["best", "x 2", "x 5", "x 10"])
+        axes.minorticks_off()
+        axes.set_xlabel("learning rate in the optimizer, relative to the cosine's best")
+        axes.set_ylabel("final training loss, relative to that")
+        axes.grid(True)
+        axes.legend(frameon=False, loc="upper center", fontsize=9)
+
+    return picture("mistuning", "What a wrong learning rate costs.", draw, width=7.4, height=3.8)
+
+
+def run():
+    """A run's learning rate, with what decides it in each part."""
+    found = Demo(600, 0).run(partial(NextCharacter, 1e-6), DQNLRCallback())
+    validations = found.recorder.validations
+    notes = (
+        (10, 4e-6, "safe start, then the\npolicy climbs"),
+        (200, 1.6e-2, "the policy holds, raises or cuts"),
+        (445, 1.6e-2, "built-in decay,\nlast 30%"),
+    )
+
+    def draw(figure):
+        rates, losses = figure.subplots(2, 1, sharex=True)
+        rates.plot(found.recorder.rates, color=OURS, linewidth=2.2, drawstyle="steps-post")
+        for step, rate, text in notes:
+            rates.text(step, rate, text, color=INK, fontsize=9)
+        for axes in (rates, losses):
+            axes.axvspan(420, 600, color=THEIRS, alpha=0.1, linewidth=0)
+            axes.grid(True)
+        rates.set(yscale="log", ylabel="learning rate", ylim=(2e-6, 1e-1), xlim=(0, 600))
+        losses.plot(found.recorder.losses, color=PLAIN, linewidth=0.8, label="training, each batch")
+        losses.plot(*zip(*validations, strict=True), color=OURS, linewidth=2.2, label="validation")
+        losses.set(ylabel="loss", xlabel="optimizer step")
+        losses.legend(frameon=False)
+
+    return picture("run", "Learning rate and losses of a run.", draw, width=7.4, height=4.6)
+
+
+class Poisoned(NextCharacter):
+    """Its weights become thirty times as large in the middle of the run."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        """The blow-up."""
+        if batch_idx == POISONED:
+            with torch.no_grad():
+                for weight in self.parameters():
+                    weight.mul_(30)
+
+
+def blow_up():
+    """The same blow-up with and without the circuit breaker."""
+    demo = Demo(600, 0)
+    controls = {"undone": None, "circuit_breaker=False": False}
+    found = {
+        name: demo.run(partial(Poisoned, 1e-6), DQNLRCallback(circuit_breaker=breaker))
+        for name, breaker in controls.items()
+    }
+
+    def draw(figure):
+        losses, rates = figure.subplots(2, 1, sharex=True)
+        looks = zip(found.items(), (OURS, PLAIN), (2.0, 1.2), strict=True)
+        for (name, each), colour, width in looks:
+            losses.plot(each.recorder.losses, color=colour, linewidth=width, label=name)
+            rates.plot(each.recorder.rates, color=colour, linewidth=width, drawstyle="steps-post")
+        losses.set(yscale="log", ylabel="training loss", xlim=(0, 600))
+        losses.legend(frameon=False)
+        losses.annotate(
+            "weights x 30",
+            (POISONED, 20),
+            (170, 100),
+            color=INK,
+            arrowprops={"arrowstyle": "->", "color": INK},
+        )
+        rates.set(yscale="log", ylabel="learning rate", xlabel="optimizer step", ylim=(1e-4, None))
+        for axes in (losses, rates):
+            axes.grid(True)
+
+    return picture("blow_up", "A blow-up, undone and not.", draw, width=7.4, height=4.4)
+
+
+def floors():
+    """The rooms by floor, as the contract of `lint-imports` in pyproject.toml has them."""
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = [re.findall(r"\w+", layer) for layer in contracts["contracts"][0]["layers"]]
+
+    def draw(figure):
+        axes = figure.subplots()
+        for height, rooms in enumerate(reversed(layers)):
+            width = 1 / len(rooms)
+            for place, room in enumerate(rooms):
+                box = (place * width + 0.01, height + 0.1), width - 0.02, 0.75
+                axes.add_patch(Rectangle(*box, facecolor=THEIRS, alpha=0.16, edgecolor=THEIRS))
+                axes.text((place + 0.5) * width, height + 0.47, room, ha="center", va="center")
+        axes.annotate(
+            "imports",
+            xy=(1.06, 0.1),
+            xytext=(1.06, len(layers) - 0.2),
+            ha="center",
+            arrowprops={"arrowstyle": "->", "color": INK},
+        )
+        axes.set(xlim=(-0.01, 1.13), ylim=(0, len(layers)))
+        axes.axis("off")
+
+    return picture("floors", "The rooms of the package.", draw, width=6.4, height=3.8)
+
+
+PICTURES = {
+    "floors": (floors, "docs/pictures/floors.svg"),
+    "mistuning": (mistuning, "docs/mistuning.svg"),
+    "run": (run, "docs/pictures/run.svg"),
+    "blow_up": (blow_up, "docs/pictures/blow-up.svg"),
+}
+
+
+def main():
+    """Draws what is named, or everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))
+    names = parser.parse_args().names or list(PICTURES)
+    warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    for name in names:
+        draw, place = PICTURES[name]
+        print(write_atomically(ROOT / place, standalone(draw().svg).encode()))
+
+
+if __name__ == "__main__":
+    main()
