@@ -1,6 +1,7 @@
 """What the tests of the callback, the scheduler and the three hosts share: a policy and tasks."""
 
 import lightning.pytorch
+import pytest
 import pytorch_lightning
 import torch
 from lightning.pytorch import LightningModule
@@ -115,6 +116,11 @@ def trainer(callback, folder, library=lightning.pytorch, **arguments):
     }
     callbacks = [callback, *arguments.pop("more_callbacks", ())]
     return library.Trainer(callbacks=callbacks, **{**defaults, **arguments})
+
+
+def averaging(library, name):
+    """One of Lightning's averages of weights; a version that has none skips the test."""
+    return getattr(library.callbacks, name, None) or pytest.skip(f"no {name} in this Lightning")
 
 
 class Loop:

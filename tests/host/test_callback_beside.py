@@ -5,7 +5,7 @@ from collections import OrderedDict
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -143,10 +143,13 @@ class BlowsUp(Net):
 
 
 @pytest.mark.parametrize("first", ["control", "average"])
-@pytest.mark.parametrize("build", [lambda: EMAWeightAveraging(decay=0.9), WeightAveraging])
-def test_an_average_of_the_weights_forgets_what_was_undone(tmp_path, build, first):
+@pytest.mark.parametrize(
+    ("average", "arguments"), [("EMAWeightAveraging", {"decay": 0.9}), ("WeightAveraging", {})]
+)
+def test_an_average_of_the_weights_forgets_what_was_undone(tmp_path, average, arguments, first):
+    build = averaging(lp, average)
     module, control = BlowsUp(), DQNLRCallback(constant_policy(KEEP), horizon=512)
-    average = build()
+    average = build(**arguments)
     one, other = (control, average) if first == "control" else (average, control)
     fit(tmp_path, one, module, max_epochs=5, more_callbacks=[other])
     assert sum(record["tripped"] for record in control.trace) == 1

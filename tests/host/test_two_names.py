@@ -12,7 +12,15 @@ import torch
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import NonFiniteLossError, UnsupportedTrainingError
 
-from .control_runs import Net, OldNet, constant_policy, loader, random_policy, trainer
+from .control_runs import (
+    Net,
+    OldNet,
+    averaging,
+    constant_policy,
+    loader,
+    random_policy,
+    trainer,
+)
 
 KEEP = 3
 NEW, OLD = lightning.pytorch, pytorch_lightning
@@ -74,7 +82,7 @@ def accumulation(library):
 
 
 def average(library):
-    return {"more_callbacks": [library.callbacks.EMAWeightAveraging(decay=0.9)]}
+    return {"more_callbacks": [averaging(library, "EMAWeightAveraging")(decay=0.9)]}
 
 
 def mixed(library):
