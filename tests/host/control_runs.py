@@ -1,10 +1,12 @@
 """What the tests of the callback, the scheduler and the three hosts share: a policy and tasks."""
 
+from inspect import signature
+
 import lightning.pytorch
 import pytest
 import pytorch_lightning
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -12,6 +14,9 @@ from lightning_dqnlr import DQNLRScheduler
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
+
+# Checkpoints are loaded safely where this Lightning can: `fit` and `test` are asked for it.
+SAFELY = {"weights_only": True} if "weights_only" in signature(Trainer.fit).parameters else {}
 
 
 def random_policy(seed=0, spec=None):

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 from lightning_dqnlr import DQNLRCallback
-from tests.host.control_runs import loader, random_policy, trainer
+from tests.host.control_runs import Stateful, loader, random_policy, trainer
 
 STEPS = 24
 RUINED = 13  # after so many steps
@@ -26,6 +26,8 @@ RUINED = 13  # after so many steps
 
 class Model(LightningModule):
     """Without BatchNorm, whose statistics differ from process to process."""
+
+    replicas = 2
 
     def __init__(self):
         super().__init__()
@@ -35,7 +37,9 @@ class Model(LightningModule):
             self.net = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 3), nn.Linear(3, 2))
 
     def training_step(self, batch, batch_idx):
-        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+        """Each process has a part of the batch, so that the order of the data is the test's."""
+        inputs, labels = (part[self.global_rank % self.replicas :: self.replicas] for part in batch)
+        return nn.functional.cross_entropy(self.net(inputs), labels)
 
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), lr=10.0)
@@ -50,6 +54,8 @@ class FullyShard(Model):
 
 class Even(Model):
     """Tensor parallelism needs sizes that the number of processes divides."""
+
+    replicas = 1
 
     def __init__(self):
         super().__init__()
@@ -100,9 +106,10 @@ def train(folder, module, strategy, others=(), path=None, **arguments):
         strategy=strategy,
         devices=2,
         more_callbacks=others,
+        use_distributed_sampler=False,
         **{"max_steps": STEPS, **arguments},
     )
-    run.fit(module, loader(), ckpt_path=path)
+    run.fit(module, Stateful(list(loader())), ckpt_path=path)
     return kept(callback, module, run)
 
 
@@ -112,9 +119,9 @@ def sharded(data=2, tensor=1):
 
 
 def main(folder):
-    saver = ModelCheckpoint(folder / "saved", filename="{step}", every_n_epochs=2, save_top_k=-1)
+    saver = ModelCheckpoint(folder / "saved", filename="{step}", every_n_train_steps=10)
     saves = {"others": [saver], "enable_checkpointing": True}
-    path = folder / "saved" / "step=12.ckpt"
+    path = folder / "saved" / "step=20.ckpt"
     results = {
         "ddp": train(folder, Model(), DDPStrategy(process_group_backend="gloo")),
         "fully_shard": train(folder, FullyShard(), sharded(), **saves),

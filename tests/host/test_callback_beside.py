@@ -12,7 +12,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import UnsupportedTrainingError
 
-from .control_runs import Net, constant_policy, examples, loader, random_policy, trainer
+from .control_runs import (
+    SAFELY,
+    Net,
+    averaging,
+    constant_policy,
+    examples,
+    loader,
+    random_policy,
+    trainer,
+)
 
 KEEP, QUADRUPLE = 3, 6
 
@@ -95,9 +104,9 @@ def test_a_checkpoint_that_was_only_looked_at_is_not_gone_on_with(tmp_path, look
     used = DQNLRCallback(random_policy())
     run = trainer(used, tmp_path, max_epochs=2)
     if looked == "test":
-        run.test(Examined(), loader(), ckpt_path=path, weights_only=True)
+        run.test(Examined(), loader(), ckpt_path=path, **SAFELY)
     else:
-        run.fit(Examined(), loader(), ckpt_path=path, weights_only=True)  # there is nothing left
+        run.fit(Examined(), loader(), ckpt_path=path, **SAFELY)  # there is nothing left
         assert used.state_dict()["driver"]["controller"]["counters"][0] == 24  # if saved again
     module, expected = Examined(), Examined()
     fit(tmp_path, used, module, max_epochs=3)
@@ -147,7 +156,7 @@ class BlowsUp(Net):
     ("average", "arguments"), [("EMAWeightAveraging", {"decay": 0.9}), ("WeightAveraging", {})]
 )
 def test_an_average_of_the_weights_forgets_what_was_undone(tmp_path, average, arguments, first):
-    build = averaging(lp, average)
+    build = averaging(pl, average)
     module, control = BlowsUp(), DQNLRCallback(constant_policy(KEEP), horizon=512)
     average = build(**arguments)
     one, other = (control, average) if first == "control" else (average, control)

@@ -4,14 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.pytorch
 import pytest
+import pytorch_lightning
 import torch
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, FSDPStrategy
 
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import UnsupportedTrainingError
 
-from .control_runs import Net, loader, trainer
+from .control_runs import Net, OldNet, loader, trainer
 from .sharded_runs import RUINED, STEPS, Even, control
 
 ROOT = Path(__file__).parents[2]
@@ -69,7 +71,7 @@ def test_nan_in_the_shard_of_one_process_is_undone_on_both(runs):
 
 
 def test_a_resumed_sharded_run_is_exact_on_both(runs):
-    """At step 9, within an interval: each process needs its own part of the statistics."""
+    """From within an interval: each process needs its own part of the statistics."""
     for run in runs:
         assert run["resumed"]["trace"] == run["fully_shard"]["trace"]
         for found, expected in zip(
@@ -82,24 +84,36 @@ class OnCPU(FSDPStrategy):
     """The Trainer refuses the class itself on a CPU."""
 
 
+class OlderOnCPU(pytorch_lightning.strategies.FSDPStrategy):
+    """The same under the older name."""
+
+
 class WithoutPackage(DeepSpeedStrategy):
-    """DeepSpeed's own initialisation needs the package."""
+    """DeepSpeed's own initialisation needs the package, and its environment a GPU."""
 
     def __init__(self):
         DDPStrategy.__init__(self)
 
     def setup_environment(self):
-        """DeepSpeed's own wants a GPU."""
+        pass
 
 
 @pytest.mark.parametrize(
-    ("strategy", "words"),
+    ("library", "module", "strategy", "words"),
     [
-        (OnCPU, "OnCPU: .*FullyShardedDataParallel.*ModelParallelStrategy"),
-        (WithoutPackage, "WithoutPackage: DeepSpeed makes.*ModelParallelStrategy"),
+        (lightning.pytorch, Net, OnCPU, "OnCPU: .*FullyShardedDataParallel.*ModelParallelStrategy"),
+        (pytorch_lightning, OldNet, OlderOnCPU, "OlderOnCPU: .*FullyShardedDataParallel"),
+        (
+            lightning.pytorch,
+            Net,
+            WithoutPackage,
+            "DeepSpeed makes.*ModelParallelStrategy",
+        ),
     ],
 )
-def test_other_ways_to_split_weights_are_refused_before_they_are_split(tmp_path, strategy, words):
-    run = trainer(DQNLRCallback(), tmp_path, strategy=strategy(), devices=1)
+def test_other_ways_to_split_weights_are_refused_before_they_are_split(
+    tmp_path, library, module, strategy, words
+):
+    run = trainer(DQNLRCallback(), tmp_path, library, strategy=strategy(), devices=1)
     with pytest.raises(UnsupportedTrainingError, match=words):
-        run.fit(Net(), loader())
+        run.fit(module(), loader())

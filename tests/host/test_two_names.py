@@ -13,6 +13,7 @@ from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import NonFiniteLossError, UnsupportedTrainingError
 
 from .control_runs import (
+    SAFELY,
     Net,
     OldNet,
     averaging,
@@ -37,7 +38,7 @@ def fit(folder, library, callback, module=None, **arguments):
     data = arguments.pop("data", None) or loader()
     path = arguments.pop("ckpt_path", None)
     run = trainer(callback, folder, library, **{"max_epochs": 4, **arguments})
-    run.fit(module, data, ckpt_path=path, weights_only=True if path else None)
+    run.fit(module, data, ckpt_path=path, **SAFELY)
     return module
 
 
