@@ -18,6 +18,7 @@ from .control_runs import (
     averaging,
     constant_policy,
     examples,
+    finder_gives_back,
     loader,
     random_policy,
     trainer,
@@ -115,6 +116,7 @@ def test_a_checkpoint_that_was_only_looked_at_is_not_gone_on_with(tmp_path, look
     assert len(used.trace) == len({record["step"] for record in used.trace})
 
 
+@finder_gives_back
 def test_what_a_finder_saves_and_restores_is_not_the_control_of_the_fit_before(tmp_path):
     used, module, expected = DQNLRCallback(random_policy()), Net(), Net()
     fit(tmp_path, used, Net(), max_epochs=2)

@@ -18,6 +18,7 @@ from .control_runs import (
     OldNet,
     averaging,
     constant_policy,
+    finder_gives_back,
     loader,
     random_policy,
     trainer,
@@ -203,6 +204,7 @@ def test_a_first_loss_of_nan_is_an_error_under_both_names(tmp_path, library):
         fit(tmp_path, library, DQNLRCallback(constant_policy(KEEP)), net(library, FirstLossIsNaN))
 
 
+@finder_gives_back
 @both
 def test_the_finder_of_rates_does_not_disturb_under_both_names(tmp_path, library):
     finder = library.callbacks.LearningRateFinder(num_training_steps=5, update_attr=False)
