@@ -17,11 +17,25 @@ BUNDLED := lightning_dqnlr/policy/default
 COMMIT := $(shell sed -n 's/^ *"commit": "\(.*\)",$$/\1/p' $(BUNDLED)/policy.json)
 REBUILT := outputs/rebuilt/$(COMMIT)
 
-.PHONY: test demo docs tutorial policy $(SEEDS:%=policy-%) rebuild lint format clean
+.PHONY: test test-oldest demo docs tutorial policy $(SEEDS:%=policy-%) rebuild lint format clean
 .DEFAULT_GOAL := test
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+# The hosts under the oldest Lightning that pyproject.toml allows, in an environment of its own.
+OLDEST := .venv-oldest
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/host
+
+# That Lightning wants older packages than constraints.txt has: the ones left out here.
+$(OLDEST)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(OLDEST)
+	grep -Ev '^(lightning|pytorch-lightning|fsspec|packaging|setuptools)==' constraints.txt > $(OLDEST)/constraints.txt
+	$(OLDEST)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) \
+		-c $(OLDEST)/constraints.txt -e ".[train]" lightning==2.5.0 pytorch-lightning==2.5.0 \
+		pytest pytest-xdist hypothesis gymnasium
+	touch $@
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check $(CODE)
@@ -66,7 +80,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format $(CODE)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

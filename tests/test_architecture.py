@@ -21,7 +21,6 @@ SHORT = {
     "errors.py": "the ground floor: every room raises these",
     "bench/tasks/tables.py": "the one task on a table, beside the images and the sequences",
     "bench/tasks/real/package_data.py": "where data packages lie, for tasks of several files",
-    "host/ranks.py": "the only collective calls of the hosts",
 }
 LONGEST_SENTENCE = 25  # words
 SENTENCE_END = re.compile(r"(?<=[.!?])[)\"'*]*\s+")

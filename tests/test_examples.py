@@ -30,6 +30,15 @@ def test_a_policy_trained_on_ones_own_modules_is_used_and_compared(tmp_path):
     assert (Path(policy) / "policy.safetensors").is_file()
 
 
+def test_the_gan_is_measured_both_ways():
+    command = [sys.executable, str(EXAMPLES / "gan.py"), "--steps", "32", "--seeds", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    distances = [float(found) for found in re.findall(r"median ([0-9.]+) ", done.stdout)]
+    assert len(distances) == 3
+    assert all(0.01 < distance < 2 for distance in distances), "hardly trained, and finite"
+
+
 def test_a_dqn_that_is_not_ours_learns_on_the_gymnasium_environment():
     # With 400 decisions, 200 of them the warm-up, one in two learners has not learned yet.
     arguments = ["--steps", "800", "--tasks", "4"]

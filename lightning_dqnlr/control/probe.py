@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +15,13 @@ from torch import Tensor
 MAX_TENSORS = 64
 _WEIGHT_FLOOR = 0.1
 _SLICES = 4
+
+
+class Part(NamedTuple):
+    """What one process has of a tensor that several processes share."""
+
+    shape: tuple[int, ...]
+    copies: int  # processes that hold these same elements
 
 
 class Probe:
@@ -25,9 +33,11 @@ class Probe:
     Args:
         shapes: of the parameter tensors, in the optimizer's order.
         max_coordinates: about how many coordinates to sample.
+        parts: what this process has of each tensor, if the model is sharded. It samples those.
+            The sum over all processes of their squared norms then estimates the whole model's.
 
     Attributes:
-        columns: (n,) positions of the sampled coordinates in the concatenation of all tensors.
+        columns: (n,) positions of the sampled coordinates in the concatenation of what is here.
         weight: (n,) the weights described above.
         total: number of coordinates of the model.
         lecun_norm: what the weights' norm would be by LeCun's initialisation, whose variance is
@@ -41,9 +51,15 @@ class Probe:
         tensor([1., 1., 1., 1., 1., 1., 0., 0., 0.])
     """
 
-    def __init__(self, shapes: Sequence[Sequence[int]], max_coordinates: int = 1024) -> None:
-        sizes = [math.prod(shape) for shape in shapes]
-        self.total = sum(sizes)
+    def __init__(
+        self,
+        shapes: Sequence[Sequence[int]],
+        max_coordinates: int = 1024,
+        parts: Sequence[Part] | None = None,
+    ) -> None:
+        self.total = sum(math.prod(shape) for shape in shapes)
+        sizes = [math.prod(shape) for shape in ([p.shape for p in parts] if parts else shapes)]
+        copies = [part.copies for part in parts] if parts else [1] * len(sizes)
         rows = (shape[0] if len(shape) > 1 else 1 for shape in shapes)
         self.lecun_norm = math.sqrt(sum(rows))
         self.weight_floor = _WEIGHT_FLOOR * self.lecun_norm
@@ -75,13 +91,15 @@ class Probe:
         sampled = dict.fromkeys(kept, 0)
         for index, start, stop in spans:
             sampled[index] += stop - start
-        lost = self.total / max(covered, 1)  # the weight of the tensors that are not looked at
+        lost = sum(sizes) / max(covered, 1)  # the weight of the tensors that are not looked at
         self.columns = torch.cat([torch.arange(a, b) + offsets[i] for i, a, b in spans])
+        stands_for = [sizes[i] / max(sampled[i], 1) * lost / copies[i] for i, _, _ in spans]
+        spans_weights = zip(spans, stands_for, strict=True)
         self.weight = torch.cat(
-            [torch.full((b - a,), math.sqrt(sizes[i] / sampled[i] * lost)) for i, a, b in spans]
+            [torch.full((b - a,), math.sqrt(w)) for (_, a, b), w in spans_weights]
         )
-
-        self._whole_model = len(self.columns) == self.total  # every weight is 1
+        # Every weight is 1.
+        self._whole_model = len(self.columns) == sum(sizes) and max(copies, default=1) == 1
 
     def __len__(self) -> int:
         return len(self.columns)

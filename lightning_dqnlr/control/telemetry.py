@@ -176,6 +176,7 @@ class Telemetry:
         weights: Tensor,
         device: torch.device | str | None = None,
         reduce: Callable[[Tensor], Tensor] | None = None,
+        gather: Callable[[Tensor], Tensor] | None = None,
     ) -> IntervalStats:
         """The statistics of the interval, or of its steps so far.
 
@@ -183,8 +184,9 @@ class Telemetry:
             weights: the probe's weights now, (*lead, n).
             device: of the result; another than the telemetry's costs the interval's one transfer.
             reduce: the mean over the processes of a data-parallel run; called once per interval.
+            gather: the sum over processes that each hold a part of the model; called before it.
         """
-        packed = torch.cat([self._mean_losses(), self._summaries(weights)], dim=-1)
+        packed = torch.cat([self._mean_losses(), self._summaries(weights, gather)], dim=-1)
         if reduce is not None:
             packed = reduce(packed)
         if device is not None:
@@ -202,13 +204,20 @@ class Telemetry:
         filled = self._losses[..., : len(counts)]
         return filled / torch.tensor(counts, device=self._losses.device)
 
-    def _summaries(self, weights: Tensor) -> Tensor:
+    def _summaries(
+        self, weights: Tensor, gather: Callable[[Tensor], Tensor] | None = None
+    ) -> Tensor:
         grams = self._observed_grams()
+        moved = (weights.unsqueeze(-2) - self._anchors).square().sum(-1)
+        if gather is not None:
+            flat = gather(torch.cat([grams.flatten(), moved.flatten()]))
+            grams = flat[: grams.numel()].view_as(grams)
+            moved = flat[grams.numel() :].view_as(moved)
+        grams, moved = _without_bad(grams), moved.sqrt()
         pairs = grams[..., [i for i, paired in enumerate(self._paired) if paired], :, :]
         squared_gradient = grams[..., _G, _G]
         squared_update = grams[..., _D, _D]
         squared_weight = grams[..., _W, _W].clamp_min(self._least_squared_weight)
-        moved = (weights.unsqueeze(-2) - self._anchors).square().sum(-1).sqrt()
         ratio = squared_update / squared_weight
         weight_norm = squared_weight.mean(-1).sqrt()
         columns = {
@@ -235,7 +244,7 @@ class Telemetry:
         odd = [(self._observations - count + i) % 2 == 1 for i in range(count)]
         grams = self._grams[:count].movedim(0, -3)
         swapped = torch.tensor(odd, device=grams.device)[:, None, None]
-        return _without_bad(torch.where(swapped, grams.flip(-1, -2), grams))
+        return torch.where(swapped, grams.flip(-1, -2), grams)
 
     def state_dict(self) -> dict[str, object]:
         """Everything needed to go on in the middle of an interval: tensors and builtins."""

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 from torch import Tensor
 
 from lightning_dqnlr.errors import UnsupportedTrainingError
+from lightning_dqnlr.tasks.user import library_of
 
 # Hooks that only a Trainer calls; each may change the effect of a training step.
 _HOOKS = (
@@ -51,7 +52,8 @@ def detach_from_trainer(module: LightningModule) -> LightningModule:
         UnsupportedTrainingError: if it relies on what only a Trainer does.
     """
     name = type(module).__name__
-    hooks = [hook for hook in _HOOKS if is_overridden(hook, module)]
+    parent = library_of(module).LightningModule
+    hooks = [hook for hook in _HOOKS if is_overridden(hook, module, parent)]
     if not module.automatic_optimization:
         hooks.append("automatic_optimization = False")
     if hooks:

@@ -84,7 +84,8 @@ class TrainerEngine(Engine):
             schedule = Schedule(lambda step, index=index: lr(step)[index].item())  # type: ignore[misc]
             with interruptible(), quiet(), stream.active():
                 if steps is None or steps > 0:
-                    trainer = task_trainer(task, [schedule], torch.device(self.device).type, steps)
+                    kind = torch.device(self.device).type
+                    trainer = task_trainer(module, task, [schedule], kind, steps)
                     trainer.fit(module, task_loader(task, seed))
                 rows.append(module_losses(module, task))
         columns = zip(*rows, strict=True)

@@ -19,9 +19,11 @@ from lightning_dqnlr.envs.environment import Losses
 from lightning_dqnlr.envs.module import silence, training_loss
 from lightning_dqnlr.envs.replicas import EVALUATION_CHUNK, BatchOrder, mean_over_chunks
 from lightning_dqnlr.tasks.task import Task
+from lightning_dqnlr.tasks.user import library_of
 
 _QUIET = {
     "lightning.pytorch": logging.WARNING,  # devices, "max_steps reached"
+    "pytorch_lightning": logging.WARNING,
     "lightning_dqnlr": logging.ERROR,  # trips of the circuit breaker: counted, not announced
 }
 
@@ -35,7 +37,7 @@ def quiet() -> Iterator[None]:
         for logger, level in loggers.items():
             logger.setLevel(level)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", module="(pytorch_)?lightning")
             yield
     finally:
         for logger, level in before.items():
@@ -53,6 +55,7 @@ def task_loader(task: Task, seed: int) -> DataLoader[Any]:
 
 
 def task_trainer(
+    module: LightningModule,
     task: Task,
     callbacks: list[Callback],
     accelerator: str,
@@ -60,7 +63,7 @@ def task_trainer(
     folder: str | None = None,
 ) -> Trainer:
     """A Trainer of the task's length, or of so many steps, that writes into no other folder."""
-    return Trainer(
+    trainer: Trainer = library_of(module).Trainer(
         callbacks=callbacks,
         max_steps=task.horizon if steps is None else steps,
         gradient_clip_val=task.gradient_clip,
@@ -73,6 +76,7 @@ def task_trainer(
         num_sanity_val_steps=0,
         default_root_dir=folder,
     )
+    return trainer
 
 
 def module_losses(module: LightningModule, task: Task) -> Losses:

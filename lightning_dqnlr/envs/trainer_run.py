@@ -43,7 +43,9 @@ class TrainerRun:
         self._callback = DQNLRCallback(policy, horizon=task.horizon, log=False)
         conditions = Conditions(task, self._callback, terms)
         with quiet():
-            self._trainer = task_trainer(task, [conditions, self._callback], accelerator)
+            self._trainer = task_trainer(
+                self._module, task, [conditions, self._callback], accelerator
+            )
         self._thread = Thread(target=self._fit, daemon=True, name=f"trainer of seed {seed}")
         # To the Trainer: an action, or None to give up. From it: an observation, None at its end,
         # or what went wrong.

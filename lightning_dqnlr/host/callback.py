@@ -38,7 +38,12 @@ from lightning_dqnlr.host.schedulers import OnScheduler, check_scaling
 from lightning_dqnlr.host.shared_trace import SharedTrace
 from lightning_dqnlr.host.step_loss import Mode
 from lightning_dqnlr.host.trace import plot_trace, save_trace
-from lightning_dqnlr.host.trainer_queries import check_training, ends_epoch, saves_within_epochs
+from lightning_dqnlr.host.trainer_queries import (
+    check_strategy,
+    check_training,
+    ends_epoch,
+    saves_within_epochs,
+)
 from lightning_dqnlr.host.validation import watch_of
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
@@ -107,8 +112,9 @@ class DQNLRCallback(Callback, _OlderCallback):
         ConfigurationError: for an argument out of range, or with one that "scale" leaves to the
             scheduler (`start="auto"`, `min_lr`, `max_lr`).
         PolicyFileError: if the policy cannot be read.
-        UnsupportedTrainingError: when training starts, without an optimizer, beside SWA, and under
-            FSDP and DeepSpeed. After the second step, if the optimizer tells of no step.
+        UnsupportedTrainingError: before the first step, without an optimizer, beside SWA, and
+            under FSDPStrategy and DeepSpeed (ModelParallelStrategy is supported). After the second
+            step, if the optimizer tells of no step.
 
     Example:
         trainer = Trainer(callbacks=[DQNLRCallback()])
@@ -243,6 +249,8 @@ class DQNLRCallback(Callback, _OlderCallback):
 
     # Lightning calls this before it restores a checkpoint and before a finder saves its own.
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            check_strategy(trainer)
         if stage == "fit" and self._stale:
             self._control = None
             self._resume = {}

@@ -21,7 +21,6 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_dqnlr.control.alarm import Alarm, alarm_on
 from lightning_dqnlr.control.controller import LRController
-from lightning_dqnlr.control.probe import Probe, norm, real_shape
 from lightning_dqnlr.control.telemetry import IntervalStats, Telemetry
 from lightning_dqnlr.errors import (
     ConfigurationError,
@@ -36,16 +35,20 @@ from lightning_dqnlr.host.decisions import (
     DecisionLog,
     DecisionRecord,
 )
+from lightning_dqnlr.host.driver_state import check_state, own_state
 from lightning_dqnlr.host.group_rates import GroupRates
 from lightning_dqnlr.host.options import ControlOptions, identity
-from lightning_dqnlr.host.ranks import from_rank_zero, largest_over_ranks, mean_over_ranks
+from lightning_dqnlr.host.ranks import (
+    from_rank_zero,
+    largest_over_ranks,
+    mean_over_ranks,
+    of_all_ranks,
+    sum_over_ranks,
+)
+from lightning_dqnlr.host.shards import ProbedModel, is_sharded
 from lightning_dqnlr.host.snapshot import Snapshot
 from lightning_dqnlr.policy.choice import Choice, Policy
 
-_STATE = (
-    "base_lrs", "probed", "sizes", "controller", "telemetry", "snapshot", "generator",
-    "record",
-)  # fmt: skip
 _MOST_HALVINGS = 16
 _LOGGER = logging.getLogger("lightning_dqnlr")
 
@@ -66,15 +69,16 @@ class OptimizerDriver:
         module: whose buffers and frozen followers belong to the training state; None for none.
         averages: averages of that module, which belong to it too.
         rates: sets the learning rates; None to set those of all groups outright.
-        across_ranks: whether this is one process of a data-parallel run. Statistics are then
-            averaged over all processes, and all follow rank 0.
+        across_ranks: whether this is one process of a parallel run. Statistics are then averaged
+            over all processes, those of shards are added up, and all follow rank 0.
 
     Attributes:
         controller: makes the learning rate; it is the one home of that rate.
         stepped: whether the optimizer has stepped since the last `finish_step`.
 
     Raises:
-        ConfigurationError: if all learning rates are zero.
+        ConfigurationError: if all learning rates are zero, or for `save_snapshot` of sharded
+            weights.
         UnsupportedTrainingError: for LBFGS and Rprop.
     """
 
@@ -101,6 +105,13 @@ class OptimizerDriver:
             circuit_breaker=options.circuit_breaker or False,
         )
         self._across_ranks = across_ranks
+        self._sharded = any(is_sharded(p) for g in optimizer.param_groups for p in g["params"])
+        self._spread = self._sharded and across_ranks  # sums over the processes are the model's
+        if self._sharded and options.save_snapshot:
+            raise ConfigurationError(
+                "save_snapshot=True: each process holds copies of its own shards, and a checkpoint "
+                "would keep those of one process. Leave save_snapshot out."
+            )
         self._generator = torch.Generator().manual_seed(options.seed)
         self._rates = rates or GroupRates(optimizer)
         breaks = options.circuit_breaker
@@ -153,9 +164,8 @@ class OptimizerDriver:
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
-        if self._snapshot is not None:
+        if self._snapshot is not None and self._best is not None:
             self._snapshot.close()
-        if self._best is not None:
             self._best.close()
 
     def before_step(self, gradient_scale: GradientScale = lambda: None) -> None:
@@ -172,13 +182,13 @@ class OptimizerDriver:
             self._snapshot.adopt()
         if not telemetry.observing:
             return
-        gradient = self._probe.read([p.grad for p in self._parameters])
+        gradient = self._model.read_gradient()
         scale = gradient_scale()
         if scale is not None:
             gradient /= scale
         # Within one step, SAM calls a second time, at weights that it has moved for the gradient.
         if not telemetry.half_seen:
-            self._weights = self._probe.read_parameters(self._parameters)
+            self._weights = self._model.read_weights()
         telemetry.before(gradient, self._weights)
         if telemetry.total_steps == 0:
             self._set_start(scale)
@@ -191,7 +201,7 @@ class OptimizerDriver:
             return
         self.stepped = True
         if self._telemetry is not None and self._telemetry.half_seen:
-            self._telemetry.after(self._probe.read_parameters(self._parameters))
+            self._telemetry.after(self._model.read_weights())
 
     def finish_step(self, loss: Tensor) -> bool:
         """Takes the training loss of the step just made; at an interval's end, decides.
@@ -243,17 +253,23 @@ class OptimizerDriver:
         if telemetry.step and not self.stepped:
             self._decide(telemetry, ruined=True)
         else:  # between an update and its loss, which is going to raise the alarm
-            self.rescue()
+            self._put_back(self._snapshot)
         return True
 
-    @torch.no_grad()
     def rescue(self) -> None:
         """Puts the last proven state back without a decision, if the present one is not sound.
 
-        For the moment of an exception, when the processes of a run no longer agree.
+        For the moment of an exception, when the processes of a run no longer agree. One process's
+        shard stays, because the others' would not go back with it.
         """
-        if self._snapshot is not None and self.begun and not self._snapshot.sound():
-            self._snapshot.restore()
+        if self._snapshot is not None and self.begun and not self._sharded:
+            self._put_back(self._snapshot)
+
+    @torch.no_grad()
+    def _put_back(self, snapshot: Snapshot) -> None:
+        """Goes back; all processes of a sharded run do, since the ruin may be in one's shard."""
+        if self._sharded or not snapshot.sound():
+            snapshot.restore()
             self._alarm.ring()
 
     def keep_best(self) -> None:
@@ -263,10 +279,9 @@ class OptimizerDriver:
 
     def come_down(self, steps: int) -> None:
         """Ends the run in `steps` steps, with a rate that falls to zero from the best state on."""
-        if self._telemetry is not None:
-            self.controller.come_down(self.now, steps)
-            self._log.note(DECAY_BEGINS)
-            self.back_to_best()
+        self.controller.come_down(self.now, steps)
+        self._log.note(DECAY_BEGINS)
+        self.back_to_best()
 
     def back_to_best(self) -> None:
         """Puts back the state that `keep_best` copied, if it did, and begins an interval there."""
@@ -315,12 +330,13 @@ class OptimizerDriver:
             )
         self._probed = list(probed)
         self._rates.adopt_new_groups()
-        self._probe = Probe([real_shape(p) for p in self._parameters], self.policy.spec.probe_size)
+        self._model = ProbedModel(self._parameters, self.policy.spec.probe_size, self._sharded)
+        probe = self._model.probe
         self._telemetry = Telemetry(
-            len(self._probe),
+            len(probe),
             device=devices.pop(),
-            lecun_norm=self._probe.lecun_norm,
-            weight_floor=self._probe.weight_floor,
+            lecun_norm=probe.lecun_norm,
+            weight_floor=probe.weight_floor,
         )
         device = self._parameters[0].device
         agree = partial(largest_over_ranks, device=device) if self._across_ranks else None
@@ -334,12 +350,12 @@ class OptimizerDriver:
         if self.options.start == "optimizer":
             self.controller.start(torch.tensor(self._rates.reference))
         else:
-            gradient = norm([p.grad for p in self._parameters]).cpu()
+            gradient = self._model.gradient_norm()
             if gradient_scale is not None:
                 gradient = gradient / float(gradient_scale)
-            weights = norm(self._parameters).cpu()
+            weights = self._model.weight_norm()
             follows_gradient = isinstance(self.optimizer, torch.optim.SGD)
-            self.controller.safe_start(gradient, weights, self._probe, follows_gradient)
+            self.controller.safe_start(gradient, weights, self._model.probe, follows_gradient)
         self._rates.set(float(self.controller.lr))
 
     @torch.no_grad()
@@ -386,12 +402,13 @@ class OptimizerDriver:
         return not largest_over_ranks(float(not sound), self._parameters[0].device)
 
     def _read(self, telemetry: Telemetry, ruined: bool) -> IntervalStats:
-        sound = self._snapshot is None or self._snapshot.sound()
-        if not sound:  # as a checkpoint would have done that was saved before this
-            self.rescue()
-        weights = self._probe.read_parameters(self._parameters)
+        sound = self._snapshot is None or self._all_agree(self._snapshot.sound())
+        if self._snapshot is not None and not sound:  # as a checkpoint saved before this would do
+            self._put_back(self._snapshot)
+        weights = self._model.read_weights()
         reduce = mean_over_ranks if self._across_ranks else None
-        stats = telemetry.read(weights, "cpu", reduce)
+        gather = sum_over_ranks if self._spread else None
+        stats = telemetry.read(weights, "cpu", reduce, gather)
         if self.controller.decisions == 0 and not bool(stats.losses[..., 0].isfinite()):
             raise NonFiniteLossError(
                 f"the training loss of the very first step is {stats.losses[..., 0].item()}; no "
@@ -427,15 +444,19 @@ class OptimizerDriver:
         state that it is resumed from for a healthy one, until it has two of its own.
         """
         kept = self.options.save_snapshot
+        own = {
+            "alarm": self._alarm.state_dict(),
+            "telemetry": None if self._telemetry is None else self._telemetry.state_dict(),
+        }
         return {
             "policy": identity(self.policy),
             "stepped": self.stepped,
-            "alarm": self._alarm.state_dict(),
+            **own,
+            **({"of_ranks": of_all_ranks(own)} if self._spread else {}),
             "base_lrs": list(self._rates.base),
             "probed": list(self._probed),
             "sizes": [p.numel() for p in self._parameters],
             "controller": self.controller.state_dict(),
-            "telemetry": None if self._telemetry is None else self._telemetry.state_dict(),
             "snapshot": self._snapshot.state_dict() if kept and self._snapshot else None,
             "generator": self._generator.get_state(),
             "record": self._log.state_dict(),
@@ -450,7 +471,8 @@ class OptimizerDriver:
         Raises:
             ConfigurationError: if the state is of another optimizer, model or policy.
         """
-        self._check_state(state)
+        check_state(state, self.policy, self.optimizer)
+        state = {**state, **own_state(state, spread=self._spread)}
         self.stepped = state.get("stepped", False)  # saved between a step and its loss
         self._rates.base = list(state["base_lrs"])
         self.controller.load_state_dict(state["controller"])
@@ -476,27 +498,3 @@ class OptimizerDriver:
                 horizon,
             )
             self.controller.horizon = horizon
-
-    def _check_state(self, state: Mapping[str, Any]) -> None:
-        missing = [name for name in _STATE if name not in state]
-        if missing:
-            raise ConfigurationError(
-                f"state: it lacks {missing}; it was saved by another version of lightning-dqnlr. "
-                "Go on with that version, or without the saved control."
-            )
-        now = identity(self.policy)
-        then = state.get("policy", now)  # older versions did not say
-        if then["policy_hash"] != now["policy_hash"]:
-            raise ConfigurationError(
-                f"policy: the saved run was controlled by {' '.join(then.values())}, and this one "
-                f"has {' '.join(now.values())}. Pass the policy that it was saved with, or begin "
-                "without the saved control."
-            )
-        groups = self.optimizer.param_groups
-        sizes = [p.numel() for group in groups for p in group["params"]]
-        known = [sizes[i] if i < len(sizes) else 0 for i in state["probed"]]
-        if len(state["base_lrs"]) > len(groups) or known != list(state["sizes"]):
-            raise ConfigurationError(
-                "state: the saved learning-rate control is of another model or of an optimizer "
-                "with other parameter groups; resume with those it was saved with."
-            )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -9,9 +11,25 @@ from torch import Tensor
 
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean of a tensor over all processes; NaN where any of them has NaN."""
+    return sum_over_ranks(values) / dist.get_world_size()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes; NaN where any of them has NaN."""
     total = values.clone()
     dist.all_reduce(total)
-    return total / dist.get_world_size()
+    return total
+
+
+def of_all_ranks(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every process's own plain data, in the order of ranks.
+
+    Args:
+        state: builtins and small tensors.
+    """
+    states: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
+    dist.all_gather_object(states, state)
+    return states
 
 
 def from_rank_zero(value: Tensor, device: torch.device) -> Tensor:
@@ -31,6 +49,16 @@ def several_ranks() -> bool:
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if several_ranks() else 1
+
+
+def rank() -> int:
+    """The number of this process."""
+    return dist.get_rank() if several_ranks() else 0
+
+
 def largest_over_ranks(value: float, device: torch.device) -> float:
     """The largest value over all processes.
 
@@ -38,6 +66,6 @@ def largest_over_ranks(value: float, device: torch.device) -> float:
         value: of this process.
         device: where the process group communicates.
     """
-    largest = torch.tensor(value, device=device)
+    largest = torch.tensor(float(value), device=device)  # a count is an integer on some
     dist.all_reduce(largest, dist.ReduceOp.MAX)
     return float(largest.item())

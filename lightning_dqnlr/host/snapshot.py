@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_dqnlr.errors import UnsupportedTrainingError
+from lightning_dqnlr.host.shards import own_part
 
 
 class _Copy(NamedTuple):
@@ -31,6 +32,7 @@ class Snapshot:
 
     Copies are taken and restored in place, without a host sync. Weights that are frozen when a copy
     is taken are left out, because they cost memory; `adopt` adds them once they are trained.
+    Of a sharded tensor each process copies its own part, and all restore at the same time.
     Buffers that are expanded views are left out too, because they cannot be written to.
 
     Frozen parameters may follow the trained ones (a target network, a momentum encoder). Those with
@@ -305,7 +307,8 @@ def _nested(saved: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _norms(values: Iterable[Any]) -> Tensor:
     """The largest absolute value of each tensor of numbers with a fraction; NaN if one is NaN."""
     # Other kinds of tensors may know no norm; those of a quantised state come in plain parts.
-    plain = (v.detach() for v in values if type(v) in (Tensor, nn.Parameter))
+    own = (own_part(v) for v in values if isinstance(v, Tensor))
+    plain = (v.detach() for v in own if type(v) in (Tensor, nn.Parameter))
     numbers = [v for v in plain if v.numel() and not v.is_meta]
     numbers = [v for v in numbers if v.is_floating_point() or v.is_complex()]
     if not numbers:
@@ -325,13 +328,14 @@ def _copy(value: Any, device: torch.device | str | None = None) -> Any:
     """A copy, of a tensor on another device unless it is a scalar: counters of steps stay."""
     if not isinstance(value, Tensor):
         return deepcopy(value)
-    copy = value.detach().clone()
+    copy = own_part(value).detach().clone()
     return copy if device is None or value.dim() == 0 else copy.to(device)
 
 
 def _fits(a: Any, b: Any) -> bool:
-    both = isinstance(a, Tensor) and isinstance(b, Tensor)
-    return both and a.shape == b.shape and a.dtype == b.dtype
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return False
+    return own_part(a).shape == own_part(b).shape and a.dtype == b.dtype
 
 
 def _copied(
@@ -360,8 +364,9 @@ def _copy_into(target: Mapping[str, Any], source: Mapping[str, Any]) -> None:
     for key, value in source.items():
         if not isinstance(value, Tensor):
             continue
-        if target[key].shape == value.shape:
-            there = target[key]
+        there = own_part(target[key])
+        value = own_part(value)
+        if there.shape == value.shape:
             kind = (value.device, there.device, value.dtype, there.dtype, there.is_inference())
             kinds[kind].append(key)
         else:  # a buffer that has changed its shape
@@ -370,4 +375,6 @@ def _copy_into(target: Mapping[str, Any], source: Mapping[str, Any]) -> None:
         with (
             torch.inference_mode() if kind[-1] else torch.no_grad()
         ):  # where they can be written to
-            torch._foreach_copy_([target[k] for k in keys], [source[k] for k in keys])
+            torch._foreach_copy_(
+                [own_part(target[k]) for k in keys], [own_part(source[k]) for k in keys]
+            )

@@ -5,13 +5,18 @@ from __future__ import annotations
 import math
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer, WeightAveraging
+from lightning.pytorch import LightningModule, Trainer, callbacks
+from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
 from lightning.pytorch.callbacks import StochasticWeightAveraging as SWA
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
 
 from lightning_dqnlr.errors import UnsupportedTrainingError
+
+# Lightning has it from 2.6 on.
+_WEIGHT_AVERAGING: list[type] = [
+    getattr(callbacks, name) for name in ("WeightAveraging",) if hasattr(callbacks, name)
+]
 
 
 def is_a(thing: object, *classes: type) -> bool:
@@ -47,17 +52,30 @@ def check_training(trainer: Trainer, pl_module: LightningModule) -> None:
             "overrule it. Take WeightAveraging or EMAWeightAveraging in its place, which only "
             "average; or remove DQNLRCallback."
         )
-    sharded = (DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy)
-    if is_a(trainer.strategy, *sharded):
+
+
+def check_strategy(trainer: Trainer) -> None:
+    """Raises UnsupportedTrainingError, with the remedy, for a strategy that is not supported.
+
+    FSDPStrategy trains on GPUs only, and what has not been tried is not supported.
+    """
+    remedy = "Use ModelParallelStrategy with torch's fully_shard, or DDP."
+    name = type(trainer.strategy).__name__
+    if is_a(trainer.strategy, DeepSpeedStrategy):
         raise UnsupportedTrainingError(
-            f"strategy {type(trainer.strategy).__name__} splits weights or owns the optimizer; "
-            "DQNLRCallback supports one device and DDP so far."
+            f"strategy {name}: DeepSpeed makes optimizer and steps its own, so that DQNLRCallback "
+            f"cannot follow them. {remedy}"
+        )
+    if is_a(trainer.strategy, FSDPStrategy):
+        raise UnsupportedTrainingError(
+            f"strategy {name}: DQNLRCallback does not support FullyShardedDataParallel, which this "
+            f"strategy wraps the module in. {remedy}"
         )
 
 
 def averages(trainer: Trainer) -> list[nn.Module]:
     """The averages of the weights that Lightning's callbacks keep."""
-    found = [c for c in trainer.callbacks if is_a(c, WeightAveraging)]  # type: ignore[attr-defined]
+    found = [c for c in trainer.callbacks if is_a(c, *_WEIGHT_AVERAGING)]  # type: ignore[attr-defined]
     return [c._average_model for c in found if c._average_model is not None]
 
 

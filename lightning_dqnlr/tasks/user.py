@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import itertools
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import lightning.pytorch
 import torch
-from lightning import LightningModule
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader, IterableDataset
@@ -20,6 +22,25 @@ from lightning_dqnlr.tasks.data.examples import Parts
 from lightning_dqnlr.tasks.sampling import derive_seed
 
 _HELD_OUT = 0.1
+
+
+def library_of(module: nn.Module) -> Any:
+    """The package that a LightningModule is of: `lightning.pytorch` or `pytorch_lightning`.
+
+    The second has all classes of the first again, and its Trainer takes its own modules only.
+
+    Example:
+        >>> library_of(LightningModule()).__name__
+        'lightning.pytorch'
+    """
+    older = sys.modules.get("pytorch_lightning")
+    if older is not None and isinstance(module, older.LightningModule):
+        return older
+    return lightning.pytorch
+
+
+def _is_module(thing: object) -> bool:
+    return isinstance(thing, nn.Module) and isinstance(thing, library_of(thing).LightningModule)
 
 
 @dataclass(frozen=True)
@@ -35,18 +56,20 @@ class ModuleBuilder:
     task: str
 
     def __call__(self, seed: int) -> LightningModule:
-        if isinstance(self.module, LightningModule):
-            return copy.deepcopy(self.module)
         module: Any = self.module
+        if _is_module(module):
+            copied: LightningModule = copy.deepcopy(module)
+            return copied
         if callable(module) and not isinstance(module, nn.Module):
             with seeded_weights(self.task, seed):
                 module = module()
-        if not isinstance(module, LightningModule):
+        if not _is_module(module):
             raise ConfigurationError(
                 f"module gives {type(module).__name__}; it must be a LightningModule, or something "
                 "that returns one when called without arguments."
             )
-        return module
+        built: LightningModule = module
+        return built
 
 
 @contextmanager

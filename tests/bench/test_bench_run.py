@@ -25,8 +25,10 @@ from lightning_dqnlr.scoring import task_content as fingerprint
 from lightning_dqnlr.scoring.cosine import cosine
 from lightning_dqnlr.scoring.task_content import meaning, task_content
 from lightning_dqnlr.tasks.families.basic import NoisyQuadratics
+from lightning_dqnlr.tasks.task import Task
 from lightning_dqnlr.tasks.user import ModuleBuilder
 from tests.bench.watched_tasks import Failing, Spiked, noisy_net, plain_net, planned_run, run, task
+from tests.envs.user_modules import OlderName, rows
 from tests.host.control_runs import constant_policy, random_policy
 
 CONSTANT, COSINE = ScheduledLR("constant", constant), ScheduledLR("cosine", cosine)
@@ -54,6 +56,13 @@ def records():
 def test_no_method_fails(records):
     assert {name: record.failure for name, (record, _) in records.items()} == dict.fromkeys(records)
     assert all(record.final_train is not None for record, _ in records.values())
+
+
+def test_a_module_of_the_older_name_of_lightning_is_run_by_every_method():
+    """Those that bring an optimizer of their own, and Lightning's finder, too."""
+    for method in map(cheap, METHODS):
+        job = Task.from_lightning(OlderName, rows(), horizon=8, name="older")
+        assert run(method, job, 0.05).failure is None, method.name
 
 
 def test_all_methods_share_initial_losses_and_the_first_batchs_loss(records):

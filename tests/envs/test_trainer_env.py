@@ -21,6 +21,7 @@ from .user_modules import (
     Classifier,
     Frozen,
     HasAHook,
+    OlderName,
     TwoRates,
     WarmsUp,
     rows,
@@ -86,7 +87,7 @@ def test_dropout_masks_and_clipping_are_the_same_in_both(optimizer):
     assert not torch.allclose(vector["losses"], episode(VectorEngine(), without)["losses"])
 
 
-@pytest.mark.parametrize("module", [TwoRates, Frozen, WarmsUp])
+@pytest.mark.parametrize("module", [TwoRates, Frozen, WarmsUp, OlderName])
 def test_parameter_groups_frozen_weights_and_taken_off_schedulers_are_the_same_in_both(module):
     ours = task(module)
     # Of two seeds: frozen weights differ from replica to replica, too.
@@ -149,7 +150,7 @@ def test_a_start_is_the_same_in_both(start, apart):
     assert ratio.item() == pytest.approx(apart / 2, rel=1e-3)
 
 
-@pytest.mark.parametrize("module", [TwoRates, WarmsUp])
+@pytest.mark.parametrize("module", [TwoRates, WarmsUp, OlderName])
 @pytest.mark.parametrize("engine", [VectorEngine(), TrainerEngine()])
 def test_following_a_schedule_ends_alike_and_zero_steps_are_the_start(engine, module):
     ours = task(module, horizon=40)

@@ -1,5 +1,6 @@
 """Modules as users write them: nothing of this project in them."""
 
+import pytorch_lightning
 import torch
 from lightning import LightningModule
 from torch import nn
@@ -64,6 +65,17 @@ class WarmsUp(Classifier):
 
     def lr_scheduler_step(self, scheduler, metric):
         scheduler.step()
+
+
+class OlderName(pytorch_lightning.LightningModule):
+    """The same under the other name of Lightning, whose classes are others."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 3))
+
+    training_step = Classifier.training_step
+    configure_optimizers = WarmsUp.configure_optimizers
 
 
 class Frozen(Classifier):

@@ -1,9 +1,13 @@
 """What the tests of the callback, the scheduler and the three hosts share: a policy and tasks."""
 
+from inspect import signature
+
 import lightning.pytorch
+import pytest
 import pytorch_lightning
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import LightningModule, Trainer
+from packaging.version import Version
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -11,6 +15,16 @@ from lightning_dqnlr import DQNLRScheduler
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
+
+# Checkpoints are loaded safely where this Lightning can: `fit` and `test` are asked for it.
+SAFELY = {"weights_only": True} if "weights_only" in signature(Trainer.fit).parameters else {}
+
+
+# Before, the steps of Lightning's finder were taken off the run that follows, without us too.
+finder_gives_back = pytest.mark.skipif(
+    Version(lightning.__version__) < Version("2.5.5"),
+    reason="the finder counts its steps",
+)
 
 
 def random_policy(seed=0, spec=None):
@@ -115,6 +129,11 @@ def trainer(callback, folder, library=lightning.pytorch, **arguments):
     }
     callbacks = [callback, *arguments.pop("more_callbacks", ())]
     return library.Trainer(callbacks=callbacks, **{**defaults, **arguments})
+
+
+def averaging(library, name):
+    """One of Lightning's averages of weights; a version that has none skips the test."""
+    return getattr(library.callbacks, name, None) or pytest.skip(f"no {name} in this Lightning")
 
 
 class Loop:

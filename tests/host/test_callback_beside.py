@@ -5,14 +5,24 @@ from collections import OrderedDict
 import lightning.pytorch as pl
 import pytest
 import torch
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import UnsupportedTrainingError
 
-from .control_runs import Net, constant_policy, examples, loader, random_policy, trainer
+from .control_runs import (
+    SAFELY,
+    Net,
+    averaging,
+    constant_policy,
+    examples,
+    finder_gives_back,
+    loader,
+    random_policy,
+    trainer,
+)
 
 KEEP, QUADRUPLE = 3, 6
 
@@ -95,9 +105,9 @@ def test_a_checkpoint_that_was_only_looked_at_is_not_gone_on_with(tmp_path, look
     used = DQNLRCallback(random_policy())
     run = trainer(used, tmp_path, max_epochs=2)
     if looked == "test":
-        run.test(Examined(), loader(), ckpt_path=path, weights_only=True)
+        run.test(Examined(), loader(), ckpt_path=path, **SAFELY)
     else:
-        run.fit(Examined(), loader(), ckpt_path=path, weights_only=True)  # there is nothing left
+        run.fit(Examined(), loader(), ckpt_path=path, **SAFELY)  # there is nothing left
         assert used.state_dict()["driver"]["controller"]["counters"][0] == 24  # if saved again
     module, expected = Examined(), Examined()
     fit(tmp_path, used, module, max_epochs=3)
@@ -106,6 +116,7 @@ def test_a_checkpoint_that_was_only_looked_at_is_not_gone_on_with(tmp_path, look
     assert len(used.trace) == len({record["step"] for record in used.trace})
 
 
+@finder_gives_back
 def test_what_a_finder_saves_and_restores_is_not_the_control_of_the_fit_before(tmp_path):
     used, module, expected = DQNLRCallback(random_policy()), Net(), Net()
     fit(tmp_path, used, Net(), max_epochs=2)
@@ -143,10 +154,13 @@ class BlowsUp(Net):
 
 
 @pytest.mark.parametrize("first", ["control", "average"])
-@pytest.mark.parametrize("build", [lambda: EMAWeightAveraging(decay=0.9), WeightAveraging])
-def test_an_average_of_the_weights_forgets_what_was_undone(tmp_path, build, first):
+@pytest.mark.parametrize(
+    ("average", "arguments"), [("EMAWeightAveraging", {"decay": 0.9}), ("WeightAveraging", {})]
+)
+def test_an_average_of_the_weights_forgets_what_was_undone(tmp_path, average, arguments, first):
+    build = averaging(pl, average)
     module, control = BlowsUp(), DQNLRCallback(constant_policy(KEEP), horizon=512)
-    average = build()
+    average = build(**arguments)
     one, other = (control, average) if first == "control" else (average, control)
     fit(tmp_path, one, module, max_epochs=5, more_callbacks=[other])
     assert sum(record["tripped"] for record in control.trace) == 1

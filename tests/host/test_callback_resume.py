@@ -16,7 +16,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import ConfigurationError
 
-from .control_runs import Loop, Net, Stateful, examples, random_policy, trainer
+from .control_runs import SAFELY, Loop, Net, Stateful, examples, random_policy, trainer
 
 STEPS = 200
 
@@ -39,7 +39,7 @@ def run(folder, module, ckpt_path=None, every=1000, callback=None, then=(), **ar
         enable_checkpointing=True,
         more_callbacks=[*then, checkpoints(folder, every)],
     )
-    run.fit(module, batches(), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    run.fit(module, batches(), ckpt_path=ckpt_path, **SAFELY)
     return callback
 
 

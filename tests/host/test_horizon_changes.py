@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr import DQNLRCallback
 
-from .control_runs import Loop, Net, constant_policy, examples, loader, trainer
+from .control_runs import SAFELY, Loop, Net, constant_policy, examples, loader, trainer
 
 KEEP = 3
 
@@ -69,7 +69,7 @@ def test_a_resumed_run_with_other_batches_counts_the_epochs_that_are_left(
     inputs, labels = examples(96)
     others = DataLoader(TensorDataset(inputs, labels), size)
     run = trainer(callback, tmp_path, max_epochs=epochs)
-    run.fit(Net(), others, ckpt_path=tmp_path / "saved" / "last.ckpt", weights_only=True)
+    run.fit(Net(), others, ckpt_path=tmp_path / "saved" / "last.ckpt", **SAFELY)
     assert callback.controller.horizon == callback.controller.step == run.global_step == steps
 
 
@@ -118,6 +118,6 @@ def test_the_share_of_steps_without_a_loss_survives_a_resume(tmp_path, caplog):
     fit(tmp_path, whole, expected, **arguments)
     caplog.clear()
     run = trainer(resumed, tmp_path, **{**arguments, "more_callbacks": []})
-    run.fit(other, loader(), ckpt_path=tmp_path / "epoch=3.ckpt", weights_only=True)
+    run.fit(other, loader(), ckpt_path=tmp_path / "epoch=3.ckpt", **SAFELY)
     assert str(resumed.trace) == str(whole.trace)
     assert said(caplog, "horizon was") == 0

@@ -9,7 +9,7 @@ from torch import nn
 from lightning_dqnlr import DQNLRCallback, DQNLRScheduler
 from lightning_dqnlr.errors import ConfigurationError, UnsupportedTrainingError
 
-from .control_runs import Net, OldNet, constant_policy, loader, random_policy, trainer
+from .control_runs import SAFELY, Net, OldNet, constant_policy, loader, random_policy, trainer
 
 KEEP = 3
 NEW, OLD = lightning.pytorch, pytorch_lightning
@@ -146,7 +146,7 @@ def looped(library, *mixins, **options):
 def fit(folder, library, callback, module, **arguments):
     path = arguments.pop("ckpt_path", None)
     run = trainer(callback, folder, library, **{"max_epochs": 4, **arguments})
-    run.fit(module, loader(), ckpt_path=path, weights_only=True if path else None)
+    run.fit(module, loader(), ckpt_path=path, **SAFELY)
     return run
 
 

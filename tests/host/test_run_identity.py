@@ -4,7 +4,6 @@ import csv
 import logging
 from pathlib import Path
 
-import lightning.pytorch as lp
 import numpy as np
 import pytest
 import pytorch_lightning
@@ -16,9 +15,9 @@ from lightning_dqnlr import DQNLRCallback, DQNLRScheduler, LRPolicy, __version__
 from lightning_dqnlr.bench.methods.policies import LearnedPolicy
 from lightning_dqnlr.bench.runs.versions import policy_hash
 from lightning_dqnlr.errors import ConfigurationError, UnsupportedTrainingError
-from lightning_dqnlr.host.trainer_queries import averages, check_training, horizon_of
+from lightning_dqnlr.host.trainer_queries import averages, horizon_of
 
-from .control_runs import Loop, Net, constant_policy, loader, random_policy, trainer
+from .control_runs import Loop, Net, averaging, constant_policy, loader, random_policy, trainer
 
 KEEP = 3
 
@@ -197,27 +196,10 @@ def test_under_the_older_name_of_lightning_the_checks_hold_too(tmp_path):
         old_fit(tmp_path, control, unknown, horizon)
         assert horizon.seen is None
         assert control.controller.horizon is None
-    average, found = old.WeightAveraging(), Observed(lambda trainer, _: averages(trainer))
+    average = averaging(pytorch_lightning, "WeightAveraging")()
+    found = Observed(lambda trainer, _: averages(trainer))
     old_fit(tmp_path, DQNLRCallback(constant_policy(KEEP)), average, found)
     assert len(found.seen) == 1
-
-
-@pytest.mark.parametrize("library", [pytorch_lightning, lp])
-def test_sharded_strategies_are_refused_under_both_names(library):
-    class Sharding(library.strategies.FSDPStrategy):
-        def __init__(self):
-            pass
-
-        def teardown(self):
-            pass
-
-    class Stub:
-        optimizers = [torch.optim.SGD([torch.ones(1)], lr=1.0)]  # noqa: RUF012
-        lr_scheduler_configs = callbacks = ()
-        strategy = Sharding()
-
-    with pytest.raises(UnsupportedTrainingError, match="strategy Sharding splits weights"):
-        check_training(Stub(), Net())
 
 
 def test_nothing_is_said_of_a_run_that_goes_well(tmp_path, caplog):

@@ -13,7 +13,16 @@ from torch.optim import lr_scheduler as schedulers
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import ConfigurationError, UnsupportedTrainingError
 
-from .control_runs import Net, Stateful, constant_policy, examples, loader, random_policy, trainer
+from .control_runs import (
+    SAFELY,
+    Net,
+    Stateful,
+    constant_policy,
+    examples,
+    loader,
+    random_policy,
+    trainer,
+)
 
 KEEP, QUADRUPLE, QUARTER = 3, 6, 0
 
@@ -291,7 +300,7 @@ def run(folder, module, callback=None, ckpt_path=None):
         enable_checkpointing=True,
         more_callbacks=callbacks[1:],
     )
-    run.fit(module, batches(), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+    run.fit(module, batches(), ckpt_path=ckpt_path, **SAFELY)
     return callback
 
 

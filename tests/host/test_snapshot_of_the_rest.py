@@ -12,7 +12,7 @@ from lightning_dqnlr.control.probe import Probe, real_shape
 from lightning_dqnlr.errors import UnsupportedTrainingError
 from lightning_dqnlr.host.snapshot import Snapshot
 
-from .control_runs import Loop, Net, constant_policy, loader, random_policy, trainer
+from .control_runs import SAFELY, Loop, Net, constant_policy, loader, random_policy, trainer
 
 KEEP = 3
 
@@ -180,7 +180,7 @@ def test_checkpoints_hold_the_copies_only_if_asked_to(tmp_path, kept):
         more = [] if ckpt_path else [saves]
         arguments = {"max_epochs": 4, "enable_checkpointing": not ckpt_path}
         run = trainer(control, tmp_path, more_callbacks=more, **arguments)
-        run.fit(module, loader(), ckpt_path=ckpt_path, weights_only=True if ckpt_path else None)
+        run.fit(module, loader(), ckpt_path=ckpt_path, **SAFELY)
         return module, control
 
     _, expected = fit()

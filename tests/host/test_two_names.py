@@ -12,7 +12,17 @@ import torch
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import NonFiniteLossError, UnsupportedTrainingError
 
-from .control_runs import Net, OldNet, constant_policy, loader, random_policy, trainer
+from .control_runs import (
+    SAFELY,
+    Net,
+    OldNet,
+    averaging,
+    constant_policy,
+    finder_gives_back,
+    loader,
+    random_policy,
+    trainer,
+)
 
 KEEP = 3
 NEW, OLD = lightning.pytorch, pytorch_lightning
@@ -29,7 +39,7 @@ def fit(folder, library, callback, module=None, **arguments):
     data = arguments.pop("data", None) or loader()
     path = arguments.pop("ckpt_path", None)
     run = trainer(callback, folder, library, **{"max_epochs": 4, **arguments})
-    run.fit(module, data, ckpt_path=path, weights_only=True if path else None)
+    run.fit(module, data, ckpt_path=path, **SAFELY)
     return module
 
 
@@ -74,7 +84,7 @@ def accumulation(library):
 
 
 def average(library):
-    return {"more_callbacks": [library.callbacks.EMAWeightAveraging(decay=0.9)]}
+    return {"more_callbacks": [averaging(library, "EMAWeightAveraging")(decay=0.9)]}
 
 
 def mixed(library):
@@ -194,6 +204,7 @@ def test_a_first_loss_of_nan_is_an_error_under_both_names(tmp_path, library):
         fit(tmp_path, library, DQNLRCallback(constant_policy(KEEP)), net(library, FirstLossIsNaN))
 
 
+@finder_gives_back
 @both
 def test_the_finder_of_rates_does_not_disturb_under_both_names(tmp_path, library):
     finder = library.callbacks.LearningRateFinder(num_training_steps=5, update_attr=False)

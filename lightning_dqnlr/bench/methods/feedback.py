@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.tuner.tuning import Tuner
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
@@ -25,6 +24,7 @@ from lightning_dqnlr.bench.methods.plan import Plan, Setting
 from lightning_dqnlr.envs.process import RandomStream
 from lightning_dqnlr.envs.trainer_data import task_loader, task_trainer
 from lightning_dqnlr.envs.trainer_run import RateSetter
+from lightning_dqnlr.tasks.user import library_of
 
 
 @dataclass(frozen=True)
@@ -223,12 +223,11 @@ class LRFinder:
         module = task.build(setting.seed)
         # The finder draws a progress bar of its own that no argument turns off.
         with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
-            trainer = task_trainer(task, [], setting.device, folder=folder)
+            trainer = task_trainer(module, task, [], setting.device, folder=folder)
             loader = task_loader(task, setting.seed)
             with RandomStream(setting.seed, setting.device).active():
-                return Tuner(trainer).lr_find(
-                    module, loader, num_training=self.steps, update_attr=False
-                )
+                tuner = library_of(module).tuner.Tuner(trainer)
+                return tuner.lr_find(module, loader, num_training=self.steps, update_attr=False)
 
 
 def _loss(outputs: Any) -> Tensor:

@@ -101,7 +101,8 @@ class _Attempt:
         self._observer.plan = plan
         _follow_plan(module, plan, self._observer)
         with RandomStream(setting.seed, setting.device).active():
-            trainer = task_trainer(task, [self._observer, *plan.callbacks], setting.device)
+            callbacks = [self._observer, *plan.callbacks]
+            trainer = task_trainer(module, task, callbacks, setting.device)
             trainer.fit(module, task_loader(task, setting.seed))
 
     def record(self) -> Record:

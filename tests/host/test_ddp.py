@@ -1,0 +1,88 @@
+"""Data-parallel runs of real processes: one rate for all, and one end for all."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_dqnlr import DQNLRCallback
+from lightning_dqnlr.control.alarm import RUN
+from lightning_dqnlr.host.ranks import largest_over_ranks
+
+from .control_runs import Net, examples, random_policy, trainer
+
+UNEVEN = 93  # examples: no number of processes below divides it
+CPU = torch.device("cpu")
+
+
+class Kept(Net):
+    """Every process keeps what its own callback did, and what ranks say to each other."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_end(self):
+        rank = self.global_rank
+        # A count of one process is an integer where the others have floats.
+        rung = largest_over_ranks(RUN if rank == 1 else 0.0, CPU)
+        traces = [{k: r[k] for k in ("step", "loss", "next_lr", "action")} for r in self.trace()]
+        kept = {"rates": self.rates, "losses": self.losses, "trace": traces, "rung": rung}
+        torch.save(kept, self.folder / f"{rank}.pt")
+
+    def trace(self):
+        return self.trainer.callbacks[0].trace
+
+
+class KeptManual(Kept):
+    """Two optimizers, of which the second steps every other batch."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        for index, optimizer in enumerate(self.optimizers()):
+            if index == 0 or batch_idx % 2:
+                optimizer.zero_grad()
+                loss = nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+                self.manual_backward(loss)
+                optimizer.step()
+                self.losses.append(loss.item())
+                self.rates.append(optimizer.param_groups[0]["lr"])
+
+    def configure_optimizers(self):
+        return [torch.optim.Adam(self.net[i].parameters(), lr=10.0) for i in (0, 3)]
+
+
+class RaisesOnOne(Net):
+    def training_step(self, batch, batch_idx):
+        if self.global_rank == 1 and self.global_step == 5:
+            raise RuntimeError("a file of process one is gone")
+        return super().training_step(batch, batch_idx)
+
+
+def fit(folder, module, processes, **arguments):
+    data = DataLoader(TensorDataset(*examples(UNEVEN)), batch_size=4)
+    callback = DQNLRCallback(random_policy(), epsilon=0.2)
+    strategy = {"strategy": "ddp_spawn", "devices": processes}
+    trainer(callback, folder, **strategy, **arguments).fit(module, data)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+@pytest.mark.parametrize(("module", "processes"), [(Kept, 4), (KeptManual, 2)])
+@pytest.mark.filterwarnings("ignore:.*find_unused_parameters.*")
+def test_all_processes_have_equal_rates_at_every_step(tmp_path, module, processes):
+    one, *others = fit(tmp_path, module(tmp_path), processes, max_epochs=2)
+    assert len(one["rates"]) >= 12
+    assert len(set(map(str, one["rates"]))) > 3
+    for other in others:
+        assert other["rates"] == one["rates"]
+        assert other["trace"] == one["trace"]
+        assert other["losses"] != one["losses"], "each has its own data"
+    assert [kept["rung"] for kept in (one, *others)] == [RUN] * processes
+
+
+def test_an_error_of_one_process_ends_the_others_too(tmp_path):
+    with pytest.raises(Exception, match="a file of process one is gone"):
+        fit(tmp_path, RaisesOnOne(), 2, max_epochs=2)
