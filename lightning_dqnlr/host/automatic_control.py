@@ -97,6 +97,8 @@ class AutomaticControl:
             The learning rate of each optimizer's step; None where none counts.
         """
         self._loss.end_batch(self._trainer, outputs)
+        if self._horizon.follows_time() and not self.comes_down:
+            self._driver.controller.horizon = self._horizon.expected
         if self._driver.stepped:
             self._skips.end()
             self._check_passed()

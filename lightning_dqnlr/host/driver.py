@@ -491,10 +491,7 @@ class OptimizerDriver:
         """Sets the horizon in the middle of a run, with a warning if it was another."""
         saved = self.controller.horizon
         if horizon != saved:
-            _LOGGER.warning(
-                "the run's horizon was %s steps and is %s steps now; the learning rate follows the "
-                "new one.",
-                saved,
-                horizon,
-            )
+            was = f"was {saved} steps and" if saved else "was unknown and"
+            words = "the run's horizon %s is %s steps now; the learning rate follows the new one."
+            _LOGGER.warning(words, was, horizon)
             self.controller.horizon = horizon

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 
+from lightning_dqnlr.host.time_limit import TimeLimit
 from lightning_dqnlr.host.trainer_queries import horizon_of
 
 _BATCHES = 16  # with one step of each optimizer, which the shares of steps begin with
@@ -37,18 +38,23 @@ class ManualHorizon:
         self._given = given
         self._batches: int = saved.get("batches", 0)
         self.steps: list[int] = list(saved.get("steps", [0] * optimizers))
+        self._time = TimeLimit(trainer)
         self._known = given is None and horizon_of(trainer, 0) is not None
 
     def expected(self, index: int) -> int | None:
         """The steps of one optimizer in the whole run; None if its end is unknown."""
-        left = self._batches_left() if self._known else math.inf
-        if math.isinf(left):
+        if self._given is not None:
             return self._given
+        left = self._batches_left() if self._known else math.inf
+        left = min(left, self._time.left(self._batches))
+        if math.isinf(left):
+            return None
         return max(1, self.steps[index] + round(left * self._per_batch(self.steps[index])))
 
     def end_batch(self, made: list[int]) -> None:
         """Counts a batch, with the steps that each optimizer has made in it."""
         self._batches += 1
+        self._time.looks(self._batches)
         self.steps = [before + more for before, more in zip(self.steps, made, strict=True)]
 
     def state_dict(self) -> dict[str, Any]:

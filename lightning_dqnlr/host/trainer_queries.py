@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer, callbacks
-from lightning.pytorch.callbacks import GradientAccumulationScheduler, Timer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.callbacks import StochasticWeightAveraging as SWA
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from torch import nn
@@ -104,25 +105,33 @@ def ends_epoch(trainer: Trainer) -> bool:
 
 def horizon_of(trainer: Trainer, first_step: int) -> int | None:
     """Optimizer steps from `first_step` to the run's end; None if the end is unknown."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        timed = is_a(callback, Timer) and callback.time_remaining() is not None
-        if timed or is_a(callback, GradientAccumulationScheduler):
-            return None
-    steps = trainer.estimated_stepping_batches
-    if math.isinf(steps) or steps <= first_step:
-        return None
-    return int(steps) - first_step
+    steps = _within_max_steps(trainer, _steps_of_epochs(trainer, 0))
+    return None if math.isinf(steps) or steps <= first_step else int(steps) - first_step
 
 
 def horizon_from_here(trainer: Trainer, first_step: int) -> int:
     """The same at an epoch's start, where earlier epochs had another number of batches."""
-    steps: float = trainer.max_steps if trainer.max_steps != -1 else math.inf
-    if trainer.max_epochs not in (None, -1):
-        per_epoch = trainer.num_training_batches / trainer.accumulate_grad_batches
-        left = (trainer.max_epochs or 0) - trainer.current_epoch
-        if math.isfinite(per_epoch):
-            steps = min(steps, trainer.global_step + math.ceil(per_epoch) * left)
+    left = _steps_of_epochs(trainer, trainer.current_epoch)
+    steps = _within_max_steps(trainer, trainer.global_step + left)
     return int(steps) - first_step
+
+
+def _within_max_steps(trainer: Trainer, steps: float) -> float:
+    return steps if trainer.max_steps == -1 else min(steps, trainer.max_steps)
+
+
+def _steps_of_epochs(trainer: Trainer, first: int) -> float:
+    """Optimizer steps of the epochs from number `first` on; infinite if nobody knows."""
+    batches = trainer.num_training_batches
+    if trainer.max_epochs in (None, -1) or math.isinf(batches):
+        return math.inf
+    epochs = range(first, trainer.max_epochs or 0)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    changing = [c for c in callbacks if is_a(c, GradientAccumulationScheduler)]
+    if not changing:
+        return math.ceil(batches / trainer.accumulate_grad_batches) * len(epochs)
+    factors = (changing[0].get_accumulate_grad_batches(epoch) for epoch in epochs)
+    return sum(math.ceil(batches / factor) for factor in factors)
 
 
 def gradient_scale(trainer: Trainer, optimizer: torch.optim.Optimizer) -> float | None:

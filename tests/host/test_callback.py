@@ -87,8 +87,8 @@ def test_decisions_tile_the_whole_run(tmp_path):
         ({"max_epochs": 4}, 48),
         ({"max_steps": 30}, 30),
         ({"max_epochs": 4, "accumulate_grad_batches": 5}, 12),
-        ({"max_epochs": 4, "max_time": "00:01:00:00"}, None),
-        ({"max_epochs": 4, "more_callbacks": "accumulation"}, None),
+        ({"max_epochs": 4, "max_time": "00:01:00:00"}, 48),
+        ({"max_epochs": 4, "more_callbacks": "accumulation"}, 12 + 12 + 4 + 4),
     ],
 )
 def test_the_horizon_is_read_from_the_trainer(tmp_path, arguments, horizon):

@@ -1,10 +1,12 @@
 """Runs that last longer or shorter than their horizon said."""
 
+from types import SimpleNamespace
+
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_dqnlr import DQNLRCallback
 
@@ -121,3 +123,77 @@ def test_the_share_of_steps_without_a_loss_survives_a_resume(tmp_path, caplog):
     run.fit(other, loader(), ckpt_path=tmp_path / "epoch=3.ckpt", **SAFELY)
     assert str(resumed.trace) == str(whole.trace)
     assert said(caplog, "horizon was") == 0
+
+
+class StopAfter(pl.Callback):
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
+class Endless(IterableDataset):
+    """96 examples of which nobody knows the number."""
+
+    def __iter__(self):
+        return iter(zip(*examples(96), strict=True))
+
+
+def test_a_loader_without_a_length_has_that_of_its_first_epoch(tmp_path, caplog):
+    callback = DQNLRCallback(constant_policy(KEEP))
+    fit(tmp_path, callback, data=DataLoader(Endless(), 8), max_epochs=5)
+    assert callback.controller.horizon == callback.controller.step == 60
+    assert said(caplog, "was unknown and is 60 steps now") == 1
+
+
+def test_a_loader_without_a_length_and_without_an_end_stays_unknown(tmp_path):
+    callback = DQNLRCallback(constant_policy(KEEP))
+    fit(
+        tmp_path,
+        callback,
+        data=DataLoader(Endless(), 8),
+        max_epochs=-1,
+        more_callbacks=[StopAfter(30)],
+    )
+    assert callback.controller.horizon is None
+
+
+def test_a_time_limit_is_the_end_of_the_run(tmp_path, monkeypatch):
+    """Each step takes a second, and validation none: a limit of 100 seconds is one of 100 steps."""
+    module, callback = Net(), DQNLRCallback(constant_policy(KEEP))
+    run = trainer(callback, tmp_path, max_epochs=1000, max_time={"seconds": 100})
+    clock = SimpleNamespace(monotonic=lambda: float(run.global_step))
+    monkeypatch.setattr(pl.callbacks.timer, "time", clock)
+    run.fit(module, loader())
+    assert run.global_step == 100
+    assert callback.controller.horizon == pytest.approx(100, abs=2)
+    rates = [rate for (rate,) in module.rates]
+    assert rates[-1] < 0.15 * rates[60]
+
+
+def test_both_optimizers_of_a_manual_loop_know_the_time_limit(tmp_path, monkeypatch):
+    class Both(Net):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+
+        def training_step(self, batch, batch_idx):
+            inputs, labels = batch
+            loss = torch.nn.functional.cross_entropy(self.net(inputs), labels)
+            for optimizer in self.optimizers():
+                optimizer.zero_grad()
+            self.manual_backward(loss)
+            for optimizer in self.optimizers():
+                optimizer.step()
+
+        def configure_optimizers(self):
+            first, *rest = self.parameters()
+            return [torch.optim.Adam([first]), torch.optim.Adam(rest)]
+
+    callback = DQNLRCallback(constant_policy(KEEP))
+    run = trainer(callback, tmp_path, max_epochs=1000, max_time={"seconds": 100})
+    clock = SimpleNamespace(monotonic=lambda: run.global_step / 2)
+    monkeypatch.setattr(pl.callbacks.timer, "time", clock)
+    run.fit(Both(), loader())
+    assert [c.horizon for c in callback.controllers] == pytest.approx([100, 100], abs=2)

@@ -15,6 +15,7 @@ from lightning_dqnlr import DQNLRCallback, DQNLRScheduler, LRPolicy, __version__
 from lightning_dqnlr.bench.methods.policies import LearnedPolicy
 from lightning_dqnlr.bench.runs.versions import policy_hash
 from lightning_dqnlr.errors import ConfigurationError, UnsupportedTrainingError
+from lightning_dqnlr.host.time_limit import TimeLimit
 from lightning_dqnlr.host.trainer_queries import averages, horizon_of
 
 from .control_runs import Loop, Net, averaging, constant_policy, loader, random_policy, trainer
@@ -190,12 +191,13 @@ def test_under_the_older_name_of_lightning_the_checks_hold_too(tmp_path):
     swa = old.StochasticWeightAveraging(swa_lrs=0.1)
     with pytest.raises(UnsupportedTrainingError, match="StochasticWeightAveraging"):
         old_fit(tmp_path, DQNLRCallback(constant_policy(KEEP)), swa)
-    for unknown in (old.GradientAccumulationScheduler({0: 1, 1: 2}), old.Timer("00:01:00:00")):
-        horizon = Observed(lambda trainer, _: horizon_of(trainer, 0))
-        control = DQNLRCallback(constant_policy(KEEP))
-        old_fit(tmp_path, control, unknown, horizon)
-        assert horizon.seen is None
-        assert control.controller.horizon is None
+    horizon = Observed(lambda trainer, _: horizon_of(trainer, 0))
+    control = DQNLRCallback(constant_policy(KEEP))
+    old_fit(tmp_path, control, old.GradientAccumulationScheduler({0: 1, 1: 2}), horizon)
+    assert horizon.seen == control.controller.horizon == 12 + 6
+    limit = Observed(lambda trainer, _: TimeLimit(trainer).looks(4))
+    old_fit(tmp_path, DQNLRCallback(constant_policy(KEEP)), old.Timer("00:01:00:00"), limit)
+    assert limit.seen
     average = averaging(pytorch_lightning, "WeightAveraging")()
     found = Observed(lambda trainer, _: averages(trainer))
     old_fit(tmp_path, DQNLRCallback(constant_policy(KEEP)), average, found)
