@@ -157,8 +157,10 @@ def _rollout(
         own = policy.choose(record.observations[-1], epsilon, generator)
         action = torch.where(demonstrators.shows, demonstrators.act(env, generator), own.action)
         result = env.step(action)
-        record.actions.append(action)
-        record.explored.append(action != own.q_values.argmax(-1))
+        record.actions.append(result.action)
+        # What a trial does belongs to the run: it happens under the greedy policy as well.
+        explored = (action != own.q_values.argmax(-1)) & (result.action == action)
+        record.explored.append(explored)
         record.observations.append(result.observation)
         record.intervals.append(result.interval)
     return record
