@@ -91,6 +91,8 @@ class TrialSpec:
         margin: standard errors by which the loss must fall faster.
         abort: standard errors by which it may lie above its level at the beginning.
         pause: intervals after a failure until the next trial; they double with each in a row.
+        least_steps: of an interval. In shorter ones a rate has not arrived in the optimizer's
+            momentum before the comparison begins.
 
     Raises:
         ConfigurationError: naming the field that is out of range.
@@ -107,6 +109,7 @@ class TrialSpec:
     margin: NotNegative = 1.0
     abort: NotNegative = 2.0
     pause: Annotated[int, 1, 10_000] = 5
+    least_steps: Annotated[int, 1, 10_000] = 10
 
     def __post_init__(self) -> None:
         check_settings(self, "trials.")

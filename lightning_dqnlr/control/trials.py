@@ -5,13 +5,14 @@ higher rate that lowers the loss faster all the same is therefore better for cer
 out by trying, in five rules:
 
 1. A trial begins where the last `window` intervals had one rate and none was undone, in the first
-   part of a run of known length. What it finds pays later, and the built-in decay pays it out.
+   part of a run of known length: the decay pays out what a trial finds. Intervals of a few steps
+   decide nothing, because a rate takes some ten steps to arrive in a momentum.
 2. It multiplies the rate, and holds that against the policy for `window + 1` intervals. The first
    of them is left out of the comparison: it holds the jump.
 3. It is undone at once where the loss lies above its beginning by more than noise explains, and
    where the circuit breaker trips. The breaker's own cut stays.
 4. It is kept if the loss falls faster than before by more than its standard error. The next trial
-   may follow at once. Else it is undone, and a pause follows that doubles with each failure in a row.
+   may follow at once. Else it is undone, and a pause follows, twice as long as after the last one.
 5. The policy's own cuts end at the rate that was kept last: a policy that had held a lower rate
    would take it back. The decay passes below it. So does a cut of the breaker, which also ends it.
 
@@ -56,6 +57,7 @@ class Trials:
     start: Tensor  # level that it began at
     before: Tensor  # fall of the level per interval before it
     after: Tensor  # fall of the level per interval of late
+    ratio: Tensor  # of the two falls, of the trial that ended last
     pause: Tensor  # decisions that pass before another one may begin
     failures: Tensor  # in a row
     floor: Tensor  # log scale that was kept last, where the policy's cuts end
@@ -131,6 +133,7 @@ def steer(trials: Trials, history: History, moment: Moment, spec: ControllerSpec
     change = torch.where(failed, (trials.base - h.log_scale).clamp_max(0.0), 0.0)
     made = replace(
         seen,
+        ratio=torch.where(failed | kept, seen.after / trials.before, trials.ratio),
         age=torch.where(begun, 1.0, torch.where(running, trials.age + 1, 0.0)),
         base=torch.where(begun, h.log_scale, trials.base),
         start=torch.where(begun, h.level, trials.start),
@@ -181,8 +184,10 @@ def _judge(
 
 
 def _may_begin(seen: Trials, h: History, moment: Moment, settings: TrialSpec) -> Tensor:
-    """Where a trial could be decided, and its rate be had; bool of shape `lead`."""
-    if moment.progress is None or not settings.first <= moment.progress <= settings.last:
+    """Where a trial can be decided, and its rate be had; bool of shape `lead`."""
+    progress = -1.0 if moment.progress is None else moment.progress
+    due = settings.first <= progress <= settings.last
+    if not due or moment.steps < settings.least_steps:
         return torch.zeros_like(h.level, dtype=torch.bool)
     steady = (seen.steady >= settings.window) & (h.streak == 0) & (h.stalled == 0)
     return steady & (moment.room >= math.log(settings.factor) - _SAME)
