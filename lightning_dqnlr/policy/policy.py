@@ -219,7 +219,7 @@ def _check_alike(policies: Sequence[LRPolicy]) -> None:
 def with_settings(policy: LRPolicy, texts: Sequence[str]) -> LRPolicy:
     """The same networks under a controller with some fields changed.
 
-    `trials` is an object of the fields that differ from their defaults, or null for none.
+    `trials` is an object of what differs from the defaults of `TrialSpec`, or null for none.
 
     Args:
         policy: stays as it is.

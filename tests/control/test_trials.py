@@ -280,7 +280,9 @@ def test_a_batch_of_runs_tries_what_each_would_alone():
             assert torch.equal(controller.apply(actions[index]), rates[index])
             state = controller.trials.state_dict()
             for name, value in together.trials.state_dict().items():
-                torch.testing.assert_close(state[name], value[index], rtol=0, atol=0, equal_nan=True)
+                torch.testing.assert_close(
+                    state[name], value[index], rtol=0, atol=0, equal_nan=True
+                )
     assert {BEGUN, GOING_ON, UNDONE} < news
     assert news & {KEPT, KEPT_AND_BEGUN}
 
