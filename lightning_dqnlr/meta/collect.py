@@ -158,9 +158,8 @@ def _rollout(
         action = torch.where(demonstrators.shows, demonstrators.act(env, generator), own.action)
         result = env.step(action)
         record.actions.append(result.action)
-        # What a trial does belongs to the run: it happens under the greedy policy as well.
-        explored = (action != own.q_values.argmax(-1)) & (result.action == action)
-        record.explored.append(explored)
+        # What a trial does instead is no exploration: it happens under the greedy policy as well.
+        record.explored.append(action != own.q_values.argmax(-1))
         record.observations.append(result.observation)
         record.intervals.append(result.interval)
     return record

@@ -60,10 +60,10 @@ class Course:
         return self.history.log_scale.item()
 
 
-def begun():
-    """Three levels at one rate, falling by 0.02 each, and a trial."""
+def begun(fall=0.02):
+    """Three levels at one rate, falling by so much each, and a trial."""
     course = Course()
-    assert course.steps(0.02, 0.02, 0.02) == [0, 0, BEGUN]
+    assert course.steps(fall, fall, fall) == [0, 0, BEGUN]
     assert course.scale == pytest.approx(DOUBLED)
     return course
 
@@ -86,9 +86,11 @@ def test_a_trial_within_its_error_is_undone():
 
 
 def test_a_trial_that_has_not_won_back_its_jump_is_undone():
-    """Each is within what noise explains of the beginning, and the last is not below it."""
-    course = begun()
-    assert course.steps(-0.025, -0.002, 0.0, 0.026)[-1] == UNDONE
+    """It falls by 0.0105 where nothing fell before, and ends 0.007 above its beginning."""
+    course = begun(fall=0.0)
+    assert course.steps(-0.02, -0.008, 0.0105, 0.0105)[-1] == UNDONE
+    course = begun(fall=0.0)
+    assert course.steps(-0.005, -0.008, 0.0105, 0.0105)[-1] in (KEPT, KEPT_AND_BEGUN)
 
 
 def test_a_trial_ends_at_once_where_the_loss_rises_beyond_noise():
