@@ -15,11 +15,11 @@ import logging
 import math
 import re
 import tempfile
-import tomllib
 import warnings
 from functools import partial
 from pathlib import Path
 
+import tomllib
 import torch
 from hydra import compose, initialize_config_module
 from hydra.utils import instantiate

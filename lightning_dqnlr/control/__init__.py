@@ -2,6 +2,6 @@
 
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.features import FeatureSpec
-from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec
+from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec, TrialSpec
 
-__all__ = ["ActionSpec", "ControllerSpec", "FeatureSpec", "LRController"]
+__all__ = ["ActionSpec", "ControllerSpec", "FeatureSpec", "LRController", "TrialSpec"]

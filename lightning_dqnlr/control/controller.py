@@ -41,6 +41,7 @@ from lightning_dqnlr.control.probe import Probe
 from lightning_dqnlr.control.scales import all_fixed, fix_scales, from_origin, lower_origin
 from lightning_dqnlr.control.spec import ControllerSpec, check_limits
 from lightning_dqnlr.control.telemetry import IntervalStats
+from lightning_dqnlr.control.trials import Moment, Trials, steer
 
 _TINY = 1e-30
 _EXTREME = math.log(1e30)  # of a log scale; below and above it a rate could be zero or infinite
@@ -82,6 +83,7 @@ class LRController:
     Attributes:
         start_multiplier: what a safe start is multiplied by, of shape `lead` or a number; for
             exploration from elsewhere.
+        trials: of higher rates; None where the specification has none.
 
     Raises:
         ConfigurationError: for a non-positive horizon or bound, or min_lr > max_lr.
@@ -112,9 +114,11 @@ class LRController:
         self.max_lr = max_lr
         self.circuit_breaker = circuit_breaker
         self.history = History.zeros(lead, device)
+        self.trials = None if spec.trials is None else Trials.zeros(spec.trials, lead, device)
         self.step = 0
         self.decisions = 0
         self.interval = 1
+        self._steps = 1  # of the interval that ended last
         self.lr = torch.zeros(lead, device=device)
         self.start_multiplier: Tensor | float = 1.0
         self._falls_from: int | None = None  # the step that `come_down` was called at
@@ -171,6 +175,7 @@ class LRController:
             alarm: (*lead) bool, which runs a host found ruined while the interval went on.
         """
         self.step += stats.steps
+        self._steps = stats.steps
         if not self._settled:
             self._settle(stats)
         self.history = lower_origin(from_origin(stats, self.history), self.history)
@@ -188,7 +193,10 @@ class LRController:
         return Decision(observation, verdict.tripped, verdict.healthy, verdict.blamed)
 
     def apply(self, action: Tensor) -> Tensor:
-        """Turns actions, int64 of shape `lead`, into the learning rate of the coming interval."""
+        """Turns actions, int64 of shape `lead`, into the learning rate of the coming interval.
+
+        Where a trial is under way, `taken` tells what was done instead.
+        """
         h = self.history
         change = self.spec.actions.log_multiplier(action)
         # Right after a restore a raise would undo the cut.
@@ -197,9 +205,12 @@ class LRController:
             change = change.clamp_min(0.0)
         if bool((h.stalled > 0).any()):
             change = torch.where(h.stalled > 0, self._stalled_change(), change)
-        floor = h.peak_log_scale + math.log(self.spec.scale_floor)
-        log_scale = torch.maximum(h.log_scale + change, torch.minimum(floor, h.log_scale))
         allowed = torch.minimum(self._allowed_log_scale(), torch.maximum(h.ceiling, h.log_scale))
+        floor = h.peak_log_scale + math.log(self.spec.scale_floor)
+        if self.trials is not None:
+            change = self._try(self.trials, action, change, allowed)
+            floor = torch.maximum(floor, self.trials.floor)
+        log_scale = torch.maximum(h.log_scale + change, torch.minimum(floor, h.log_scale))
         self.history = replace(
             h,
             log_scale=torch.minimum(log_scale, allowed),
@@ -208,6 +219,10 @@ class LRController:
             capped=(log_scale > allowed).to(h.level),
         )
         return self._set_lr()
+
+    def taken(self, action: Tensor) -> Tensor:
+        """What the last decision did of what it was told: the same, or an action of a trial."""
+        return action if self.trials is None else self.trials.action
 
     def alarm_level(self, restored: Tensor | None = None) -> Tensor:
         """The loss, shape `lead`, above which a step is plainly ruined; infinite at first.
@@ -235,7 +250,10 @@ class LRController:
             history: of the state that the host has put back; None for the present one.
         """
         self.step = step
-        self.history = history or self.history
+        if history is not None:
+            self.history = history
+            if self.trials is not None:  # the one under way was of another state
+                self.trials = replace(self.trials, age=torch.zeros_like(self.trials.age))
         self.interval = self.spec.interval(step, self.horizon)
         return self._set_lr()
 
@@ -250,6 +268,18 @@ class LRController:
         if self._falls_from is not None:
             return self.spec.cuts_in_decay
         return self.spec.may_cut(self.step, self.interval, self.horizon)
+
+    def _try(self, trials: Trials, action: Tensor, change: Tensor, allowed: Tensor) -> Tensor:
+        """The change of the scale, where a trial decides its own."""
+        room = allowed - self.history.log_scale
+        if self.max_lr is not None:
+            room = torch.minimum(room, math.log(self.max_lr) - self.lr.clamp_min(_TINY).log())
+        progress = None if self.horizon is None else self.step / self.horizon
+        steered = steer(trials, self.history, Moment(progress, self._steps, room), self.spec)
+        own = self.spec.actions.nearest(steered.change)
+        taken = torch.where(steered.forced, own, action)
+        self.trials = replace(steered.trials, action=taken)
+        return torch.where(steered.forced, steered.change, change)
 
     def _settle(self, stats: IntervalStats) -> None:
         """Fixes what the run is measured by, and corrects a start by the first updates seen."""
@@ -312,7 +342,9 @@ class LRController:
         return lr
 
     def state_dict(self) -> dict[str, Any]:
+        tried = {} if self.trials is None else {"trials": self.trials.state_dict()}
         return {
+            **tried,
             "history": self.history.state_dict(),
             "lr": self.lr.clone(),
             "ratio": self._ratio.clone(),
@@ -337,6 +369,8 @@ class LRController:
         self._falls_from = state.get("falls_from")  # older versions had none
         self._rescale = state["rescale"]
         self._settled = False  # looked at anew
+        if self.trials is not None:
+            self.trials = Trials.from_state(state["trials"], device)
 
 
 def _update_ratio(stats: IntervalStats) -> Tensor:

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from lightning_dqnlr.checks import (
     POSITIVE,
+    NotNegative,
+    Share,
     check_fields,
     check_integer,
     check_kind,
@@ -30,7 +32,7 @@ CLASSIC_MULTIPLIERS = (0.8, 1.0, 1.25)
 _MOST_ACTIONS = 256
 _Fraction = Annotated[float, "(0, 1]"]
 # Policies of earlier versions lack these and mean the defaults.
-_ADDED_LATER = ("cuts_in_decay", "decay_share")
+_ADDED_LATER = ("cuts_in_decay", "decay_share", "trials")
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,47 @@ class ActionSpec:
 
 
 @dataclass(frozen=True)
+class TrialSpec:
+    """When a run tries a higher rate, and what it takes to keep it (`control.trials`).
+
+    Args:
+        factor: what the rate is multiplied by; an action, as its inverse is.
+        first, last: shares of the run between which trials may begin.
+        window: intervals over which the fall of the loss is measured, before and during a trial.
+        margin: standard errors by which the loss must fall faster.
+        abort: standard errors by which it may lie above its level at the beginning.
+        pause: intervals after a failure until the next trial; they double with each in a row.
+        least_steps: of an interval. In shorter ones a rate has not arrived in the optimizer's
+            momentum before the comparison begins.
+
+    Raises:
+        ConfigurationError: naming the field that is out of range.
+
+    Example:
+        >>> ControllerSpec(trials=TrialSpec(pause=8)).trials.factor
+        2.0
+    """
+
+    factor: Annotated[float, "(1, 16]"] = 2.0
+    first: Share = 0.06
+    last: Share = 0.6
+    window: Annotated[int, 2, 100] = 3
+    margin: NotNegative = 1.0
+    abort: NotNegative = 2.0
+    pause: Annotated[int, 1, 10_000] = 5
+    least_steps: Annotated[int, 1, 10_000] = 10
+
+    def __post_init__(self) -> None:
+        check_settings(self, "trials.")
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> TrialSpec:
+        """The settings in plain data that anybody may have written; `ConfigurationError`."""
+        check_fields("controller.trials", data, (), [each.name for each in fields(cls)])
+        return cls(**data)
+
+
+@dataclass(frozen=True)
 class ControllerSpec:
     """All that the controller must share with the policy it was trained with.
 
@@ -99,6 +142,7 @@ class ControllerSpec:
         start_ratio: norm of the first update over the weights' norm.
         max_update_ratio: cap on that ratio at any time.
         scale_floor: lower bound of the scale, relative to the largest that proved healthy.
+        trials: of higher rates within a run of known horizon; None for none.
 
     Raises:
         ConfigurationError: naming the field that is out of range.
@@ -122,12 +166,24 @@ class ControllerSpec:
     start_ratio: Annotated[float, "[1e-9, 1]"] = 1e-4
     max_update_ratio: Annotated[float, "[1e-6, 1e9]"] = 0.2
     scale_floor: Annotated[float, "[1e-12, 1]"] = 1 / 256
+    trials: TrialSpec | None = None
 
     def __post_init__(self) -> None:
         check_settings(self, "")
         check_kind("cuts_in_decay", self.cuts_in_decay, bool)  # 1 would pass for True otherwise
         # Otherwise the cap would lower the rate from the first update on.
         check_number("max_update_ratio", self.max_update_ratio, f"[{self.start_ratio}, 1e9]")
+        if self.trials is not None:
+            self._check_trials(self.trials)
+
+    def _check_trials(self, trials: TrialSpec) -> None:
+        """Else nothing could learn from what a trial did."""
+        for multiplier in (trials.factor, 1 / trials.factor):
+            if multiplier not in self.actions.multipliers:
+                raise ConfigurationError(
+                    f"trials.factor={trials.factor}: {multiplier:g} is not among the multipliers; "
+                    "choose a factor that is there with its inverse, or add them."
+                )
 
     def interval(self, step: int, horizon: int | None) -> int:
         """Steps from a decision at `step` to the next one: short first, then horizon/decisions."""
@@ -155,8 +211,8 @@ class ControllerSpec:
         return self.cuts_in_decay or not falling
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON data; `from_dict` is the inverse."""
-        return asdict(self)
+        """Plain JSON data; `from_dict` is the inverse. What is off is left out."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> ControllerSpec:
@@ -177,8 +233,15 @@ class ControllerSpec:
         check_integer("controller.features.version", features["version"], 1)
         check_fields("controller.actions", actions, ("multipliers",))
         check_kind("controller.actions.multipliers", actions["multipliers"], list)
-        specs = {"features": FeatureSpec(**features), "actions": ActionSpec(**actions)}
-        return cls(**{**data, **specs})
+        trials = data.get("trials")
+        return cls(
+            **{
+                **data,
+                "features": FeatureSpec(**features),
+                "actions": ActionSpec(**actions),
+                "trials": None if trials is None else TrialSpec.from_dict(trials),
+            }
+        )
 
 
 def check_limits(horizon: int | None, min_lr: float | None, max_lr: float | None) -> None:

@@ -31,10 +31,12 @@ class StepResult(NamedTuple):
     Attributes:
         observation: (R, F).
         interval: what it is paid for, (R,) in every field.
+        action: (R,) int64, what was done: the action given, but where a trial was under way.
     """
 
     observation: Tensor
     interval: TrainingInterval
+    action: Tensor
 
 
 class Losses(NamedTuple):
@@ -124,11 +126,12 @@ class LREnvironment(ABC):
         """Applies actions, int64 (R,), and trains to the next decision."""
         previous = self.controller.history.loss
         observation = self._advance(action)
+        taken = self.controller.taken(action.to(previous.device))
         history = self.controller.history
         self.alive = self.alive & history.loss.isfinite()
         tripped = history.restored > 0
         losses = (previous, history.loss, history.initial_loss)
-        return StepResult(observation, TrainingInterval(*losses, tripped, self.alive))
+        return StepResult(observation, TrainingInterval(*losses, tripped, self.alive), taken)
 
     @abstractmethod
     def _advance(self, action: Tensor) -> Tensor:

@@ -81,6 +81,7 @@ class _Episodes:
         penalty = own if trip_penalty is None else trip_penalty
         self._pay = partial(interval_rewards, reward, trip_penalty=penalty)
         self._runs: LREnvironment | None = None
+        self._taken = torch.zeros(0)  # (R,) what was done last
         limits = np.array(controller_spec.features.limits, dtype=np.float32)
         self.observation_space = spaces.Box(-limits, limits, dtype=np.float32)
         self.action_space = spaces.Discrete(len(controller_spec.actions))
@@ -104,6 +105,7 @@ class _Episodes:
             runs = self._engine.open(task, self._spec, seeds, self._terms)
             observation = runs.reset()
         self._runs = runs
+        self._taken = torch.full((replicas,), self._spec.actions.keep)
         return _array(observation)
 
     def _task(self, seed: int) -> Task:
@@ -131,7 +133,9 @@ class _Episodes:
         if self._runs is None or self._over:
             raise CallOrderError("no episode is under way; call reset() before the next step().")
         device = self._runs.alive.device
-        return self._runs.step(torch.as_tensor(action).reshape(-1).to(device, torch.int64))
+        result = self._runs.step(torch.as_tensor(action).reshape(-1).to(device, torch.int64))
+        self._taken = result.action
+        return result
 
     @property
     def _env(self) -> LREnvironment:
@@ -151,6 +155,7 @@ class _Episodes:
             "task": np.full(replicas, self._env.task.name, dtype=object),
             "step": np.full(replicas, control.step, dtype=np.int64),
             "lr": _array(control.lr),
+            "action": _array(self._taken),
             "loss": _array(control.history.loss),
             "tripped": _array(control.history.restored > 0),
         }
@@ -174,7 +179,8 @@ class LRControlEnv(_Episodes, gymnasium.Env["NDArray[np.float32]", np.int64]):
 
     Observation: float32 (F,), the controller's, within +-3. Action: index of an LR multiplier.
     Reward: by default the decrease of log loss over the interval. `info` holds "task" (its name),
-    "step" (optimizer steps so far) and "lr" (of the last one). It also holds "loss" (mean of the
+    "step" (optimizer steps so far), "lr" (of the last one) and "action" (what was done: a trial of
+    the controller may have done otherwise than it was told). It also holds "loss" (mean of the
     interval) and "tripped" (the circuit breaker undid the interval). At the end of an episode
     "initial_loss", "final_loss" and "trips" join them. The final loss is the mean over the training
     set in eval mode, NaN if the run failed.

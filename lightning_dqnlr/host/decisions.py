@@ -11,12 +11,22 @@ from torch import Tensor
 
 from lightning_dqnlr.control.controller import LRController
 from lightning_dqnlr.control.telemetry import IntervalStats
+from lightning_dqnlr.control.trials import BEGUN, GOING_ON, KEPT, KEPT_AND_BEGUN, UNDONE, Trials
 
 DecisionRecord = dict[str, Any]
 
 _LOGGER = logging.getLogger("lightning_dqnlr")
 _LONG_STREAK = 20
 DECAY_BEGINS = "the decay begins early"
+# What a record's "trial" says.
+TRIAL_NEWS = {
+    0: "",
+    BEGUN: "begun",
+    GOING_ON: "going on",
+    KEPT: "kept",
+    UNDONE: "undone",
+    KEPT_AND_BEGUN: "kept, begun",
+}
 
 
 class AppliedDecision(NamedTuple):
@@ -62,7 +72,8 @@ class DecisionLog:
         """Puts a decision on record, after it has been applied."""
         multiplier = self._multipliers[made.action]
         self._climbing = self._climbing and multiplier > 1 and made.restored_step is None
-        parts = (self._note, self._trip(made), self._choice(made), self._limit(made))
+        news = (self._note, self._trip(made), self._trial())
+        parts = (*news, self._choice(made), self._limit(made))
         self._note = ""
         record: DecisionRecord = {
             "step": self._controller.step,
@@ -74,6 +85,7 @@ class DecisionLog:
             "q_values": made.q_values.tolist(),
             "tripped": made.tripped,
             "reason": "; ".join(part for part in parts if part),
+            **self._trial_entry(),
         }
         self.trace.append(record)
         self._pulled = bool(made.stats.gradient_norm > 0)
@@ -95,7 +107,38 @@ class DecisionLog:
             return f"{what}: restored step {made.restored_step}{then}"
         return "" if finite else f"{what}, circuit breaker off"
 
+    @property
+    def _news(self) -> int:
+        """What the decision did about a trial, 0 for nothing."""
+        trials = self._controller.trials
+        return 0 if trials is None else int(trials.news)
+
+    def _trial_entry(self) -> dict[str, str]:
+        """Where a run tries rates, its records say where."""
+        return {} if self._controller.trials is None else {"trial": TRIAL_NEWS[self._news]}
+
+    def _trial(self) -> str:
+        news = self._news
+        trials = self._controller.trials
+        if trials is None or self._controller.spec.trials is None or not news:
+            return ""
+        factor = f"x{self._controller.spec.trials.factor:g}"
+        words = {
+            BEGUN: f"tries {factor}",
+            GOING_ON: f"tries {factor}, interval {int(trials.age)}",
+            KEPT: f"{factor} kept: {_speed(trials)}",
+            UNDONE: f"{factor} undone: {self._why_undone(trials)}",
+            KEPT_AND_BEGUN: f"{factor} kept: {_speed(trials)}; tries {factor} again",
+        }
+        return words[news]
+
+    def _why_undone(self, trials: Trials) -> str:
+        risen = bool(self._controller.history.level >= trials.start)
+        return "loss rises" if risen else _speed(trials)
+
     def _choice(self, made: AppliedDecision) -> str:
+        if self._news not in (0, KEPT):
+            return ""
         multiplier = self._multipliers[made.action]
         q_values = made.q_values.tolist()
         if made.action != int(made.q_values.argmax()):
@@ -129,9 +172,16 @@ class DecisionLog:
         if excess < -1e-3:
             return "held back right after a restore"
         if excess > 1e-3:
-            may_cut = self._controller.may_cut
-            return "held at the scale's floor" if may_cut else "no cuts while the decay falls"
+            return self._floor()
         return ""
+
+    def _floor(self) -> str:
+        """What an action's cut ended at."""
+        if not self._controller.may_cut:
+            return "no cuts while the decay falls"
+        trials = self._controller.trials
+        tried = trials is not None and self._controller.history.log_scale - 1e-3 <= trials.floor
+        return "held at the rate that a trial found" if tried else "held at the scale's floor"
 
     def _warn(self, record: DecisionRecord, *, finite: bool) -> None:
         """Warns of a trip, and without a circuit breaker of the first loss that is not finite."""
@@ -174,3 +224,9 @@ class DecisionLog:
         self._climbing = state["climbing"]
         self._trips = state["trips"]
         self._note = state.get("note", "")  # older versions had none
+
+
+def _speed(trials: Trials) -> str:
+    """How the loss falls in a trial, against before it."""
+    ratio = float(trials.ratio)
+    return f"loss falls {ratio:.2g} times as fast" if 0 < ratio < math.inf else "loss falls"

@@ -375,7 +375,7 @@ class OptimizerDriver:
         self._log.add(
             AppliedDecision(
                 stats=stats,
-                action=int(choice.action),
+                action=int(self.controller.taken(choice.action)),
                 q_values=choice.q_values,
                 used_lr=used_lr,
                 next_lr=self.lr,

@@ -16,6 +16,7 @@ from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.host.decisions import DECAY_BEGINS, DecisionRecord
 
 _LR, _LOSS, _TRIP = "#1b6ca8", "#c8553d", "#7d2e8d"
+_KEPT, _UNDONE = "#2f8f4e", "#9a9a9a"  # trials
 
 
 def save_trace(
@@ -46,7 +47,9 @@ def save_trace(
 
 
 def plot_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
-    """Draws learning rate and training loss over the steps, with the restores marked.
+    """Draws learning rate and training loss over the steps, with restores and trials marked.
+
+    Trials of a higher rate are shaded: green if it was kept, grey if not.
 
     Example:
         plot_trace(callback.trace, "run.png")
@@ -114,7 +117,22 @@ def _draw(figure: Any, trace: Sequence[DecisionRecord]) -> Any:
     _mark((upper, lower), endings, _LR, DECAY_BEGINS)
     if trips or endings:
         upper.legend(frameon=False, loc="upper right", fontsize="small")
+    for index in optimizers:
+        _mark_trials(lower, [r for r in trace if r.get("optimizer", 0) == index])
     return upper
+
+
+def _mark_trials(axes: Any, trace: Sequence[DecisionRecord]) -> None:
+    """Shades the steps in which a higher rate was tried, by what became of it."""
+    begun = None
+    for record in trace:
+        news = record.get("trial", "")
+        colour = _KEPT if "kept" in news else _UNDONE
+        if begun is not None and news != "going on":
+            axes.axvspan(begun, record["step"], color=colour, alpha=0.2, linewidth=0)
+            begun = None
+        if "begun" in news:
+            begun = record["step"]
 
 
 def _mark(panels: Sequence[Any], steps: Sequence[int], color: str, label: str) -> None:

@@ -157,7 +157,8 @@ def _rollout(
         own = policy.choose(record.observations[-1], epsilon, generator)
         action = torch.where(demonstrators.shows, demonstrators.act(env, generator), own.action)
         result = env.step(action)
-        record.actions.append(action)
+        record.actions.append(result.action)
+        # What a trial does instead is no exploration: it happens under the greedy policy as well.
         record.explored.append(action != own.q_values.argmax(-1))
         record.observations.append(result.observation)
         record.intervals.append(result.interval)

@@ -219,6 +219,8 @@ def _check_alike(policies: Sequence[LRPolicy]) -> None:
 def with_settings(policy: LRPolicy, texts: Sequence[str]) -> LRPolicy:
     """The same networks under a controller with some fields changed.
 
+    `trials` is an object of what differs from the defaults of `TrialSpec`, or null for none.
+
     Args:
         policy: stays as it is.
         texts: each `name=value`, the value in JSON or a bare word.
@@ -241,7 +243,8 @@ def with_settings(policy: LRPolicy, texts: Sequence[str]) -> LRPolicy:
         changes[name] = _parsed(value)
         if _kind(changes[name]) != _kind(own[name]):
             raise ConfigurationError(f"{text[:99]!r}: {name} is now {own[name]!r}; give its like.")
-    return replace(policy, spec=replace(policy.spec, **changes))
+    spec = ControllerSpec.from_dict({**policy.spec.to_dict(), **changes})
+    return replace(policy, spec=spec)
 
 
 def _parsed(text: str) -> Any:
@@ -252,7 +255,9 @@ def _parsed(text: str) -> Any:
 
 
 def _kind(value: object) -> type:
-    """Its type, where an integer is as good as a float."""
+    """Its type, where an integer is as good as a float, and None as an object."""
+    if value is None:
+        return dict
     return float if isinstance(value, int) and not isinstance(value, bool) else type(value)
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr import DQNLRScheduler
-from lightning_dqnlr.control.spec import ControllerSpec
+from lightning_dqnlr.control.spec import ControllerSpec, TrialSpec
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
 
@@ -49,6 +49,13 @@ def constant_policy(action, spec=None):
             parameter.zero_()
         network.advantage[0].bias[action] = 1.0
     return LRPolicy(network, spec)
+
+
+def trying_policy():
+    """A policy that keeps its rate, under trials of higher ones that any gain keeps."""
+    trials = TrialSpec(margin=0.0, pause=2, least_steps=1)
+    spec = ControllerSpec(trials=trials)
+    return constant_policy(spec.actions.keep, spec)
 
 
 class Stateful:

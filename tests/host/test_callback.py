@@ -1,6 +1,7 @@
 import csv
 import logging
 import pickle
+import re
 from itertools import pairwise
 
 import lightning.pytorch as pl
@@ -19,7 +20,15 @@ from lightning_dqnlr.errors import (
     UnsupportedTrainingError,
 )
 
-from .control_runs import Net, constant_policy, examples, loader, random_policy, trainer
+from .control_runs import (
+    Net,
+    constant_policy,
+    examples,
+    loader,
+    random_policy,
+    trainer,
+    trying_policy,
+)
 
 KEEP, RAISE, QUADRUPLE = 3, 4, 6
 
@@ -528,6 +537,22 @@ def test_the_reasons_name_climb_and_limits(tmp_path):
     reasons = [record["reason"] for record in callback.trace]
     assert reasons[0].startswith("climbing from the safe start: raise x4: Q +1 over keep")
     assert any("limited by the update cap" in reason for reason in reasons)
+
+
+def test_trials_are_told_in_the_reasons_the_table_and_the_picture(tmp_path):
+    callback = DQNLRCallback(trying_policy())
+    fit(tmp_path, callback, max_epochs=12)
+    shown = {record["trial"]: record["reason"] for record in callback.trace}
+    assert shown["begun"] == "tries x2"
+    assert shown["going on"].startswith("tries x2, interval ")
+    assert re.fullmatch(r"x2 undone: loss (rises|falls.*)", shown["undone"])
+    assert re.fullmatch(r"x2 kept: loss falls.*; tries x2 again", shown["kept, begun"])
+    with open(callback.save_trace(tmp_path / "trace.csv")) as file:
+        assert [row["trial"] for row in csv.DictReader(file)] == [
+            record["trial"] for record in callback.trace
+        ]
+    picture = callback.plot(tmp_path / "curves.svg").read_text()
+    assert ("#2f8f4e" in picture, "#9a9a9a" in picture) == (True, True)
 
 
 def test_trace_files_are_written_whole(tmp_path):

@@ -16,7 +16,16 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import ConfigurationError
 
-from .control_runs import SAFELY, Loop, Net, Stateful, examples, random_policy, trainer
+from .control_runs import (
+    SAFELY,
+    Loop,
+    Net,
+    Stateful,
+    examples,
+    random_policy,
+    trainer,
+    trying_policy,
+)
 
 STEPS = 200
 
@@ -163,6 +172,24 @@ def test_the_schedulers_state_between_a_step_and_its_loss_is_exact():
         loop.run(60)
     assert resumed.rates == whole.rates[40:]
     assert str(resumed.scheduler.trace) == str(whole.scheduler.trace)
+
+
+def test_a_run_that_is_stopped_in_a_trial_goes_on_with_it(tmp_path):
+    def control():
+        return DQNLRCallback(trying_policy(), save_snapshot=True)
+
+    probe = run(tmp_path / "first", Net(), callback=control())
+    trials = [record["trial"] for record in probe.trace]
+    at = probe.trace[trials.index("going on")]["step"] + 1
+    assert at not in {record["step"] for record in probe.trace}
+    whole, resumed = Net(), Net()
+    expected = run(tmp_path, whole, every=at, callback=control())
+    saved = tmp_path / f"step={at}.ckpt"
+    callback = run(tmp_path / "resumed", resumed, ckpt_path=saved, callback=control())
+    assert_same(resumed, whole, STEPS - at)
+    assert callback.trace == expected.trace
+    assert "undone" in trials
+    assert any("kept" in trial for trial in trials)
 
 
 def assert_same_after(resumed, whole):

@@ -17,7 +17,7 @@ from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.rl.rewards import LogProgress, interval_rewards
 from lightning_dqnlr.tasks.families.basic import TeacherMLPs
 
-from .control_runs import random_policy, trainer
+from .control_runs import random_policy, trainer, trying_policy
 
 SEEDS = (5, 6)
 STEPS = 150  # well into the built-in decay
@@ -109,6 +109,15 @@ def test_environment_loop_and_trainer_give_the_same_learning_rates(tmp_path, opt
     assert loop == pytest.approx(env[: len(loop)], rel=1e-4)
 
 
+def test_trials_are_the_same_in_environment_loop_and_trainer(tmp_path):
+    task, policy = task_with("adam"), trying_policy()
+    env = in_the_environment(task, policy)
+    loop = in_a_plain_loop(task, policy)
+    assert loop == in_a_trainer(task, policy, tmp_path)
+    assert loop == pytest.approx(env[: len(loop)], rel=1e-4)
+    assert max(loop) > 3 * loop[2]  # more than one was kept
+
+
 def replayed(task, spec, seeds, actions):
     """Observations, rewards and rates of `actions`, (T, R), in the vectorised environment."""
     env = VectorLREnv(task, spec, seeds, Terms())
@@ -154,6 +163,23 @@ def test_gymnasium_shows_what_the_vectorised_environment_shows(optimizer):
         # Later the raises make the run chaotic: rounding among other replicas then decides.
         np.testing.assert_allclose(shown[:8], among_many[:8, 1], rtol=1e-3, atol=1e-3)
     assert len(set(alone[2].tolist())) > 10
+
+
+def test_an_agent_of_gymnasium_is_told_what_a_trial_did_in_its_place():
+    task, seeds, spec = task_with("adam"), (5, 6), trying_policy().spec
+    vector = LRControlVectorEnv(len(seeds), task, controller_spec=spec)
+    _, info = vector.reset(options={"run_seeds": seeds})
+    keep = np.full(len(seeds), spec.actions.keep)
+    env = VectorLREnv(task, spec, seeds, Terms())
+    env.reset()
+    told = [info["action"]]
+    for _ in range(30):
+        *_, info = vector.step(keep)
+        result = env.step(torch.from_numpy(keep))
+        np.testing.assert_array_equal(info["action"], result.action.numpy())
+        np.testing.assert_array_equal(info["lr"], env.controller.lr.numpy())
+        told.append(info["action"])
+    assert set(np.concatenate(told)) >= {spec.actions.keep, spec.actions.multipliers.index(2.0)}
 
 
 def recorded(intervals, lead):

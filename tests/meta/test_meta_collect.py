@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_dqnlr.control.features import CLASSIC, FeatureSpec
-from lightning_dqnlr.control.spec import CLASSIC_MULTIPLIERS, ActionSpec, ControllerSpec
+from lightning_dqnlr.control.spec import CLASSIC_MULTIPLIERS, ActionSpec, ControllerSpec, TrialSpec
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
 from lightning_dqnlr.errors import ConfigurationError
@@ -19,6 +19,7 @@ from lightning_dqnlr.rl.rewards import (
     TrainingInterval,
     interval_rewards,
 )
+from lightning_dqnlr.tasks.families.basic import TeacherMLPs
 from tests.meta.tiny_tasks import TinyTasks
 
 CLASSIC_SPEC = ControllerSpec(
@@ -208,6 +209,19 @@ def test_demonstrators_returns_have_a_length_of_their_own():
     lengths = mixed.discount.log() / math.log(0.9)
     assert {2, 4} <= set(lengths[lengths.isfinite()].round().int().tolist())
     assert len(mixed.action) == 64 * len(transitions.action) / 4
+
+
+def test_a_policy_learns_from_what_a_trial_did_and_not_from_what_it_wanted():
+    """It would always cut; the actions on record are also those of trials, and end no return."""
+    spec = ControllerSpec(trials=TrialSpec(window=2, margin=0.0, pause=2, least_steps=1))
+    config = CollectConfig(replicas=4, demonstrators=0.0, epsilon=0.0, cut_at_exploration=True)
+    task = TeacherMLPs(min_horizon=100, max_horizon=120, known_horizon_probability=1.0).sample(0)
+    policy = constant_policy(spec.actions.keep, spec)
+    draws = torch.Generator().manual_seed(0)
+    found = collect_episode(task, policy, config, FinalScore(), draws).transitions
+    tried = {spec.actions.multipliers.index(factor) for factor in (0.5, 2.0)}
+    assert set(found.action.tolist()) == {spec.actions.keep, *tried}
+    assert (found.discount == 0).float().mean() > 0.5  # of 32 steps, to the end of the run
 
 
 def test_only_the_policys_own_returns_end_before_random_actions():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_dqnlr.control.features import SCALE_FREE, FeatureSpec
-from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec
+from lightning_dqnlr.control.spec import ActionSpec, ControllerSpec, TrialSpec
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import BUNDLED, RECORD, WEIGHTS, LRPolicy, combine, with_settings
@@ -235,6 +235,14 @@ def test_the_jobs_of_a_sweep_are_different_runs_though_their_command_is_one():
     assert combine(members).record["inner_steps"] == 200
 
 
+def test_trials_are_switched_on_and_off_by_a_setting_and_the_weights_stay():
+    policy = make_policy()
+    on = with_settings(policy, ['trials={"pause": 7}'])
+    assert on.spec.trials == TrialSpec(pause=7)
+    assert on.fingerprint != policy.fingerprint
+    assert with_settings(on, ["trials=null"]).fingerprint == policy.fingerprint
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -245,6 +253,8 @@ def test_the_jobs_of_a_sweep_are_different_runs_though_their_command_is_one():
         "decay_share=long",
         "cuts_in_decay=1",
         "decay=true",
+        "trials=true",
+        'trials={"factor": 3}',  # no action
     ],
 )
 def test_a_setting_that_would_not_do_what_it_says_is_refused(text):
