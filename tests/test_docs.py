@@ -82,7 +82,7 @@ def test_the_badges_say_what_the_metadata_says():
     project = (ROOT / "pyproject.toml").read_text()
     pythons = re.findall(r":: (3\.\d+)\"", project)
     assert f"{pythons[0]} to {pythons[-1]}" in badges
-    assert re.search(r'"lightning>=([\d.]+)"', project)[1] in badges
+    assert re.search(r'"lightning>=([\d.]+)[",]', project)[1] in badges
     assert re.search(r'^license = "(.+)"', project, re.M)[1] in badges
 
 
