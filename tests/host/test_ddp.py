@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -55,6 +56,19 @@ class KeptManual(Kept):
         return [torch.optim.Adam(self.net[i].parameters(), lr=10.0) for i in (0, 3)]
 
 
+class KeptStopped(Kept):
+    """Each process has a metric of its own, and finds another epoch the best."""
+
+    def on_train_epoch_end(self):
+        scores = ([9, 8, 7, 6, 7], [9, 7, 8])[self.global_rank]
+        self.log("score", float(scores[min(self.current_epoch, len(scores) - 1)]))
+
+    def on_train_end(self):
+        weights = [p.detach().clone() for p in self.net.parameters()]
+        kept = {"weights": weights, "steps": self.trainer.global_step, "rates": self.rates}
+        torch.save(kept, self.folder / f"{self.global_rank}.pt")
+
+
 class RaisesOnOne(Net):
     def training_step(self, batch, batch_idx):
         if self.global_rank == 1 and self.global_step == 5:
@@ -81,6 +95,15 @@ def test_all_processes_have_equal_rates_at_every_step(tmp_path, module, processe
         assert other["trace"] == one["trace"]
         assert other["losses"] != one["losses"], "each has its own data"
     assert [kept["rung"] for kept in (one, *others)] == [RUN] * processes
+
+
+def test_processes_with_metrics_of_their_own_come_down_from_the_same_weights(tmp_path):
+    stop = EarlyStopping("score", patience=2)
+    one, other = fit(tmp_path, KeptStopped(tmp_path), 2, max_epochs=30, more_callbacks=[stop])
+    # Of process zero the best epoch is the fourth, so its patience ends with the sixth.
+    assert one["steps"] == other["steps"] == 9 * 12
+    assert one["rates"] == other["rates"]
+    assert all(map(torch.equal, one["weights"], other["weights"]))
 
 
 def test_an_error_of_one_process_ends_the_others_too(tmp_path):
