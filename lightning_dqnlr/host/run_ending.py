@@ -11,7 +11,8 @@ from lightning.pytorch import Trainer
 
 from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.host.held_stops import HeldStops
-from lightning_dqnlr.host.validation import ValidationWatch
+from lightning_dqnlr.host.time_limit import TimeLimit
+from lightning_dqnlr.host.validation import LossWatch, ValidationWatch
 
 OnEarlyStop = Literal["anneal", "stop"]
 _LOGGER = logging.getLogger("lightning_dqnlr")
@@ -38,7 +39,8 @@ class RunEnding:
 
     rounded up to whole epochs, and no more than `max_epochs` leaves. Then training stops. A metric
     that nobody stops for (of ModelCheckpoint, or named by the user) begins the decay as well, and
-    training goes on to its end.
+    training goes on to its end. So does a training loss that has stopped falling, in a run that
+    nothing else ends.
 
     Args:
         trainer: of the run, about to train.
@@ -70,7 +72,11 @@ class RunEnding:
         self._last_step: int | None = saved.get("last_step")  # of the decay; None before it
         self._stopping: bool = saved.get("stopping", False)  # once the decay is over
         self._settled: bool = saved.get("settled", False)  # back at the best state
+        self._loss = LossWatch() if unlimited(trainer, control) else None
+        self._decisions = 0
         self._bests = self._best_scores()
+        if self._loss is not None:
+            self._loss.load_state_dict(saved.get("loss", {}))
         if watch is not None and "watch" in saved:
             watch.load_state_dict(saved["watch"])
         self._stops.hold()
@@ -100,12 +106,14 @@ class RunEnding:
             for driver in self._control.drivers:
                 driver.keep_best()
         elif self._last_step is None and exhausted:
-            self._come_down()
+            self._come_down("validation has stopped improving")
         elif self._over and not self._settled:
             self._settle()
 
     def end_batch(self) -> None:
         """Stops training after the last step of the decay, in the name of EarlyStopping."""
+        if self._loss is not None and self._last_step is None:
+            self._ask_the_loss(self._loss)
         if self._over and self._stopping:
             self._stops.stop()
 
@@ -125,13 +133,24 @@ class RunEnding:
     def state_dict(self) -> dict[str, Any]:
         """Builtins."""
         watch = {} if self._watch is None else {"watch": self._watch.state_dict()}
+        loss = {} if self._loss is None else {"loss": self._loss.state_dict()}
         return {
             "first_step": self._first_step,
             "last_step": self._last_step,
             "stopping": self._stopping,
             "settled": self._settled,
             **watch,
+            **loss,
         }
+
+    def _ask_the_loss(self, watch: LossWatch) -> None:
+        """At each decision; it is the same on all processes."""
+        controller = self._control.drivers[0].controller
+        if controller.decisions == self._decisions:
+            return
+        self._decisions = controller.decisions
+        if watch.ended(float(controller.history.level), controller.step):
+            self._come_down("the training loss has stopped falling")
 
     @property
     def _over(self) -> bool:
@@ -153,7 +172,7 @@ class RunEnding:
         turned = self._watch is not None and self._watch.turned
         return met and (self._stops.exhausted or turned)
 
-    def _come_down(self) -> None:
+    def _come_down(self, reason: str) -> None:
         trainer = self._trainer
         drivers = self._control.drivers
         done = trainer.global_step - self._first_step
@@ -165,22 +184,22 @@ class RunEnding:
             for driver in drivers:
                 driver.come_down(max(1, round(driver.now * left / done)))
         _LOGGER.warning(
-            "step %d: validation has stopped improving, so the learning rate falls to zero over "
-            "the coming %d steps%s.",
+            "step %d: %s, so the learning rate falls to zero over the coming %d steps%s.",
             trainer.global_step,
+            reason,
             left,
             "; then training stops" if self._stopping else "",
         )
 
     def _steps_left(self, driver: OptimizerDriver, done: int) -> int:
-        """Steps of the Trainer that the decay takes, or has left if the rate falls already."""
+        """Steps of the Trainer that the decay takes, a built-in one's rest if that has begun."""
         controller = driver.controller
         share = controller.spec.decay_share
         wanted = self._whole_epochs(math.ceil(done * share / (1 - share)))
         if controller.horizon is None:
             return wanted
         to_the_end = math.ceil((controller.horizon - driver.now) * done / max(1, driver.now))
-        return max(1, to_the_end if controller.falling else min(wanted, to_the_end))
+        return max(1, min(wanted, to_the_end))
 
     def _whole_epochs(self, steps: int) -> int:
         """Rounds up to the end of an epoch, where an epoch's length is known."""
@@ -192,3 +211,16 @@ class RunEnding:
         begun = trainer.fit_loop.epoch_loop.batch_progress.current.ready
         open_steps = 0 if begun >= batches else begun // trainer.accumulate_grad_batches
         return math.ceil((open_steps + steps) / per_epoch) * per_epoch - open_steps
+
+
+def unlimited(trainer: Trainer, control: Control) -> bool:
+    """Whether nobody knows when a run ends, and never will; says so."""
+    known = control.drivers[0].controller.horizon is not None
+    limited = trainer.max_epochs not in (None, -1) or TimeLimit(trainer).limited
+    if known or limited:
+        return False
+    _LOGGER.warning(
+        "nothing says how long the run is, so the learning rate falls once the training loss has "
+        "stopped falling. A known end is better: give max_steps, max_epochs, max_time or horizon."
+    )
+    return True

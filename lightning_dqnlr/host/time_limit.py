@@ -36,6 +36,11 @@ class TimeLimit:
         self._next_look = _FIRST_LOOK
         self._total = math.inf  # steps of the run
 
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        return self._timer is not None
+
     def looks(self, steps: int) -> bool:
         """Looks at the clock, now and then; whether it did.
 

@@ -1,4 +1,4 @@
-"""`ValidationWatch`: has a validation metric turned for good while the training loss falls?"""
+"""Has progress ended? `ValidationWatch` asks a validation metric, `LossWatch` the training loss."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from lightning_dqnlr.host.trainer_queries import is_a
 
 _LEAST_CHECKS = 5  # in a row without a new best
 _SHARE = 0.25  # of all checks so far, that many in a row
+_LEAST_STEPS = 200  # of a run that has stopped falling
+_LEAST_FALL = 0.01  # of the compressed loss
 _LOGGER = logging.getLogger("lightning_dqnlr")
 
 
@@ -111,6 +113,43 @@ class ValidationWatch:
             names = sorted(metrics) or "none"
             _LOGGER.warning("validate=%r: not logged; the metrics are %s.", self._name, names)
         self._missed = True
+
+
+class LossWatch:
+    """Whether the training loss of a run without a known end has stopped falling.
+
+    It has when no decision of the second half of all steps brought a loss that is lower than
+    before by more than 1%.
+
+    Example:
+        >>> watch = LossWatch()
+        >>> [watch.ended(level, step) for level, step in ((1.0, 300), (0.999, 599), (0.999, 600))]
+        [False, False, True]
+    """
+
+    def __init__(self) -> None:
+        self._best = math.inf  # the level
+        self._best_step = 0
+
+    def ended(self, level: float, step: int) -> bool:
+        """Takes in a decision; whether progress has ended.
+
+        Args:
+            level: compressed loss of the interval before it.
+            step: of the decision.
+        """
+        if level < self._best - _LEAST_FALL:
+            self._best = level
+            self._best_step = step
+        return step >= max(_LEAST_STEPS, 2 * self._best_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Builtins."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what `state_dict` returned."""
+        vars(self).update(state)
 
 
 def watch_of(

@@ -158,8 +158,9 @@ def test_the_policy_is_told_the_length_only_where_it_may_be(known):
     task = Sampled(TeacherMLPs, "adam", 20, known_horizon=known)()
     conditions, callback = LearnedPolicy().plan(Setting(task, seed=0)).callbacks
     with quiet():
-        trainer = task_trainer(task, [conditions, callback], "cpu")
-        trainer.fit(task.build(0), task_loader(task, 0))
+        module = task.build(0)
+        trainer = task_trainer(module, task, [conditions, callback], "cpu")
+        trainer.fit(module, task_loader(task, 0))
     assert callback.controller.horizon == (20 if known else None)
     assert len(callback.trace) > 0
 

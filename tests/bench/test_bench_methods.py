@@ -155,7 +155,7 @@ def test_hypergradient_follows_the_last_update_not_the_last_gradient():
 
 def test_the_finders_suggestion_is_what_lightning_suggests_and_stays(tmp_path):
     job = task(plain_net)
-    trainer = task_trainer(job, [], "cpu")
+    trainer = task_trainer(job.build(1), job, [], "cpu")
     trainer._default_root_dir = str(tmp_path)
     with RandomStream(1).active():
         finder = Tuner(trainer).lr_find(job.build(1), task_loader(job, 1), update_attr=False)
@@ -249,7 +249,7 @@ def test_a_policy_runs_as_its_user_would_run_it(tmp_path):
     got = rates(LearnedPolicy("mine", str(folder)), job, 7.0, seed=2)
     module, callback = job.build(2), DQNLRCallback(folder, log=False)
     with RandomStream(2).active():
-        trainer = task_trainer(job, [callback], "cpu")
+        trainer = task_trainer(module, job, [callback], "cpu")
         trainer.fit(module, task_loader(job, 2))
     assert got == [row[0] for row in module.rates]
     assert len(set(got)) > 5

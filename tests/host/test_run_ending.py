@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr import DQNLRCallback
+from lightning_dqnlr.host.validation import LossWatch
 from tests.host.control_runs import constant_policy
 
 EPOCH = 6  # steps
@@ -69,9 +70,9 @@ def loader(seed=0):
     return DataLoader(TensorDataset(inputs, inputs.sum(1, keepdim=True)), 8)
 
 
-def fit(scores, *callbacks, folder=None, ckpt_path=None, optimizers=1, **options):
+def fit(scores, *callbacks, folder=None, ckpt_path=None, optimizers=1, kind=Scripted, **options):
     torch.manual_seed(0)
-    module = Scripted(scores, optimizers)
+    module = kind(scores, optimizers)
     options = {"max_epochs": 60, **options}
     trainer = Trainer(
         callbacks=list(callbacks),
@@ -243,6 +244,53 @@ def test_what_model_checkpoint_monitors_counts_unasked(tmp_path):
     saver = ModelCheckpoint(tmp_path, monitor="score")
     fit([9, 8, 7, 5, *[6] * 9], callback, saver, folder=tmp_path, max_epochs=30)
     assert any("decay begins" in record["reason"] for record in callback.trace)
+
+
+class StopAfter(Callback):
+    def __init__(self, steps):
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer, *_):
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
+def test_a_run_without_an_end_comes_down_once_its_loss_stands_still(caplog):
+    # The keeping policy leaves the safe start's rate, which changes the loss by next to nothing.
+    watcher = Watcher()
+    with caplog.at_level(logging.WARNING, "lightning_dqnlr"):
+        fit([1], keeping(), watcher, StopAfter(700), max_epochs=-1)
+    said = [r.getMessage() for r in caplog.records if r.name == "lightning_dqnlr"]
+    assert "nothing says how long the run is" in said[0]
+    (line,) = (words for words in said if "the training loss has stopped falling" in words[:80])
+    begun = int(line.split()[1].rstrip(":"))
+    assert 200 <= begun < 400
+    assert watcher.rates[begun + 1] > 0.9 * watcher.rates[1]
+    assert watcher.rates[650] < 0.2 * watcher.rates[1]
+
+
+def test_a_loss_that_falls_slowly_is_progress():
+    watch = LossWatch()
+    steps = [round(10 * 1.125**k) for k in range(60)]
+    assert not any(watch.ended(5 - 0.02 * k, step) for k, step in enumerate(steps))
+
+
+class Poisoned(Scripted):
+    """Its loss is NaN in the second step of the decay."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * float("nan") if self.global_step == 43 else loss
+
+
+def test_the_breaker_does_not_go_back_behind_the_best_weights():
+    class AtStart(Watcher):
+        def on_train_batch_start(self, trainer, module, batch, batch_idx):
+            if trainer.global_step == 44:
+                self.restored = module.net.weight.detach().clone()
+
+    watcher = AtStart()
+    fit(TURNS, DQNLRCallback(), stopping(), watcher, kind=Poisoned)
+    assert torch.equal(watcher.restored, watcher.weights[3])
 
 
 def test_the_picture_shows_where_the_decay_began(tmp_path):

@@ -354,7 +354,7 @@ def test_the_fuzzer_tells_what_raises_hangs_takes_memory_or_is_not_sound(fuzz_fi
     def unsound(policy):
         raise fuzz_files.Failure("a rate of 0")
 
-    reads = {"hangs": hangs, "MB": takes_memory, "KeyError": lambda: {}["x"]}
+    reads = {"more than 2 s": hangs, "MB": takes_memory, "KeyError": lambda: {}["x"]}
     for reason, read in [*reads.items(), ("a rate of 0", make_policy)]:
         outcome = fuzz_files.in_another_process(
             lambda read=read: fuzz_files.judged(read, check=unsound)
