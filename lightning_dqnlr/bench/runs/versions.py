@@ -23,8 +23,8 @@ CONTROLLER = 2  # how a policy drives a run: features, actions, start, breaker, 
 SUPERSEDED: Mapping[str, str] = {
     "controller=1": (
         "runs under the circuit breaker of version 0.1. Those in which it trips end otherwise now; "
-        "the others do not (docs/how-it-works.md#circuit-breaker). Runs of unknown length come down "
-        "now once their loss stands still."
+        "the others do not (docs/how-it-works.md#circuit-breaker). Runs of unknown length come "
+        "down now once their loss stands still."
     )
 }
 METHODS: Mapping[str, int] = {}  # by name; 1 for those that are not here
