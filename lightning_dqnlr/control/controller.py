@@ -49,6 +49,7 @@ _LARGEST_START = math.log(300.0)  # of the first update, over `start_ratio`; see
 _STALLED_RAISE = math.log(10.0)  # per decision
 _UNLIMITED_AFTER = 12  # decisions; no wrapper gathers the gradients of so many steps
 _LARGEST_CORRECTION = 1e6  # of a start at once
+_AT_REST = 1e-6  # of the scale
 _DROPS = 0.7  # decay per decision of what was gained and what was forecast
 
 
@@ -203,6 +204,8 @@ class LRController:
         change = torch.where(h.since_trip < 2, change.clamp_max(0.0), change)
         if not self.may_cut:
             change = change.clamp_min(0.0)
+        if self.at_rest:
+            change = change.clamp_max(0.0)
         if bool((h.stalled > 0).any()):
             change = torch.where(h.stalled > 0, self._stalled_change(), change)
         allowed = torch.minimum(self._allowed_log_scale(), torch.maximum(h.ceiling, h.log_scale))
@@ -256,6 +259,11 @@ class LRController:
                 self.trials = replace(self.trials, age=torch.zeros_like(self.trials.age))
         self.interval = self.spec.interval(step, self.horizon)
         return self._set_lr()
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether a run that came down goes on after its end; it is to stay where it is."""
+        return self._falls_from is not None and self.step >= (self.horizon or 0)
 
     @property
     def falling(self) -> bool:
@@ -328,7 +336,7 @@ class LRController:
             return self.spec.decay_at(self.step, self.interval, self.horizon)
         left = self.horizon - (self.step + self.interval / 2)
         share = left / (self.horizon - self._falls_from)
-        return min(1.0, max(share, 1 / (4 * self.spec.decisions)))
+        return _AT_REST if self.at_rest else min(1.0, max(share, 1 / (4 * self.spec.decisions)))
 
     def _set_lr(self) -> Tensor:
         log_scale = self.history.log_scale.clamp(-_EXTREME, _EXTREME)

@@ -281,6 +281,7 @@ class OptimizerDriver:
         """Ends the run in `steps` steps, with a rate that falls to zero from the best state on."""
         self.controller.come_down(self.now, steps)
         self._log.note(DECAY_BEGINS)
+        self._over = True  # whoever calls says what becomes of steps beyond
         self.back_to_best()
 
     def back_to_best(self) -> None:

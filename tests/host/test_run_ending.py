@@ -223,8 +223,17 @@ def test_a_validation_that_turns_begins_the_decay_and_training_goes_on(caplog):
     (line,) = (r.getMessage() for r in caplog.records if "falls to zero" in r.getMessage())
     assert "step 54" in line
     assert "stops" not in line
-    assert watcher.rates[80] < 0.2 * watcher.rates[54]
-    assert max(watcher.rates[80:]) < 0.2 * watcher.rates[54]
+    assert watcher.rates[77] < 0.2 * watcher.rates[54]
+
+
+def test_after_the_decay_a_run_that_goes_on_stays_where_it_is(caplog):
+    watcher = Watcher()
+    scores = [9, 8, 7, 5, 6, 6.1, 6, 6.1, 6, 6.1]
+    with caplog.at_level(logging.WARNING, "lightning_dqnlr"):
+        fit(scores, DQNLRCallback(validate="score"), watcher, max_epochs=100)
+    assert max(watcher.rates[100:]) < 1e-3 * max(watcher.rates)
+    assert (watcher.weights[-1] - watcher.weights[3]).norm() < 1e-2 * watcher.weights[3].norm()
+    assert not any("past its horizon" in r.getMessage() for r in caplog.records)
 
 
 def test_a_validation_that_only_stands_still_does_not_begin_the_decay():
