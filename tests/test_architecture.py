@@ -18,9 +18,7 @@ DOCS = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
 CATCH_ALL_NAMES = {"utils", "util", "helpers", "common", "base", "misc"}
 # Files of the package under 60 lines, each with the reason why it stands alone.
 SHORT = {
-    "errors.py": "the ground floor: every room raises these",
     "host/best_state.py": "what a run comes down from, beside the breaker's copies",
-    "host/time_limit.py": "the clock, for both kinds of optimisation",
     "bench/tasks/tables.py": "the one task on a table, beside the images and the sequences",
     "bench/tasks/real/package_data.py": "where data packages lie, for tasks of several files",
 }

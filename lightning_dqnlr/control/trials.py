@@ -56,9 +56,9 @@ class Trials:
     base: Tensor  # log scale that it goes back to
     start: Tensor  # level that it began at
     before: Tensor  # fall of the level per interval before it
-    after: Tensor  # fall of the level per interval of late
-    ratio: Tensor  # of the two falls, of the trial that ended last
-    pause: Tensor  # decisions that pass before another one may begin
+    after: Tensor  # the same of late
+    ratio: Tensor  # of the two falls, in the trial that ended last
+    pause: Tensor  # decisions before another one may begin
     failures: Tensor  # in a row
     floor: Tensor  # log scale that was kept last, where the policy's cuts end
     news: Tensor  # what the last decision did, 0 for nothing

@@ -179,9 +179,9 @@ class LRControlEnv(_Episodes, gymnasium.Env["NDArray[np.float32]", np.int64]):
 
     Observation: float32 (F,), the controller's, within +-3. Action: index of an LR multiplier.
     Reward: by default the decrease of log loss over the interval. `info` holds "task" (its name),
-    "step" (optimizer steps so far), "lr" (of the last one) and "action" (what was done: a trial of
-    the controller may have done otherwise than it was told). It also holds "loss" (mean of the
-    interval) and "tripped" (the circuit breaker undid the interval). At the end of an episode
+    "step" (optimizer steps so far), "lr" (of the last one) and "action". That is what was done: a
+    trial of the controller may have done otherwise than it was told. It also holds "loss" (mean of
+    the interval) and "tripped" (the circuit breaker undid the interval). At the end of an episode
     "initial_loss", "final_loss" and "trips" join them. The final loss is the mean over the training
     set in eval mode, NaN if the run failed.
 

@@ -25,8 +25,8 @@ class ValidationWatch:
     """Follows one metric of the validations, in constant memory.
 
     It has turned for good when a quarter of all checks, and at least five, in a row brought no new
-    best; when these are worse in the mean than the best by two standard deviations of their noise;
-    and when the training loss has gone on falling. The variance of the noise is half the mean
+    best. Their mean is to be worse than the best by two standard deviations of their noise. The
+    training loss is to have gone on falling. The variance of the noise is half the mean
     square of the differences between successive checks.
 
     Args:
