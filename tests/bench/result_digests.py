@@ -41,6 +41,7 @@ PROTOCOL = (
 )
 CONTROLLER = ("control", "policy", "host", "bench/methods/policies.py", "envs/trainer_run.py")
 SHARED_BY_METHODS = ("bench/methods/plan.py", "envs/trainer_run.py", "scoring/cosine.py")
+MOST_VALUES = 250_000  # of one tensor
 PACKAGES = ("torch", "lightning", "prodigyopt", "dadaptation", "schedulefree", "scikit-learn")
 SILENT = (ast.Import, ast.ImportFrom)
 WORDS = ("annotation", "returns", "type_comment", "type_params", "ctx", "kind")
@@ -104,7 +105,9 @@ def of_task(named):
 
 
 def sketch(tensors):
-    """Shapes, norms, and four sums with random signs over all values, each tensor at norm 1.
+    """Shapes, norms, and four sums with random signs over the values, each tensor at norm 1.
+
+    A large tensor has every k-th of its values in the sums, and all in the norm.
 
     Other values give other sums, which have a standard deviation of about 1 per tensor. Last bits
     move sums and norms by some 1e-7 of themselves. That changes none of the digits that are kept
@@ -115,10 +118,12 @@ def sketch(tensors):
     for tensor in tensors:
         values = tensor.detach().cpu().reshape(-1).double().nan_to_num()
         norms.append(f"{values.norm():.3g}")
-        unit = values / values.norm().clamp_min(1e-300)
+        some = values[:: math.ceil(max(1, len(values) / MOST_VALUES))]
+        unit = some / some.norm().clamp_min(1e-300)
+        draws = torch.randint(2 ** len(sums), unit.shape, generator=generator, dtype=torch.int8)
         for place in range(len(sums)):
-            signs = torch.randint(2, unit.shape, generator=generator, dtype=torch.int8)
-            sums[place] += float(unit @ signs.double().mul_(2).sub_(1))
+            signs = (draws >> place & 1).double().mul_(2).sub_(1)
+            sums[place] += float(unit @ signs)
     shapes = [(tuple(tensor.shape), str(tensor.dtype)) for tensor in tensors]
     return repr((shapes, norms, [math.floor(100 * value + 0.5) for value in sums])).encode()
 
