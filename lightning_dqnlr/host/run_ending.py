@@ -74,11 +74,11 @@ class RunEnding:
         self._settled: bool = saved.get("settled", False)  # back at the best state
         self._loss = LossWatch() if unlimited(trainer, control) else None
         self._decisions = 0
-        self._bests = self._best_scores()
         if self._loss is not None:
             self._loss.load_state_dict(saved.get("loss", {}))
-        if watch is not None and "watch" in saved:
-            watch.load_state_dict(saved["watch"])
+        if watch is not None:
+            watch.load_state_dict(saved.get("watch", {}))
+        self._bests = self._best_scores()
         self._stops.hold()
 
     def validated(self) -> None:
@@ -98,14 +98,16 @@ class RunEnding:
             return
         self._validated = False
         bests = self._best_scores()
-        verdict = (bests != self._bests, self._exhausted())
-        self._bests = bests
         # The metric may differ between processes; what follows from it must not.
-        improved, exhausted = self._trainer.strategy.broadcast(verdict)
+        improved = self._trainer.strategy.broadcast(bests != self._bests)
+        self._bests = bests
+        stopping = self._any_process(self._stops.exhausted)
+        turned = self._any_process(self._watch is not None and self._watch.turned)
         if improved:
             for driver in self._control.drivers:
                 driver.keep_best()
-        elif self._last_step is None and exhausted:
+        elif self._last_step is None and (stopping or turned) and self._may_stop():
+            self._stopping = stopping
             self._come_down("validation has stopped improving")
         elif self._over and not self._settled:
             self._settle()
@@ -119,7 +121,8 @@ class RunEnding:
 
     def end_training(self) -> None:
         """Ends a run that came down with the best weights that it has had."""
-        self.look()
+        if self._last_step is not None:
+            self.look()
         self.close()
 
     def mend(self, checkpoint: Mapping[str, Any]) -> None:
@@ -165,12 +168,14 @@ class RunEnding:
         own = [] if self._watch is None else [self._watch.best]
         return [*self._stops.best, *own]
 
-    def _exhausted(self) -> bool:
+    def _any_process(self, decision: bool) -> bool:
+        """As EarlyStopping asks the others."""
+        return bool(self._trainer.strategy.reduce_boolean_decision(decision, all=False))
+
+    def _may_stop(self) -> bool:
         trainer = self._trainer
-        met = trainer.current_epoch >= (trainer.min_epochs or 0)
-        met = met and trainer.global_step >= (trainer.min_steps or 0)
-        turned = self._watch is not None and self._watch.turned
-        return met and (self._stops.exhausted or turned)
+        enough_epochs = trainer.current_epoch >= (trainer.min_epochs or 0)
+        return enough_epochs and trainer.global_step >= (trainer.min_steps or 0)
 
     def _come_down(self, reason: str) -> None:
         trainer = self._trainer
@@ -178,7 +183,6 @@ class RunEnding:
         done = trainer.global_step - self._first_step
         left = self._steps_left(drivers[0], done)
         self._last_step = trainer.global_step + left
-        self._stopping = self._stops.exhausted
         if not drivers[0].controller.falling:
             self._control.comes_down = True
             for driver in drivers:
@@ -208,8 +212,8 @@ class RunEnding:
         if math.isinf(batches) or not trainer.lightning_module.automatic_optimization:
             return steps
         per_epoch = math.ceil(batches / trainer.accumulate_grad_batches)
-        begun = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        open_steps = 0 if begun >= batches else begun // trainer.accumulate_grad_batches
+        ended = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        open_steps = 0 if ended >= batches else ended // trainer.accumulate_grad_batches
         return math.ceil((open_steps + steps) / per_epoch) * per_epoch - open_steps
 
 

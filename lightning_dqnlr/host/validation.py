@@ -111,7 +111,8 @@ class ValidationWatch:
     def _say_that_it_is_missing(self, metrics: Mapping[str, Tensor]) -> None:
         if not self._missed:
             names = sorted(metrics) or "none"
-            _LOGGER.warning("validate=%r: not logged; the metrics are %s.", self._name, names)
+            words = "%r is to tell how validation goes, but is not logged; the metrics are %s."
+            _LOGGER.warning(words, self._name, names)
         self._missed = True
 
 

@@ -165,6 +165,19 @@ def test_min_epochs_puts_the_end_off():
     assert trainer.global_step == 72 + 36  # 3/7 of 72 in whole epochs
 
 
+def test_validations_within_an_epoch_end_the_run_with_an_epoch():
+    # The seventh check is in the middle of the fourth epoch; 3/7 of 21 steps are 9.
+    assert fit(TURNS, keeping(), stopping(), val_check_interval=0.5).global_step == 30
+
+
+def test_nothing_is_said_of_a_decay_when_max_epochs_ends_the_run_first(caplog):
+    watcher = Watcher()
+    with caplog.at_level(logging.WARNING, "lightning_dqnlr"):
+        trainer = fit(TURNS, keeping(), stopping(), watcher, max_epochs=7)
+    assert not any("falls to zero" in r.getMessage() for r in caplog.records)
+    assert torch.equal(trainer.lightning_module.net.weight, watcher.weights[-1])
+
+
 def test_early_stopping_on_a_training_metric_comes_down_too():
     class Training(Scripted):
         def on_train_epoch_end(self):
@@ -234,6 +247,19 @@ def test_after_the_decay_a_run_that_goes_on_stays_where_it_is(caplog):
     assert max(watcher.rates[100:]) < 1e-3 * max(watcher.rates)
     assert (watcher.weights[-1] - watcher.weights[3]).norm() < 1e-2 * watcher.weights[3].norm()
     assert not any("past its horizon" in r.getMessage() for r in caplog.records)
+
+
+def test_a_resumed_run_does_not_take_its_first_weights_for_the_best(tmp_path):
+    scores = [9, 8, 7, 5, 6, 6.1, 6, 6.1, 6, 6.1]
+    saver = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+    fit(scores, DQNLRCallback(validate="score"), saver, folder=tmp_path, max_epochs=30)
+    watcher, callback = Watcher(), DQNLRCallback(validate="score")
+    saved = tmp_path / "epoch=5.ckpt"
+    trainer = fit(scores[6:], callback, watcher, ckpt_path=saved, max_epochs=30)
+    assert any("decay begins" in record["reason"] for record in callback.trace)
+    first, second = watcher.weights[:2]
+    moved = (trainer.lightning_module.net.weight - first).norm()
+    assert moved > 0.5 * (second - first).norm()
 
 
 def test_a_validation_that_only_stands_still_does_not_begin_the_decay():
