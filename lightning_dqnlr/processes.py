@@ -49,6 +49,14 @@ class Done(Generic[O]):
     outcome: O
 
 
+@dataclass(frozen=True)
+class _Handed(Generic[J]):
+    """A job that is handed in."""
+
+    key: int
+    job: J
+
+
 class Processes(Generic[J, O]):
     """Does jobs in processes of one torch thread each.
 
@@ -69,7 +77,7 @@ class Processes(Generic[J, O]):
 
     def __init__(self, count: int, make: Callable[[], Callable[[J], O]]) -> None:
         self._make = make
-        self._waiting: SimpleQueue[tuple[int, J] | None] = SimpleQueue()
+        self._waiting: SimpleQueue[_Handed[J] | None] = SimpleQueue()
         self._over: SimpleQueue[Done[O] | Exception] = SimpleQueue()
         self._processes: list[SpawnProcess] = []
         try:
@@ -101,7 +109,7 @@ class Processes(Generic[J, O]):
 
     def submit(self, key: int, job: J) -> None:
         """Hands in a job; `receive` will name it by its key."""
-        self._waiting.put((key, job))
+        self._waiting.put(_Handed(key, job))
 
     def receive(self) -> Done[O]:
         """Waits for any job to be over.
@@ -128,10 +136,10 @@ class Processes(Generic[J, O]):
     def _attend(self, process: SpawnProcess, connection: Connection) -> None:
         """Hands jobs to one process until it dies, or the pool is closed."""
         with connection:
-            while (item := self._waiting.get()) is not None:
-                key, job = item
+            while (handed := self._waiting.get()) is not None:
+                key = handed.key
                 try:
-                    connection.send(job)
+                    connection.send(handed.job)
                     self._over.put(Done(key, connection.recv()))
                 except (EOFError, OSError):
                     process.join(5.0)

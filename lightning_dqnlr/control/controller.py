@@ -49,6 +49,7 @@ _LARGEST_START = math.log(300.0)  # of the first update, over `start_ratio`; see
 _STALLED_RAISE = math.log(10.0)  # per decision
 _UNLIMITED_AFTER = 12  # decisions; no wrapper gathers the gradients of so many steps
 _LARGEST_CORRECTION = 1e6  # of a start at once
+_COUNTERS = ("step", "decisions", "interval")
 _AT_REST = 1e-6  # of the scale
 _DROPS = 0.7  # decay per decision of what was gained and what was forecast
 
@@ -356,7 +357,7 @@ class LRController:
             "history": self.history.state_dict(),
             "lr": self.lr.clone(),
             "ratio": self._ratio.clone(),
-            "counters": [self.step, self.decisions, self.interval],
+            "counters": [getattr(self, name) for name in _COUNTERS],
             "horizon": self.horizon,
             "falls_from": self._falls_from,
             "rescale": self._rescale,
@@ -372,7 +373,8 @@ class LRController:
         self.history = History.from_state(state["history"], device)
         self.lr = state["lr"].to(device)
         self._ratio = state["ratio"].to(device)
-        self.step, self.decisions, self.interval = state["counters"]
+        for name, count in zip(_COUNTERS, state["counters"], strict=True):
+            setattr(self, name, count)
         self.horizon = state["horizon"]
         self._falls_from = state.get("falls_from")  # older versions had none
         self._rescale = state["rescale"]

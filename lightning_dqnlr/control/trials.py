@@ -123,7 +123,8 @@ def steer(trials: Trials, history: History, moment: Moment, spec: ControllerSpec
     h = history
     seen = _look(trials, h)
     verdict = _judge(seen, trials, h, moment, settings)
-    failed, kept = verdict
+    failed = verdict.failed
+    kept = verdict.kept
     running = (trials.age > 0) & ~failed & ~kept
     pause = torch.where(kept, 0.0, (trials.pause - (trials.age == 0).float()).clamp_min(0.0))
     pause = torch.where(failed, settings.pause * 2.0**trials.failures, pause)

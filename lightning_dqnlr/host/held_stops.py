@@ -35,37 +35,37 @@ class HeldStops:
         self._trainer = trainer
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         held_ones = [c for c in callbacks if held and is_a(c, EarlyStopping)]
-        self._patience = [(callback, callback.patience) for callback in held_ones]
+        self._patience = {callback: callback.patience for callback in held_ones}
 
     def hold(self) -> None:
         """Has them wait for ever."""
-        for callback, _ in self._patience:
+        for callback in self._patience:
             callback.patience = sys.maxsize
 
     def release(self) -> None:
         """Gives them the user's patience back."""
-        for callback, patience in self._patience:
+        for callback, patience in self._patience.items():
             callback.patience = patience
 
     @property
     def exhausted(self) -> bool:
         """Whether one of them would stop training now."""
-        return any(callback.wait_count >= patience for callback, patience in self._patience)
+        return any(callback.wait_count >= patience for callback, patience in self._patience.items())
 
     @property
     def best(self) -> list[float]:
         """The best score that each has seen."""
-        return [float(callback.best_score) for callback, _ in self._patience]
+        return [float(callback.best_score) for callback in self._patience]
 
     def stop(self) -> None:
         """Stops training in their name."""
-        for callback, _ in self._patience:
+        for callback in self._patience:
             callback.stopped_epoch = self._trainer.current_epoch
         self._trainer.should_stop = True
 
     def mend(self, checkpoint: Mapping[str, Any]) -> None:
         """Puts the user's patience into a checkpoint that is about to be written."""
         saved = checkpoint.get("callbacks", {})
-        for callback, patience in self._patience:
+        for callback, patience in self._patience.items():
             if callback.state_key in saved:
                 saved[callback.state_key]["patience"] = patience

@@ -39,9 +39,9 @@ class RunHorizon:
         self._time = TimeLimit(trainer)
         self._lossless: int = saved.get("lossless", 0)  # steps whose training_step returned None
         self._estimate = given or horizon_of(trainer, self._first_step)
-        estimate, steps = saved.get("horizons", (-1, -1))
-        self.resumes = estimate == self._estimate
-        self._steps: int | None = steps if self.resumes else self._estimate  # for data that grew
+        self.resumes = saved.get("estimate", -1) == self._estimate
+        # What was saved counts for data that grew.
+        self._steps: int | None = saved["horizon"] if self.resumes else self._estimate
 
     @property
     def expected(self) -> int | None:
@@ -106,6 +106,7 @@ class RunHorizon:
         return {
             "first_step": self._first_step,
             "first_epoch": self._first_epoch,
-            "horizons": [self._estimate, self._steps],
+            "estimate": self._estimate,
+            "horizon": self._steps,
             "lossless": self._lossless,
         }

@@ -133,7 +133,8 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
     numbers = {"horizon": np.int64(50), "min_lr": np.float32(1e-8), "seed": np.int32(3)}
     callback = fit(tmp_path, DQNLRCallback(constant_policy(KEEP), **numbers))
     torch.save(callback.state_dict(), tmp_path / "state.pt")
-    torch.load(tmp_path / "state.pt", weights_only=True)
+    saved = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert saved["driver"]["controller"]["horizon"] == 50
 
 
 @pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1.0])

@@ -169,7 +169,8 @@ def test_a_horizon_of_numpy_is_saved_as_plain_data(tmp_path):
         given.scheduler.load_state_dict(Loop(horizon=np.int64(200)).scheduler.state_dict())
         given.run(20)
         torch.save(given.scheduler.state_dict(), tmp_path / "state.pt")
-        torch.load(tmp_path / "state.pt", weights_only=True)
+        saved = torch.load(tmp_path / "state.pt", weights_only=True)
+        assert saved["controller"]["horizon"] == given.scheduler._driver.options.horizon
 
 
 def test_step_without_an_optimizer_step_is_an_error():

@@ -198,19 +198,20 @@ def vision_transformer(name: str = "vision transformer", known_horizon: bool = T
 
 def mixer_noisy_labels() -> Task:
     """A mixer, of whose labels 40% name the class after the right one; plain SGD."""
-    (images, labels), validation = digits()
+    data = digits()
+    labels = data.targets.train
     generator = fixed_draws("mixer noisy labels").generator
     flipped = torch.rand(len(labels), generator=generator) < 0.4
     labels = torch.where(flipped, (labels + 1) % CLASSES, labels)
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["sgd"])
-    data = Examples((images, labels), validation)
+    data = data.with_targets(labels)
     return own_task("mixer noisy labels", Mixer, cross_entropy, sgd, data, horizon=800)
 
 
 def variational_autoencoder() -> Task:
     """A variational autoencoder, Adam."""
-    (images, _), (held_out, _) = digits()
-    data = Examples((images,), (held_out,))
+    images = digits().inputs
+    data = Examples((images.train,), (images.validation,))
     adam = partial(torch.optim.Adam, lr=USUAL_LR["adam"])
     net = VariationalAutoencoder
     return own_task("variational autoencoder", net, negative_elbo, adam, data, horizon=800)
@@ -230,8 +231,8 @@ def diffusion() -> Task:
         signal = torch.cos(0.5 * math.pi * (levels + 0.5) / NOISE_LEVELS).unsqueeze(1)
         return signal * clean + (1.0 - signal.square()).sqrt() * noise, levels, noise
 
-    (images, _), (held_out, _) = digits()
-    data = Examples(noised(images, 4), noised(held_out, 2))
+    images = digits().inputs
+    data = Examples(noised(images.train, 4), noised(images.validation, 2))
     adamw = partial(torch.optim.AdamW, lr=USUAL_LR["adamw"])
     return own_task(
         "diffusion", Denoiser, noise_prediction, adamw, data, horizon=1000, batch_size=64
@@ -240,8 +241,9 @@ def diffusion() -> Task:
 
 def fine_tuned_digits() -> Task:
     """A pretrained encoder and a new head, on 160 labelled digits; momentum."""
-    (images, labels), validation = digits()
-    data = Examples((images[:LABELLED], labels[:LABELLED]), validation)
+    whole = digits()
+    few = tuple(part[:LABELLED] for part in whole.train)
+    data = Examples(few, whole.validation)
     sgd = partial(torch.optim.SGD, lr=USUAL_LR["momentum"], momentum=0.9)
     net = pretrained_classifier
     return own_task("fine-tuned encoder", net, cross_entropy, sgd, data, horizon=300, batch_size=16)

@@ -14,11 +14,32 @@ from torch import Tensor
 from lightning_dqnlr.tasks.sampling import Draws
 
 
+class Labelled(NamedTuple):
+    """Inputs and their targets; first dimension = examples."""
+
+    inputs: Tensor
+    targets: Tensor
+
+
 class Examples(NamedTuple):
     """Tuples (inputs, targets) for training and validation; first dimension = examples."""
 
     train: tuple[Tensor, ...]
     validation: tuple[Tensor, ...]
+
+    @property
+    def inputs(self) -> Parts:
+        """The inputs of both parts."""
+        return Parts(self.train[0], self.validation[0])
+
+    @property
+    def targets(self) -> Parts:
+        """The targets of both parts."""
+        return Parts(self.train[1], self.validation[1])
+
+    def with_targets(self, targets: Tensor) -> Examples:
+        """The same inputs, with other targets to train on."""
+        return self._replace(train=(self.inputs.train, targets))
 
     def scaled(self, factor: float) -> Examples:
         """Multiplies the inputs, not the targets."""

@@ -11,7 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_dqnlr.errors import needs_package
-from lightning_dqnlr.tasks.data.examples import Examples, Parts, multiple_of_eight, split_off
+from lightning_dqnlr.tasks.data.examples import (
+    Examples,
+    Labelled,
+    Parts,
+    multiple_of_eight,
+    split_off,
+)
 from lightning_dqnlr.tasks.sampling import Draws, Split
 
 PHOTOGRAPHS = 2
@@ -47,7 +53,7 @@ def patches(split: Split, size: int, examples: int, draws: Draws) -> Parts:
     Raises:
         MissingPackageError: scikit-learn or Pillow is not installed.
     """
-    return Parts(*(images for images, _ in _parts(split, size, examples, draws)))
+    return _parts(split, size, examples, draws).inputs
 
 
 def treated_patches(split: Split, size: int, examples: int, draws: Draws) -> Examples:
@@ -56,7 +62,8 @@ def treated_patches(split: Split, size: int, examples: int, draws: Draws) -> Exa
     Labels, int64 (N,), are the treatment in the order above, plus 4 for the second photograph. See
     `patches` for the shapes and for what is raised.
     """
-    return Examples(*(_treated(part, draws) for part in _parts(split, size, examples, draws)))
+    parts = _parts(split, size, examples, draws)
+    return Examples(*(tuple(_treated(Labelled(*part), draws)) for part in parts))
 
 
 def noisy_patches(split: Split, size: int, examples: int, noise: float, draws: Draws) -> Examples:
@@ -87,10 +94,11 @@ def _parts(split: Split, size: int, examples: int, draws: Draws) -> Examples:
     """Patches and the number of each patch's photograph."""
     columns = SPLIT_COLUMNS[split]
     train = _cut(examples, size, TRAIN_ROWS, columns, draws)
-    return Examples(train, _cut(examples // 4, size, VALIDATION_ROWS, columns, draws))
+    held_out = _cut(examples // 4, size, VALIDATION_ROWS, columns, draws)
+    return Examples(tuple(train), tuple(held_out))
 
 
-def _cut(count: int, size: int, rows: range, columns: range, draws: Draws) -> tuple[Tensor, Tensor]:
+def _cut(count: int, size: int, rows: range, columns: range, draws: Draws) -> Labelled:
     """Patches (count, 3, size, size) within rows and columns, and their photographs (count,)."""
     photographs = _photographs()
     which = torch.randint(PHOTOGRAPHS, (count,), generator=draws.generator)
@@ -100,14 +108,15 @@ def _cut(count: int, size: int, rows: range, columns: range, draws: Draws) -> tu
     )
     corners = zip(which.tolist(), tops.tolist(), lefts.tolist(), strict=True)
     cut = [photographs[k][:, top : top + size, left : left + size] for k, top, left in corners]
-    return torch.stack(cut), which
+    return Labelled(torch.stack(cut), which)
 
 
-def _treated(part: tuple[Tensor, ...], draws: Draws) -> tuple[Tensor, Tensor]:
-    images, photographs = part
+def _treated(part: Labelled, draws: Draws) -> Labelled:
+    images = part.inputs
     treatment = torch.randint(TREATMENTS, (len(images),), generator=draws.generator)
     along_x = F.avg_pool2d(images, (1, 3), 1, (0, 1), count_include_pad=False)
     along_y = F.avg_pool2d(images, (3, 1), 1, (1, 0), count_include_pad=False)
     noisy = images + NOISE * draws.normal(*images.shape)
     every = torch.stack([images, along_x, along_y, noisy])
-    return every[treatment, torch.arange(len(images))], TREATMENTS * photographs + treatment
+    treated = every[treatment, torch.arange(len(images))]
+    return Labelled(treated, TREATMENTS * part.targets + treatment)

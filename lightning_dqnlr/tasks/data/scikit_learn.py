@@ -4,10 +4,15 @@ from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from lightning_dqnlr.errors import needs_package
-from lightning_dqnlr.tasks.data.examples import Examples, multiple_of_eight, split_off, standardised
+from lightning_dqnlr.tasks.data.examples import (
+    Examples,
+    Labelled,
+    multiple_of_eight,
+    split_off,
+    standardised,
+)
 from lightning_dqnlr.tasks.sampling import Draws
 
 DIGITS_HELD_OUT = 360
@@ -17,21 +22,21 @@ TableName = Literal["breast_cancer", "wine", "iris", "diabetes"]
 TABLE_NAMES: tuple[TableName, ...] = get_args(TableName)
 
 
-def _load(tasks: str, name: str) -> tuple[Any, Any]:
-    """Features (N, columns) and targets (N,) of a data set, as NumPy arrays."""
+def _load(tasks: str, name: str) -> Any:
+    """A data set: `data` (N, columns) and `target` (N,), as NumPy arrays."""
     with needs_package(f"each {tasks} task", "scikit-learn", "train"):
         import sklearn.datasets
-    return getattr(sklearn.datasets, f"load_{name}")(return_X_y=True)
+    return getattr(sklearn.datasets, f"load_{name}")()
 
 
 @lru_cache(maxsize=1)
-def _shuffled_digits() -> tuple[Tensor, Tensor]:
-    inputs, labels = _load("digits", "digits")
+def _shuffled_digits() -> Labelled:
+    file = _load("digits", "digits")
     # The file is ordered by writer, so the fixed split must be shuffled.
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(file.target), generator=torch.Generator().manual_seed(0))
     # 0..16 is the file's range of grey values.
-    images = torch.tensor(inputs, dtype=torch.float32) / 16.0
-    return images[order], torch.tensor(labels, dtype=torch.int64)[order]
+    images = torch.tensor(file.data, dtype=torch.float32) / 16.0
+    return Labelled(images[order], torch.tensor(file.target, dtype=torch.int64)[order])
 
 
 def digits(scale: float = 1.0, shape: tuple[int, ...] = (64,)) -> Examples:
@@ -43,18 +48,19 @@ def digits(scale: float = 1.0, shape: tuple[int, ...] = (64,)) -> Examples:
     Raises:
         MissingPackageError: scikit-learn is not installed.
     """
-    images, labels = _shuffled_digits()
-    images = (images * scale).reshape(-1, *shape)
-    return split_off(len(labels) - DIGITS_HELD_OUT, images, labels.clone())
+    found = _shuffled_digits()
+    images = (found.inputs * scale).reshape(-1, *shape)
+    return split_off(len(images) - DIGITS_HELD_OUT, images, found.targets.clone())
 
 
 @lru_cache(maxsize=len(TABLE_NAMES))
-def _whole_table(name: TableName) -> tuple[Tensor, Tensor]:
-    features, targets = _load("table", name)
-    rows = torch.tensor(features, dtype=torch.float32)
+def _whole_table(name: TableName) -> Labelled:
+    file = _load("table", name)
+    rows = torch.tensor(file.data, dtype=torch.float32)
     if name == "diabetes":
-        return rows, standardised(torch.tensor(targets, dtype=torch.float32)).unsqueeze(1)
-    return rows, torch.tensor(targets, dtype=torch.int64)
+        values = standardised(torch.tensor(file.target, dtype=torch.float32))
+        return Labelled(rows, values.unsqueeze(1))
+    return Labelled(rows, torch.tensor(file.target, dtype=torch.int64))
 
 
 def table(name: TableName, draws: Draws) -> Examples:
@@ -71,7 +77,7 @@ def table(name: TableName, draws: Draws) -> Examples:
     Raises:
         MissingPackageError: scikit-learn is not installed.
     """
-    features, targets = _whole_table(name)
-    order = torch.randperm(len(features), generator=draws.generator)
-    cut = multiple_of_eight(len(features) * 4 // 5)
-    return split_off(cut, standardised(features)[order], targets[order])
+    whole = _whole_table(name)
+    order = torch.randperm(len(whole.inputs), generator=draws.generator)
+    cut = multiple_of_eight(len(order) * 4 // 5)
+    return split_off(cut, standardised(whole.inputs)[order], whole.targets[order])

@@ -138,8 +138,9 @@ def ratings(
     item = torch.multinomial(popularity, total, True, generator=draws.generator)
     user = torch.randint(users, (total,), generator=draws.generator)
     entries = matrix[user, item].unsqueeze(1)
-    (pairs, clean), held_out = split_off_a_fifth(torch.stack([user, item], 1), entries)
-    return Examples((pairs, clean + noise * draws.normal(*clean.shape)), held_out)
+    clean = split_off_a_fifth(torch.stack([user, item], 1), entries)
+    wanted = clean.targets.train
+    return clean.with_targets(wanted + noise * draws.normal(*wanted.shape))
 
 
 def documents(classes: int, vocabulary: int, length: int, examples: int, draws: Draws) -> Examples:

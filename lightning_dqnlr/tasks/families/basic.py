@@ -74,12 +74,12 @@ class DigitsMLPs(BundledTasks):
 
     def problem(self, split: Split, draws: Draws) -> Problem:
         data = digits(self.draw_input_scale(draws))
-        images, labels = data.train
+        labels = data.targets.train
         fraction = draws.chance(0.5) * draws.uniform(0.0, 0.2)
         if fraction:
             labels = corrupt_labels(labels, fraction, DIGITS_CLASSES, draws)
-        network = self.draw_mlp(images.shape[1], DIGITS_CLASSES, draws)
-        return supervised(network, "cross_entropy", data._replace(train=(images, labels)))
+        network = self.draw_mlp(data.inputs.train.shape[1], DIGITS_CLASSES, draws)
+        return supervised(network, "cross_entropy", data.with_targets(labels))
 
 
 class TeacherMLPs(BundledTasks):

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_dqnlr.tasks.data.examples import Examples, multiple_of_eight
+from lightning_dqnlr.tasks.data.examples import Examples, Labelled, multiple_of_eight
 from lightning_dqnlr.tasks.data.scikit_learn import DIGITS_CLASSES, digits
 from lightning_dqnlr.tasks.families.random_tasks import CNN_NORMS, BatchSizes, Problem, RandomTasks
 from lightning_dqnlr.tasks.modules import SupervisedBuilder, SupervisedModule
@@ -54,14 +54,14 @@ class PretrainedBuilder:
 
     @cached_property
     def _pretrained(self) -> dict[str, Tensor]:
-        inputs, labels = self.pretrain
+        shown = Labelled(*self.pretrain)
         with seeded_weights(self.task, PRETRAIN_SEED), torch.enable_grad():
             net = self.network.build().train()
             optimizer = torch.optim.Adam(net.parameters(), lr=PRETRAIN_LR)
             for _ in range(self.pretrain_steps):
-                chosen = torch.randint(len(inputs), (PRETRAIN_BATCH,))
+                chosen = torch.randint(len(shown.inputs), (PRETRAIN_BATCH,))
                 optimizer.zero_grad()
-                F.cross_entropy(net(inputs[chosen]), labels[chosen]).backward()
+                F.cross_entropy(net(shown.inputs[chosen]), shown.targets[chosen]).backward()
                 optimizer.step()
         return net.state_dict()
 
@@ -90,15 +90,15 @@ class FineTunedDigits(RandomTasks):
         builder = partial(
             PretrainedBuilder,
             network=network,
-            pretrain=_only(known, *data.train),
+            pretrain=tuple(_only(known, *data.train)),
             pretrain_steps=steps,
             head_scale=self.draw_initial_scale(draws),
         )
-        images, labels = _only(new, *data.train)
+        fresh = _only(new, *data.train)
         # Fine-tuning often has few examples.
-        count = multiple_of_eight(min(draws.log_integer(64, 1024), len(images)))
-        few = images[:count], labels[:count]
-        return Problem(builder, Examples(few, _only(new, *data.validation)))
+        count = multiple_of_eight(min(draws.log_integer(64, 1024), len(fresh.inputs)))
+        few = fresh.inputs[:count], fresh.targets[:count]
+        return Problem(builder, Examples(few, tuple(_only(new, *data.validation))))
 
     def _draw_network(self, convolutional: bool, outputs: int, draws: Draws) -> NetworkSpec:
         mlp = replace(self.draw_mlp(64, outputs, draws), initial_scale=1.0)
@@ -108,8 +108,8 @@ class FineTunedDigits(RandomTasks):
         return cnn if convolutional else mlp
 
 
-def _only(classes: Tensor, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _only(classes: Tensor, inputs: Tensor, labels: Tensor) -> Labelled:
     """The examples of the given classes, which are numbered anew in their order."""
     matches = labels.unsqueeze(1) == classes
     kept = matches.any(1)
-    return inputs[kept], matches[kept].int().argmax(1)
+    return Labelled(inputs[kept], matches[kept].int().argmax(1))

@@ -30,14 +30,14 @@ class TableMLPs(RandomTasks):
     def problem(self, split: Split, draws: Draws) -> Problem:
         which = draws.choice(TABLE_NAMES)
         data = table(which, draws)
-        inputs, targets = data.train
+        targets = data.targets.train
         regression = which == "diabetes"
         outputs = 1 if regression else int(targets.max()) + 1
         fraction = draws.chance(0.3) * draws.uniform(0.0, 0.2)
         if fraction and not regression:
             targets = corrupt_labels(targets, fraction, outputs, draws)
-        data = data._replace(train=(inputs, targets)).scaled(self.draw_input_scale(draws))
-        network = self.draw_mlp(inputs.shape[1], outputs, draws)
+        data = data.with_targets(targets).scaled(self.draw_input_scale(draws))
+        network = self.draw_mlp(data.inputs.train.shape[1], outputs, draws)
         loss = draws.choice(REGRESSIONS) if regression else "cross_entropy"
         return supervised(network, loss, data)
 
@@ -64,9 +64,8 @@ class SpoiltLabels(RandomTasks):
                 noise=0.0,
                 draws=draws,
             ).scaled(scale)
-        inputs, labels = data.train
-        train = self.spoil(inputs, labels, classes, draws)
-        network = self.draw_mlp(inputs.shape[1], classes, draws)
+        train = self.spoil(data.inputs.train, data.targets.train, classes, draws)
+        network = self.draw_mlp(data.inputs.train.shape[1], classes, draws)
         return supervised(network, "cross_entropy", data._replace(train=train))
 
 

@@ -6,7 +6,7 @@ is a loop here. Fused attention would run once per replica, so attention is a pr
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,13 @@ from torch import Tensor, nn
 from lightning_dqnlr.tasks.networks.mlp_cnn import MLPSpec, NetworkSpec
 
 Cell = Literal["gru", "lstm"]
+
+
+class _Carried(NamedTuple):
+    """What a step hands to the next, (N, H) each."""
+
+    state: Tensor
+    memory: Tensor
 
 
 class GatedLayer(nn.Module):
@@ -35,25 +42,28 @@ class GatedLayer(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         step = self._gru if self.cell == "gru" else self._lstm
-        state = memory = inputs.new_zeros(len(inputs), self.hidden)
+        zeros = inputs.new_zeros(len(inputs), self.hidden)
+        carried = _Carried(zeros, zeros)
         states = []
         for projected in self.from_input(inputs).unbind(1):
-            state, memory = step(projected, state, memory)
-            states.append(state)
+            carried = step(projected, carried)
+            states.append(carried.state)
         return torch.stack(states, 1)
 
-    def _gru(self, projected: Tensor, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def _gru(self, projected: Tensor, carried: _Carried) -> _Carried:
+        state = carried.state
         reset_x, update_x, new_x = projected.chunk(3, 1)
         reset_h, update_h, new_h = self.from_hidden(state).chunk(3, 1)
         update = torch.sigmoid(update_x + update_h)
         new = torch.tanh(new_x + torch.sigmoid(reset_x + reset_h) * new_h)
-        return new + update * (state - new), memory
+        return _Carried(new + update * (state - new), carried.memory)
 
-    def _lstm(self, projected: Tensor, state: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        write, forget, new, read = (projected + self.from_hidden(state)).chunk(4, 1)
-        kept = torch.sigmoid(forget) * memory
+    def _lstm(self, projected: Tensor, carried: _Carried) -> _Carried:
+        gates = projected + self.from_hidden(carried.state)
+        write, forget, new, read = gates.chunk(4, 1)
+        kept = torch.sigmoid(forget) * carried.memory
         memory = kept + torch.sigmoid(write) * torch.tanh(new)
-        return torch.sigmoid(read) * torch.tanh(memory), memory
+        return _Carried(torch.sigmoid(read) * torch.tanh(memory), memory)
 
 
 class LastStep(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lightning_dqnlr.bench.tasks.real.package_data import package_folder
 from lightning_dqnlr.bench.tasks.task import fixed_draws, mixed, own_task
-from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.tasks.data.examples import Examples, Labelled
 from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
 
@@ -172,7 +172,7 @@ def photographs(task: str) -> tuple[Tensor, ...]:
     return tuple(torch.tensor(image, dtype=torch.float32) / 255.0 for image in images)
 
 
-def cut_out(images: Sequence[Tensor], count: int, draws: Draws) -> tuple[Tensor, Tensor]:
+def cut_out(images: Sequence[Tensor], count: int, draws: Draws) -> Labelled:
     """Patches at random places; those on which there is nothing to be seen are drawn again.
 
     Returns:
@@ -189,7 +189,7 @@ def cut_out(images: Sequence[Tensor], count: int, draws: Draws) -> tuple[Tensor,
         if patch.std() > FLAT:
             cut.append(patch)
             owners.append(owner)
-    return torch.stack(cut).unsqueeze(1), torch.tensor(owners)
+    return Labelled(torch.stack(cut).unsqueeze(1), torch.tensor(owners))
 
 
 def patches(task: str) -> Examples:
@@ -199,7 +199,8 @@ def patches(task: str) -> Examples:
     cuts = [round((1 - HELD_OUT) * image.shape[1]) for image in whole]
     train = [image[:, :cut] for image, cut in zip(whole, cuts, strict=True)]
     held_out = [image[:, cut:] for image, cut in zip(whole, cuts, strict=True)]
-    return Examples(cut_out(train, PATCHES, draws), cut_out(held_out, HELD_OUT_PATCHES, draws))
+    own = cut_out(train, PATCHES, draws)
+    return Examples(tuple(own), tuple(cut_out(held_out, HELD_OUT_PATCHES, draws)))
 
 
 def resnet20() -> Task:
@@ -208,9 +209,10 @@ def resnet20() -> Task:
     Patches are standardised one by one, or their mean grey would tell.
     """
     parts = []
-    for images, labels in patches("ResNet-20"):
-        centred = images - images.mean((2, 3), True)
-        parts.append((centred / images.std((2, 3), keepdim=True), labels))
+    for part in patches("ResNet-20"):
+        cut = Labelled(*part)
+        centred = cut.inputs - cut.inputs.mean((2, 3), True)
+        parts.append((centred / cut.inputs.std((2, 3), keepdim=True), cut.targets))
     return own_task(
         "ResNet-20",
         partial(mixed, residual_network),
@@ -225,7 +227,7 @@ def resnet20() -> Task:
 def unet() -> Task:
     """Patches are freed of noise; Adam, batches of 32."""
     draws = fixed_draws("U-Net, noise")
-    parts = ((images, draws.normal(*images.shape)) for images, _ in patches("U-Net"))
+    parts = ((images, draws.normal(*images.shape)) for images in patches("U-Net").inputs)
     return own_task(
         "U-Net",
         partial(mixed, UNet),

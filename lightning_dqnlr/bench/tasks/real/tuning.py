@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from lightning_dqnlr.bench.tasks.real.text import CHARACTER_CONTEXT, GPT, PACKAGES, library_files
 from lightning_dqnlr.bench.tasks.task import cross_entropy, fixed_draws, own_task
-from lightning_dqnlr.tasks.data.examples import Examples
+from lightning_dqnlr.tasks.data.examples import Examples, Labelled
 from lightning_dqnlr.tasks.data.text import encode, windows
 from lightning_dqnlr.tasks.sampling import Draws
 from lightning_dqnlr.tasks.task import Task
@@ -98,7 +98,7 @@ def adapted() -> nn.Module:
     return net
 
 
-def pieces_of(files: Iterable[Path], count: int, draws: Draws) -> tuple[Tensor, Tensor]:
+def pieces_of(files: Iterable[Path], count: int, draws: Draws) -> Labelled:
     """Pieces of source at random places, int64 (count, T), and the numbers of their packages."""
     codes = []
     labels = []
@@ -109,7 +109,7 @@ def pieces_of(files: Iterable[Path], count: int, draws: Draws) -> tuple[Tensor, 
         labels.append(torch.full_like(text, package))
     both = torch.stack([torch.cat(codes), torch.cat(labels)], 1)
     cut = windows(both, CHARACTER_CONTEXT, count, draws)
-    return cut[:, :, 0], cut[:, 0, 1]
+    return Labelled(cut[:, :, 0], cut[:, 0, 1])
 
 
 def packages(task: str) -> Examples:
@@ -120,11 +120,12 @@ def packages(task: str) -> Examples:
     draws = fixed_draws(task)
     files = library_files(PACKAGES, task)
     train = pieces_of((path for place, path in enumerate(files) if place % 10), PIECES, draws)
-    codes, labels = pieces_of(files[::10], 2 * HELD_OUT_PIECES, draws)
-    known = set(map(tuple, train[0].tolist()))
-    fresh = [place for place, piece in enumerate(codes.tolist()) if tuple(piece) not in known]
+    others = pieces_of(files[::10], 2 * HELD_OUT_PIECES, draws)
+    known = set(map(tuple, train.inputs.tolist()))
+    pieces = enumerate(others.inputs.tolist())
+    fresh = [place for place, piece in pieces if tuple(piece) not in known]
     held_out = torch.tensor(fresh[:HELD_OUT_PIECES])
-    return Examples(train, (codes[held_out], labels[held_out]))
+    return Examples(tuple(train), tuple(part[held_out] for part in others))
 
 
 # Batches of 32 and clipped gradients, of both.
