@@ -1,9 +1,8 @@
 """`LRController`: telemetry -> observation, action -> learning rate. It never chooses actions.
 
-The caller puts a policy between `observe` and `apply`. A Trainer, R exploring
-replicas, a Gymnasium agent and scripted baselines therefore run through the same code. It works
-elementwise over leading dimensions. What the policy met in meta-training is what it
-meets in a user's run.
+The caller puts a policy between `observe` and `apply`. A Trainer, R exploring replicas, a Gymnasium
+agent and scripted baselines therefore run through the same code. It works elementwise over leading
+dimensions. What the policy met in meta-training is what it meets in a user's run.
 
 The learning rate is `scale * decay(progress)`. The decay falls to zero at the end when the horizon
 is known; it is 1 when the horizon is unknown. The actions multiply the scale. The scale starts

@@ -30,7 +30,7 @@ class Control(Protocol):
 
 
 class RunEnding:
-    """Lets the rate fall to zero once validation has ended to improve.
+    """Lets the rate fall to zero once validation has stopped improving.
 
     Where EarlyStopping would stop, the decay begins, from the best weights so far. It takes the
     share of the steps so far that the policy's own decay would:

@@ -15,9 +15,7 @@ from torch import nn
 from lightning_dqnlr.errors import UnsupportedTrainingError
 
 # Lightning has it from 2.6 on.
-_WEIGHT_AVERAGING: list[type] = [
-    getattr(callbacks, name) for name in ("WeightAveraging",) if hasattr(callbacks, name)
-]
+_WEIGHT_AVERAGING = [callbacks.WeightAveraging] if hasattr(callbacks, "WeightAveraging") else []
 
 
 def is_a(thing: object, *classes: type) -> bool:
