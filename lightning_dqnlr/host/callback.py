@@ -42,7 +42,6 @@ from lightning_dqnlr.host.trace import plot_trace, save_trace
 from lightning_dqnlr.host.trainer_queries import (
     check_strategy,
     check_training,
-    ends_epoch,
     saves_within_epochs,
 )
 from lightning_dqnlr.host.validation import judged_by, watch_of
@@ -259,6 +258,8 @@ class DQNLRCallback(Callback, _OlderCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             check_strategy(trainer)
+            # Ahead of all others, so that none of them sees a ruined model in a hook before ours.
+            trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]
         if stage == "fit" and self._stale:
             self._control = None
             self._resume = {}
@@ -326,7 +327,7 @@ class DQNLRCallback(Callback, _OlderCallback):
         self._logged_step = trainer.global_step
         if self._ending is not None:
             self._ending.end_batch()
-        if saves_within_epochs(trainer) or ends_epoch(trainer):
+        if saves_within_epochs(trainer):
             self._secure()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -92,15 +92,6 @@ def saves_within_epochs(trainer: Trainer) -> bool:
     return False
 
 
-def ends_epoch(trainer: Trainer) -> bool:
-    """Whether the batch that just ended is the last of its epoch.
-
-    Callbacks that stand before ours in the list are then told of the epoch's end before ours is.
-    """
-    last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-    return last or 0 <= trainer.max_steps <= trainer.global_step
-
-
 def horizon_of(trainer: Trainer, first_step: int) -> int | None:
     """Optimizer steps from `first_step` to the run's end; None if the end is unknown."""
     steps = _within_max_steps(trainer, _steps_of_epochs(trainer, 0))

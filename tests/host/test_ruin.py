@@ -92,19 +92,19 @@ def test_neither_the_losses_nor_the_probe_show_the_ruin_of_these_tests(tmp_path)
     assert probe.read_parameters(parameters).isfinite().all()
 
 
-@pytest.mark.parametrize("moment", ["on_train_epoch_end", "on_train_end"])
+@pytest.mark.parametrize("moment", ["on_validation_start", "on_train_epoch_end", "on_train_end"])
 @pytest.mark.parametrize("first", [True, False])
 def test_other_callbacks_see_finite_weights_when_the_last_update_has_ruined_them(
     tmp_path, moment, first
 ):
-    """Decoy: a callback may stand before ours in the list; Lightning asks it first."""
+    """Decoy: a callback that stands before ours in the list."""
     onlooker = Onlooker(moment)
-    module = Ruined(ruined=(LAST,))
+    module = Validated(ruined=(LAST,))
     control = DQNLRCallback(constant_policy(KEEP), horizon=30_000)
     callbacks = [onlooker, control] if first else [control, onlooker]
-    limits = {"max_epochs": 1, "limit_train_batches": LAST}
+    limits = {"max_epochs": 1, "limit_train_batches": LAST, "num_sanity_val_steps": 0}
     run = trainer(callbacks[0], tmp_path, more_callbacks=callbacks[1:], **limits)
-    run.fit(module, loader())
+    run.fit(module, loader(), loader())
     assert onlooker.seen == [True]
     assert finite(module)
 
