@@ -173,6 +173,10 @@ class DQNLRCallback(Callback, _OlderCallback):
             raise ConfigurationError("mode='max' needs monitor, the metric that is to rise.")
         check_scaling(on_scheduler, self.options)
         self.memory = as_memory(memory)
+        if memory is not None and on_scheduler == "scale":
+            raise ConfigurationError(
+                "memory: with on_scheduler='scale' the scheduler has the rate; leave memory out."
+            )
         self._logs = log  # Lightning puts its own `log` on callbacks
         self._control: AutomaticControl | ManualControl | None = None  # of the run
         self._ending: RunEnding | None = None

@@ -139,8 +139,9 @@ class DecisionLog:
     def _choice(self, made: AppliedDecision) -> str:
         if self._news not in (0, KEPT):
             return ""
-        if self._controller.holds_peak:
-            return f"memory: holds {float(self._controller.peak):.3g}"
+        peak = self._controller.peak
+        if peak is not None and self._controller.holds_peak:
+            return f"memory: holds {float(peak):.3g}"
         multiplier = self._multipliers[made.action]
         q_values = made.q_values.tolist()
         if made.action != int(made.q_values.argmax()):
