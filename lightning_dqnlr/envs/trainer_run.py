@@ -126,7 +126,7 @@ class Conditions(Callback):
         self._terms = terms
 
     # Before the callback looks at the optimizer: the learning rate a user would have set.
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(trainer.optimizers) > 1:
             raise UnsupportedTrainingError(
                 f"{type(pl_module).__name__} has {len(trainer.optimizers)} optimizers; a policy "
