@@ -15,6 +15,8 @@ from lightning_dqnlr.host.time_limit import TimeLimit
 from lightning_dqnlr.host.validation import LossWatch, ValidationWatch
 
 OnEarlyStop = Literal["anneal", "stop"]
+# Of the steps so far. The policy's own decay takes 3/7, and brings nothing more after a patience.
+_SHARE = 0.25
 _LOGGER = logging.getLogger("lightning_dqnlr")
 
 
@@ -32,12 +34,9 @@ class Control(Protocol):
 class RunEnding:
     """Lets the rate fall to zero once validation has stopped improving.
 
-    Where EarlyStopping would stop, the decay begins, from the best weights so far. It takes the
-    share of the steps so far that the policy's own decay would:
-
-        steps of the decay = steps so far * decay_share / (1 - decay_share)
-
-    rounded up to whole epochs, and no more than `max_epochs` leaves. Then training stops. A metric
+    Where EarlyStopping would stop, the decay begins, from the best weights so far. It takes a
+    quarter of the steps so far, rounded up to whole epochs, and no more than `max_epochs` leaves.
+    Then training stops. A metric
     that nobody stops for (of ModelCheckpoint, or named by the user) begins the decay as well, and
     training goes on to its end. So does a training loss that has stopped falling, in a run that
     nothing else ends.
@@ -198,8 +197,7 @@ class RunEnding:
     def _steps_left(self, driver: OptimizerDriver, done: int) -> int:
         """Steps of the Trainer that the decay takes, a built-in one's rest if that has begun."""
         controller = driver.controller
-        share = controller.spec.decay_share
-        wanted = self._whole_epochs(math.ceil(done * share / (1 - share)))
+        wanted = self._whole_epochs(math.ceil(done * _SHARE))
         if controller.horizon is None:
             return wanted
         to_the_end = math.ceil((controller.horizon - driver.now) * done / max(1, driver.now))

@@ -107,11 +107,11 @@ def test_the_rate_falls_to_zero_before_early_stopping_stops(ours_first, per_epoc
     watcher, stop = Watcher(), stopping(check_on_train_epoch_end=per_epoch)
     both = [keeping(), stop]
     trainer = fit(TURNS, *(both if ours_first else both[::-1]), watcher)
-    # 42 steps, and 3/7 of them to come down in.
-    assert trainer.global_step == 42 + 18
+    # 42 steps, and a quarter of them to come down in, in whole epochs.
+    assert trainer.global_step == 42 + 12
     assert watcher.rates[-1] < 0.2 * watcher.rates[42]
     assert watcher.rates[42:] == sorted(watcher.rates[42:], reverse=True)
-    assert stop.stopped_epoch == 9
+    assert stop.stopped_epoch == 8
     assert stop.patience == 3
 
 
@@ -129,9 +129,9 @@ def test_the_decay_begins_from_the_best_weights_and_ends_with_them():
 
 def test_better_weights_found_on_the_way_down_are_the_last_ones():
     watcher = Watcher()
-    trainer = fit([*TURNS[:7], 4, 3, 3.5], DQNLRCallback(), stopping(), watcher)
-    assert len(watcher.weights) == 10
-    assert torch.equal(trainer.lightning_module.net.weight, watcher.weights[8])
+    trainer = fit([*TURNS[:7], 3, 3.5], DQNLRCallback(), stopping(), watcher)
+    assert len(watcher.weights) == 9
+    assert torch.equal(trainer.lightning_module.net.weight, watcher.weights[7])
 
 
 def test_a_user_may_have_early_stopping_stop_at_once():
@@ -162,11 +162,11 @@ def test_thresholds_and_metrics_that_are_not_finite_still_stop_at_once():
 
 def test_min_epochs_puts_the_end_off():
     trainer = fit(TURNS, DQNLRCallback(), stopping(), min_epochs=12)
-    assert trainer.global_step == 72 + 36  # 3/7 of 72 in whole epochs
+    assert trainer.global_step == 72 + 18  # a quarter
 
 
 def test_validations_within_an_epoch_end_the_run_with_an_epoch():
-    # The seventh check is in the middle of the fourth epoch; 3/7 of 21 steps are 9.
+    # The seventh check is in the middle of the fourth epoch; a quarter of 21 steps is 6.
     assert fit(TURNS, keeping(), stopping(), val_check_interval=0.5).global_step == 30
 
 
@@ -194,17 +194,17 @@ def test_early_stopping_on_a_training_metric_comes_down_too():
         limit_val_batches=0,
     )
     trainer.fit(Training(TURNS), loader())
-    assert trainer.global_step == 60
+    assert trainer.global_step == 54
 
 
 def test_every_optimizer_of_a_manual_loop_comes_down():
     callback = DQNLRCallback()
     trainer = fit(TURNS, callback, stopping(), optimizers=2)
     # Each of both has made 42 steps by then; whole epochs are not waited for in such a loop.
-    assert trainer.global_step == 2 * (42 + 18)
+    assert trainer.global_step == 2 * (42 + 11)
     for controller in callback.controllers:
         assert controller.falling
-        assert controller.horizon == 60
+        assert controller.horizon == 52
 
 
 def test_checkpoints_keep_the_users_patience_and_a_resumed_run_ends_at_the_same_step(tmp_path):
@@ -213,7 +213,7 @@ def test_checkpoints_keep_the_users_patience_and_a_resumed_run_ends_at_the_same_
 
     whole = Watcher()
     fit(TURNS, DQNLRCallback(), stopping(), saver(), whole, folder=tmp_path)
-    for epoch in (5, 8):  # before the decay, and in it
+    for epoch in (5, 7):  # before the decay, and in it
         saved = tmp_path / f"epoch={epoch}.ckpt"
         state = torch.load(saved, weights_only=True)["callbacks"]
         (patience,) = (v["patience"] for k, v in state.items() if k.startswith("EarlyStopping"))
@@ -221,8 +221,8 @@ def test_checkpoints_keep_the_users_patience_and_a_resumed_run_ends_at_the_same_
         rest = Watcher()
         scores = TURNS[epoch + 1 :] or [6]
         trainer = fit(scores, DQNLRCallback(), stopping(), rest, ckpt_path=saved)
-        assert trainer.global_step == 60
-        if epoch == 8:
+        assert trainer.global_step == 54
+        if epoch == 7:
             assert rest.rates == whole.rates[-len(rest.rates) :]
 
 
