@@ -14,22 +14,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from lightning_dqnlr.bench.methods.plan import Plan, Setting
 from lightning_dqnlr.bench.methods.policies import LearnedPolicy
-from lightning_dqnlr.bench.report.comparison import SUBJECT, Comparison
-from lightning_dqnlr.bench.report.content import Table
-from lightning_dqnlr.bench.runs.archive import Archive
-from lightning_dqnlr.bench.runs.record import TRAIN, VALIDATION, Record, RunKey
+from lightning_dqnlr.bench.runs.record import RunKey
 from lightning_dqnlr.bench.runs.run import PlannedRun
 from lightning_dqnlr.bench.tasks import TASKS
 from lightning_dqnlr.bench.tasks.task import APART
@@ -37,7 +31,6 @@ from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.trainer_run import Conditions
 from lightning_dqnlr.host.callback import DQNLRCallback
 from lightning_dqnlr.memory.folder import Memory
-from lightning_dqnlr.scoring.statistics import interquartile_mean
 
 CHAINS = 5
 COUNTS = (1, 2, 3, 5)

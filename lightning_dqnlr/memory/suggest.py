@@ -128,24 +128,45 @@ def _points(
 
 def _levels(runs: Sequence[RememberedRun]) -> list[float]:
     """Of each run what is to be lowered: the log of its metric, as a rule."""
-    values = [run.value for run in runs if run.ended != "diverged" and run.value is not None]
+    values = _values(runs)
     if not values:
         return [0.0 for _ in runs]
-    level = _levelled(values, runs[0].mode)
-    worst = max(level(value) for value in values) + _DIVERGED
+    scale = _scale(values, runs[0].mode)
+    worst = max(scale.level(value) for value in values) + _DIVERGED
     return [
-        worst if run.ended == "diverged" or run.value is None else level(run.value) for run in runs
+        worst if run.ended == "diverged" or run.value is None else scale.level(run.value)
+        for run in runs
     ]
 
 
-def _levelled(values: Sequence[float], mode: Mode) -> Callable[[float], float]:
+def metric_of(runs: Sequence[RememberedRun]) -> Callable[[float], float]:
+    """Maps a level of the fit back to the metric of these runs of one model, for pictures.
+
+    Example:
+        metric = metric_of(suggestion.runs)
+        metric(float(suggestion.fit.mean[0]))
+    """
+    return _scale(_values(runs), runs[0].mode).metric
+
+
+def _values(runs: Sequence[RememberedRun]) -> list[float]:
+    return [run.value for run in runs if run.ended != "diverged" and run.value is not None]
+
+
+class _Scale(NamedTuple):
+    """How a metric becomes a level, and back."""
+
+    level: Callable[[float], float]
+    metric: Callable[[float], float]
+
+
+def _scale(values: Sequence[float], mode: Mode) -> _Scale:
     if mode == "min" and min(values) > 0:
-        return math.log
+        return _Scale(math.log, math.exp)
     if mode == "max" and all(0 <= value < 1 for value in values):  # a share: what it lacks of 1
-        return lambda value: math.log(1 - value)
-    sign = 1 if mode == "min" else -1
-    size = max(abs(value) for value in values) or 1.0
-    return lambda value: sign * value / size
+        return _Scale(lambda value: math.log(1 - value), lambda level: 1 - math.exp(level))
+    size = (max(abs(value) for value in values) or 1.0) * (1 if mode == "min" else -1)
+    return _Scale(lambda value: value / size, lambda level: level * size)
 
 
 def _log_error(run: RememberedRun) -> float:
