@@ -22,11 +22,11 @@ from torch import Tensor
 
 _LOWEST, _HIGHEST = -3.0, 3.0  # x that is tried
 _STEP = 0.25  # between candidates
-_LEVEL = 100.0  # standard deviation of a model's own level: nothing is known
+_LEVEL = 30.0  # standard deviation of a model's own level: nothing is known
 _SPREAD, _LENGTH, _NOISE = 0.1, 1.5, 0.15  # s, l and a run's own noise, in log loss
 _WIDTH_LENGTH, _BATCH_LENGTH = 2.0, 2.0  # in log2
 _OPTIMUM, _CURVATURE = 0.4, 0.02  # m(x) = curvature * (x - optimum)^2
-_SETTLED = 0.004  # an expected improvement that is not worth a run
+_SETTLED = 0.01  # an expected improvement that is not worth a run
 
 
 class Point(NamedTuple):
@@ -127,7 +127,7 @@ class _Columns(NamedTuple):
     @classmethod
     def of(cls, points: Sequence[Point]) -> _Columns:
         names = cls._fields
-        return cls(*(torch.tensor([getattr(p, n) for p in points]).double() for n in names))
+        return cls(*(torch.tensor([getattr(p, n) for p in points], dtype=torch.float64) for n in names))
 
 
 def _mean(x: Tensor) -> Tensor:

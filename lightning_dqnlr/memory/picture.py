@@ -31,6 +31,8 @@ def draw_runs(axes: Any, suggestion: Suggestion) -> None:
     if not runs or suggestion.reference is None:
         axes.text(0.5, 0.5, "no run yet", ha="center", va="center", transform=axes.transAxes)
         return
+    from matplotlib.ticker import NullFormatter  # there are axes, so there is matplotlib
+
     _draw_fit(axes, suggestion, runs)
     for number, run in enumerate(runs, start=1):
         rate = run.upper_quartile if run.held is None else run.held
@@ -40,6 +42,8 @@ def draw_runs(axes: Any, suggestion: Suggestion) -> None:
         label = f"next: {suggestion.held:.2g} ({suggestion.why})"
         axes.axvline(suggestion.held, color=_NEXT, linestyle="--", linewidth=1.2, label=label)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("learning rate held (first run: typical rate of the policy)")
     axes.set_ylabel(runs[0].metric)
     axes.grid(True, which="major", color="0.9", linewidth=0.8)
