@@ -62,6 +62,12 @@ finally:
     rank_zero_module.log = _messages
 
 _LOGGER = logging.getLogger("lightning_dqnlr")
+_CHOICES = {
+    "on_scheduler": OnScheduler,
+    "on_early_stop": OnEarlyStop,
+    "mode": Mode,
+    "validate_mode": Mode,
+}
 
 
 class DQNLRCallback(Callback, _OlderCallback):
@@ -114,7 +120,7 @@ class DQNLRCallback(Callback, _OlderCallback):
 
     Raises:
         ConfigurationError: for an argument out of range, or with one that "scale" leaves to the
-            scheduler (`start="auto"`, `min_lr`, `max_lr`).
+            scheduler (`start="auto"`, `min_lr`, `max_lr`, `memory`).
         PolicyFileError: if the policy cannot be read.
         UnsupportedTrainingError: before the first step, without an optimizer, beside SWA, and
             under FSDPStrategy and DeepSpeed (ModelParallelStrategy is supported). After the second
@@ -162,21 +168,15 @@ class DQNLRCallback(Callback, _OlderCallback):
         self.monitor = monitor
         self.mode = mode
         self.on_scheduler = on_scheduler
-        check_choice("on_scheduler", on_scheduler, get_args(OnScheduler))
         self.on_early_stop = on_early_stop
         self.validate = validate
         self.validate_mode = validate_mode
-        check_choice("on_early_stop", on_early_stop, get_args(OnEarlyStop))
-        check_choice("mode", mode, get_args(Mode))
-        check_choice("validate_mode", validate_mode, get_args(Mode))
+        for name, kind in _CHOICES.items():
+            check_choice(name, getattr(self, name), get_args(kind))
         if mode == "max" and monitor is None:
             raise ConfigurationError("mode='max' needs monitor, the metric that is to rise.")
-        check_scaling(on_scheduler, self.options)
+        check_scaling(on_scheduler, self.options, remembers=memory is not None)
         self.memory = as_memory(memory)
-        if memory is not None and on_scheduler == "scale":
-            raise ConfigurationError(
-                "memory: with on_scheduler='scale' the scheduler has the rate; leave memory out."
-            )
         self._logs = log  # Lightning puts its own `log` on callbacks
         self._control: AutomaticControl | ManualControl | None = None  # of the run
         self._ending: RunEnding | None = None

@@ -6,9 +6,10 @@ A run that holds 2^x times the policy's own rate ends with a log loss of y. For 
 
 with a level c of the model's own, of which nothing is assumed. The mean m and the constants were
 measured on validation tasks (docs/memory.md). Runs of the same structure at another width or batch
-size take part with a kernel that falls with the distance in log2 width and log2 batch. This is
-Gaussian process regression (Rasmussen and Williams 2006, chapter 2) with expected improvement
-(Jones et al. 1998) as the criterion.
+size take part. Their kernel falls with the distance in log2 width and log2 batch.
+
+This is Gaussian process regression (Rasmussen and Williams 2006, chapter 2). The criterion is
+expected improvement (Jones et al. 1998).
 """
 
 from __future__ import annotations

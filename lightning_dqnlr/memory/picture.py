@@ -31,7 +31,7 @@ def draw_runs(axes: Any, suggestion: Suggestion) -> None:
     if not runs or suggestion.reference is None:
         axes.text(0.5, 0.5, "no run yet", ha="center", va="center", transform=axes.transAxes)
         return
-    from matplotlib.ticker import NullFormatter  # there are axes, so there is matplotlib
+    from matplotlib.ticker import LogLocator, NullFormatter  # there are axes, so there is matplotlib
 
     _draw_fit(axes, suggestion, runs)
     for number, run in enumerate(runs, start=1):
@@ -42,6 +42,7 @@ def draw_runs(axes: Any, suggestion: Suggestion) -> None:
         label = f"next: {suggestion.held:.2g} ({suggestion.why})"
         axes.axvline(suggestion.held, color=_NEXT, linestyle="--", linewidth=1.2, label=label)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("learning rate held (first run: typical rate of the policy)")

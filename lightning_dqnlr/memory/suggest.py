@@ -17,6 +17,9 @@ _DIVERGED = 1.0  # log loss above the worst run of the same model
 class Suggestion(NamedTuple):
     """The learning rate of the next run.
 
+    Example:
+        suggest(runs, model, "val_loss").why
+
     Attributes:
         held: that the run is to hold; None for the policy's own rates.
         why: the reason, in words.

@@ -142,5 +142,5 @@ def test_names_keep_models_apart(tmp_path):
 
 
 def test_what_cannot_be_remembered_is_refused_before_training(tmp_path):
-    with pytest.raises(ConfigurationError, match="memory: with on_scheduler"):
+    with pytest.raises(ConfigurationError, match="memory: on_scheduler"):
         DQNLRCallback(memory=tmp_path, on_scheduler="scale", start="optimizer")
