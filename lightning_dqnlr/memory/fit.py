@@ -128,7 +128,9 @@ class _Columns(NamedTuple):
     @classmethod
     def of(cls, points: Sequence[Point]) -> _Columns:
         names = cls._fields
-        return cls(*(torch.tensor([getattr(p, n) for p in points], dtype=torch.float64) for n in names))
+        return cls(
+            *(torch.tensor([getattr(p, n) for p in points], dtype=torch.float64) for n in names)
+        )
 
 
 def _mean(x: Tensor) -> Tensor:

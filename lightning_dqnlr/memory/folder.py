@@ -22,8 +22,7 @@ class Memory:
     """The runs that a folder remembers.
 
     Every run is a file of its own, written whole or not at all. So any number of processes may add
-    runs at once, two folders are merged by copying files, and a run is forgotten by deleting its
-    file.
+    runs at once. Two folders are merged by copying files, and a run is forgotten by deleting one.
 
     Args:
         folder: made with the first run.

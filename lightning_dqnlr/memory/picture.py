@@ -31,7 +31,10 @@ def draw_runs(axes: Any, suggestion: Suggestion) -> None:
     if not runs or suggestion.reference is None:
         axes.text(0.5, 0.5, "no run yet", ha="center", va="center", transform=axes.transAxes)
         return
-    from matplotlib.ticker import LogLocator, NullFormatter  # there are axes, so there is matplotlib
+    from matplotlib.ticker import (
+        LogLocator,
+        NullFormatter,
+    )  # there are axes, so there is matplotlib
 
     _draw_fit(axes, suggestion, runs)
     for number, run in enumerate(runs, start=1):

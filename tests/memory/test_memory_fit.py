@@ -41,7 +41,9 @@ def test_mean_and_deviation_are_those_of_the_joint_normal_distribution():
     rest = torch.tensor([p.y - prior(p.x) for p in POINTS], dtype=torch.float64)
     mean = prior(star.x) - (precision[-1, :-1] @ rest) / precision[-1, -1]
     assert float(found.mean[index]) == pytest.approx(float(mean), abs=1e-5)
-    assert float(found.deviation[index]) == pytest.approx(float(precision[-1, -1] ** -0.5), abs=1e-5)
+    assert float(found.deviation[index]) == pytest.approx(
+        float(precision[-1, -1] ** -0.5), abs=1e-5
+    )
 
 
 def test_the_improvement_is_that_of_many_draws():
