@@ -263,7 +263,8 @@ class DQNLRCallback(Callback, _OlderCallback):
         if stage == "fit":
             check_strategy(trainer)
             # Ahead of all others, so that none of them sees a ruined model in a hook before ours.
-            trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]
+            others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
+            trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
         if stage == "fit" and self._stale:
             self._control = None
             self._resume = {}
