@@ -4,7 +4,7 @@
     python benchmarks/pictures.py mistuning    # one of them
 
 `mistuning` is what a wrong learning rate costs. It takes the records that ship with the repository.
-`floors` takes the contract of `lint-imports`.
+`floors` takes the contract of `lint-imports`. `memory` is five runs of the same network.
 `run` and `blow_up` are runs of the network of `dqnlr demo`.
 """
 
@@ -34,7 +34,10 @@ from lightning_dqnlr.bench.runs.archive import Archive, Store
 from lightning_dqnlr.bench.runs.suite import plan
 from lightning_dqnlr.bench.tasks import TASKS
 from lightning_dqnlr.cli.demo import Demo, NextCharacter
+from lightning_dqnlr.cli.memory import models_of
 from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.memory.folder import Memory
+from lightning_dqnlr.memory.picture import draw_runs
 
 ROOT = Path(__file__).parents[1]
 OURS, THEIRS, PLAIN = "#d55e00", "#0072b2", "#8a8a8a"
@@ -152,6 +155,22 @@ def blow_up():
     return picture("blow_up", "A blow-up, undone and not.", draw, width=7.4, height=4.4)
 
 
+def memory():
+    """Five runs of one model with a memory, and the next one that it proposes."""
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(5):
+            callback = DQNLRCallback(memory=folder, validate="val_loss")
+            Demo(600, seed).run(partial(NextCharacter, 1e-3), callback)
+        ((_, _, suggestion),) = models_of(Memory(folder))
+
+    def draw(figure):
+        axes = figure.subplots()
+        draw_runs(axes, suggestion)
+        axes.set_ylabel("best validation loss")
+
+    return picture("memory", "Five runs that remember, and the next.", draw, width=7.4, height=3.8)
+
+
 def floors():
     """The rooms by floor, as the contract of `lint-imports` in pyproject.toml has them."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
@@ -183,6 +202,7 @@ PICTURES = {
     "mistuning": (mistuning, "docs/mistuning.svg"),
     "run": (run, "docs/pictures/run.svg"),
     "blow_up": (blow_up, "docs/pictures/blow-up.svg"),
+    "memory": (memory, "docs/pictures/memory.svg"),
 }
 
 

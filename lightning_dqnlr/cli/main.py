@@ -34,6 +34,9 @@ SUBCOMMANDS = {
     "promote": Subcommand(
         "lightning_dqnlr.cli.policies:promote", "compare policies on fresh tasks, copy the best"
     ),
+    "memory": Subcommand(
+        "lightning_dqnlr.cli.memory:memory", "what earlier runs of your models were, and the next"
+    ),
     "bench": Subcommand(
         "lightning_dqnlr.cli.bench:bench",
         "compare with other methods (suite=mine: on your own LightningModule)",

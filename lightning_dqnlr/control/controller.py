@@ -52,6 +52,8 @@ _COUNTERS = ("step", "decisions", "interval")
 _AT_REST = 1e-6  # of the scale
 _DROPS = 0.7  # decay per decision of what was gained and what was forecast
 
+_START = 8  # decisions that are the policy's in any case
+
 
 class Decision(NamedTuple):
     """What `observe` returns, all of leading shape `lead`.
@@ -85,6 +87,8 @@ class LRController:
         start_multiplier: what a safe start is multiplied by, of shape `lead` or a number; for
             exploration from elsewhere.
         trials: of higher rates; None where the specification has none.
+        peak: learning rate that a run under way holds until it decays, of shape `lead`; None to
+            leave it to the policy. The start stays the policy's, and the circuit breaker cuts.
 
     Raises:
         ConfigurationError: for a non-positive horizon or bound, or min_lr > max_lr.
@@ -122,6 +126,7 @@ class LRController:
         self._steps = 1  # of the interval that ended last
         self.lr = torch.zeros(lead, device=device)
         self.start_multiplier: Tensor | float = 1.0
+        self.peak: Tensor | None = None
         self._falls_from: int | None = None  # the step that `come_down` was called at
         self._rescale = False
         self._settled = False  # whether the start and what the run is measured by are fixed
@@ -200,6 +205,8 @@ class LRController:
         """
         h = self.history
         change = self.spec.actions.log_multiplier(action)
+        if self.holds_peak:
+            change = self._towards_peak()
         # Right after a restore a raise would undo the cut.
         change = torch.where(h.since_trip < 2, change.clamp_max(0.0), change)
         if not self.may_cut:
@@ -210,7 +217,7 @@ class LRController:
             change = torch.where(h.stalled > 0, self._stalled_change(), change)
         allowed = torch.minimum(self._allowed_log_scale(), torch.maximum(h.ceiling, h.log_scale))
         floor = h.peak_log_scale + math.log(self.spec.scale_floor)
-        if self.trials is not None:
+        if self.trials is not None and not self.holds_peak:
             change = self._try(self.trials, action, change, allowed)
             floor = torch.maximum(floor, self.trials.floor)
         log_scale = torch.maximum(h.log_scale + change, torch.minimum(floor, h.log_scale))
@@ -225,7 +232,7 @@ class LRController:
 
     def taken(self, action: Tensor) -> Tensor:
         """What the last decision did of what it was told: the same, or an action of a trial."""
-        return action if self.trials is None else self.trials.action
+        return action if self.trials is None or self.holds_peak else self.trials.action
 
     def alarm_level(self, restored: Tensor | None = None) -> Tensor:
         """The loss, shape `lead`, above which a step is plainly ruined; infinite at first.
@@ -276,6 +283,18 @@ class LRController:
         if self._falls_from is not None:
             return self.spec.cuts_in_decay
         return self.spec.may_cut(self.step, self.interval, self.horizon)
+
+    @property
+    def holds_peak(self) -> bool:
+        """Whether decisions are for `peak`, and no longer the policy's."""
+        return self.peak is not None and self.decisions > _START
+
+    def _towards_peak(self) -> Tensor:
+        """The change of the scale that goes to the peak, as fast as an action may."""
+        assert self.peak is not None
+        extremes = [math.log(m) for m in self.spec.actions.multipliers]
+        missing = self.peak.clamp_min(_TINY).log() - self.history.log_scale
+        return missing.clamp(min(extremes), max(extremes))
 
     def _try(self, trials: Trials, action: Tensor, change: Tensor, allowed: Tensor) -> Tensor:
         """The change of the scale, where a trial decides its own."""
@@ -360,6 +379,7 @@ class LRController:
             "horizon": self.horizon,
             "falls_from": self._falls_from,
             "rescale": self._rescale,
+            "peak": self.peak,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -377,6 +397,7 @@ class LRController:
         self.horizon = state["horizon"]
         self._falls_from = state.get("falls_from")  # older versions had none
         self._rescale = state["rescale"]
+        self.peak = state.get("peak")  # older versions had none
         self._settled = False  # looked at anew
         if self.trials is not None:
             self.trials = Trials.from_state(state["trials"], device)

@@ -33,6 +33,7 @@ from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.manual_control import ManualControl
 from lightning_dqnlr.host.options import ControlOptions, Place, identity
 from lightning_dqnlr.host.run_ending import OnEarlyStop, RunEnding
+from lightning_dqnlr.host.run_memory import RunMemory
 from lightning_dqnlr.host.run_terms import Monitor, RunTerms
 from lightning_dqnlr.host.schedulers import OnScheduler, check_scaling
 from lightning_dqnlr.host.shared_trace import SharedTrace
@@ -43,7 +44,8 @@ from lightning_dqnlr.host.trainer_queries import (
     check_training,
     saves_within_epochs,
 )
-from lightning_dqnlr.host.validation import watch_of
+from lightning_dqnlr.host.validation import judged_by, watch_of
+from lightning_dqnlr.memory.folder import Memory, as_memory
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
@@ -60,6 +62,12 @@ finally:
     rank_zero_module.log = _messages
 
 _LOGGER = logging.getLogger("lightning_dqnlr")
+_CHOICES = {
+    "on_scheduler": OnScheduler,
+    "on_early_stop": OnEarlyStop,
+    "mode": Mode,
+    "validate_mode": Mode,
+}
 
 
 class DQNLRCallback(Callback, _OlderCallback):
@@ -102,6 +110,9 @@ class DQNLRCallback(Callback, _OlderCallback):
         validate_mode: "max" if the metric of `validate` is to rise.
         snapshot: "device" to keep the breaker's two copies where the weights are, "cpu" to keep
             them in the host's memory, for a transfer per copy.
+        memory: folder that remembers runs, or a `Memory` with a name for the model. The first run
+            is the policy's. Later ones of the same model hold a rate that earlier ones teach. None
+            to remember nothing.
         save_snapshot: whether checkpoints hold the two copies. Without them a resumed run cannot go
             back behind the state that it was resumed from; with them it goes on exactly.
         log: whether to log the learning rate used as "dqnlr/lr", and its decimal logarithm to the
@@ -109,7 +120,7 @@ class DQNLRCallback(Callback, _OlderCallback):
 
     Raises:
         ConfigurationError: for an argument out of range, or with one that "scale" leaves to the
-            scheduler (`start="auto"`, `min_lr`, `max_lr`).
+            scheduler (`start="auto"`, `min_lr`, `max_lr`, `memory`).
         PolicyFileError: if the policy cannot be read.
         UnsupportedTrainingError: before the first step, without an optimizer, beside SWA, and
             under FSDPStrategy and DeepSpeed (ModelParallelStrategy is supported). After the second
@@ -138,6 +149,7 @@ class DQNLRCallback(Callback, _OlderCallback):
         validate_mode: Mode = "min",
         snapshot: Place = "device",
         save_snapshot: bool = False,
+        memory: str | Path | Memory | None = None,
         log: bool = True,
     ) -> None:
         super().__init__()
@@ -156,19 +168,19 @@ class DQNLRCallback(Callback, _OlderCallback):
         self.monitor = monitor
         self.mode = mode
         self.on_scheduler = on_scheduler
-        check_choice("on_scheduler", on_scheduler, get_args(OnScheduler))
         self.on_early_stop = on_early_stop
         self.validate = validate
         self.validate_mode = validate_mode
-        check_choice("on_early_stop", on_early_stop, get_args(OnEarlyStop))
-        check_choice("mode", mode, get_args(Mode))
-        check_choice("validate_mode", validate_mode, get_args(Mode))
+        for name, kind in _CHOICES.items():
+            check_choice(name, getattr(self, name), get_args(kind))
         if mode == "max" and monitor is None:
             raise ConfigurationError("mode='max' needs monitor, the metric that is to rise.")
-        check_scaling(on_scheduler, self.options)
+        check_scaling(on_scheduler, self.options, remembers=memory is not None)
+        self.memory = as_memory(memory)
         self._logs = log  # Lightning puts its own `log` on callbacks
         self._control: AutomaticControl | ManualControl | None = None  # of the run
         self._ending: RunEnding | None = None
+        self._run_memory: RunMemory | None = None
         self._trace: list[DecisionRecord] = []  # of this object's own run
         self._shared_trace = SharedTrace()
         self._resume: dict[str, Any] = {}  # state of the checkpoint that was restored last
@@ -265,6 +277,11 @@ class DQNLRCallback(Callback, _OlderCallback):
         kind = AutomaticControl if pl_module.automatic_optimization else ManualControl
         self._control = kind(trainer, pl_module, terms, self._resume)
         watch = watch_of(trainer, self.on_early_stop, self.validate, self.validate_mode)
+        if self.memory is not None:
+            judge = judged_by(trainer, self.validate, self.validate_mode)
+            self._run_memory = RunMemory(
+                trainer, self._control.drivers, self.memory, judge, resumed=bool(self._resume)
+            )
         saved = self._resume.get("ending", {})
         self._ending = RunEnding(trainer, self._control, self.on_early_stop, watch, saved)
         self._resume = {}
@@ -324,6 +341,8 @@ class DQNLRCallback(Callback, _OlderCallback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._ending is not None and not trainer.sanity_checking:
             self._ending.validated()
+        if self._run_memory is not None:
+            self._run_memory.validated(trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._secure()
@@ -341,6 +360,8 @@ class DQNLRCallback(Callback, _OlderCallback):
         if self._ending is not None:
             self._ending.end_training()
         self._end(trainer)
+        if self._run_memory is not None:
+            self._run_memory.finish(self._trace)
 
     # A checkpoint that `test` or an already finished `fit` restored is not for the next `fit`.
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -353,6 +374,8 @@ class DQNLRCallback(Callback, _OlderCallback):
             for driver in self._control.drivers:
                 driver.rescue()
         self._end(trainer)
+        if self._run_memory is not None:
+            self._run_memory.finish(self._trace, interrupted=True)
         self._stale = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -369,7 +392,7 @@ class DQNLRCallback(Callback, _OlderCallback):
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the run: the control, and Lightning's bound functions."""
         kept = {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
-        return {**kept, "_control": None, "_ending": None}
+        return {**kept, "_control": None, "_ending": None, "_run_memory": None}
 
     def _secure(self) -> None:
         """Has the drivers undo what is ruined, so that nothing outside sees it."""

@@ -139,6 +139,9 @@ class DecisionLog:
     def _choice(self, made: AppliedDecision) -> str:
         if self._news not in (0, KEPT):
             return ""
+        peak = self._controller.peak
+        if peak is not None and self._controller.holds_peak:
+            return f"memory: holds {float(peak):.3g}"
         multiplier = self._multipliers[made.action]
         q_values = made.q_values.tolist()
         if made.action != int(made.q_values.argmax()):
@@ -168,6 +171,8 @@ class DecisionLog:
             return "no update and no gradient to go by"
         if bool(self._controller.history.capped > 0):
             return "limited by the update cap, or by the ceiling that a trip leaves"
+        if self._controller.holds_peak:
+            return ""
         excess = made.applied - math.log(self._multipliers[made.action])
         if excess < -1e-3:
             return "held back right after a restore"

@@ -20,13 +20,16 @@ OnScheduler = Literal["replace", "scale", "error"]
 _LOGGER = logging.getLogger("lightning_dqnlr")
 
 
-def check_scaling(on_scheduler: OnScheduler, options: ControlOptions) -> None:
+def check_scaling(
+    on_scheduler: OnScheduler, options: ControlOptions, remembers: bool = False
+) -> None:
     """Raises ConfigurationError for options that the scheduler has the say in under "scale"."""
     if on_scheduler != "scale":
         return
     given = {"min_lr": options.min_lr, "max_lr": options.max_lr}
     named = [name for name, value in given.items() if value is not None]
     named += ["start"] if options.start == "auto" else []
+    named += ["memory"] if remembers else []
     if named:
         raise ConfigurationError(
             f'{", ".join(named)}: on_scheduler="scale" begins at the scheduler\'s learning rate '

@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch import Tensor
 
-from lightning_dqnlr.host.step_loss import Mode
+from lightning_dqnlr.host.step_loss import Metric, Mode
 from lightning_dqnlr.host.trainer_queries import is_a
 
 _LEAST_CHECKS = 5  # in a row without a new best
@@ -174,3 +174,24 @@ def watch_of(
         return None
     named = [c for c in callbacks if is_a(c, ModelCheckpoint) and c.monitor is not None]
     return ValidationWatch(named[0].monitor, named[0].mode) if named else None
+
+
+def judged_by(trainer: Trainer, validate: str | None, mode: Mode) -> Metric | None:
+    """The validation metric that a run is judged by; None if there is none.
+
+    It is the one that the user named, else that of EarlyStopping or ModelCheckpoint.
+
+    Args:
+        trainer: of the run.
+        validate: the metric that the user named.
+        mode: of that one.
+
+    Example:
+        judged_by(trainer, None, "min")
+    """
+    if validate is not None:
+        return Metric(validate, mode)
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    watching = [c for kind in (EarlyStopping, ModelCheckpoint) for c in callbacks if is_a(c, kind)]
+    named = [c for c in watching if c.monitor is not None]
+    return Metric(named[0].monitor, named[0].mode) if named else None

@@ -1,0 +1,162 @@
+"""`Remembering`: a run's part in a memory. It asks for a rate, and leaves what came of it."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from lightning_dqnlr.host.decisions import DecisionRecord
+from lightning_dqnlr.host.driver import OptimizerDriver
+from lightning_dqnlr.host.options import identity
+from lightning_dqnlr.memory.folder import Memory
+from lightning_dqnlr.memory.runs import Ended, Mode, Model, RememberedRun, model_of
+from lightning_dqnlr.memory.suggest import suggest
+
+TRAINING_LOSS = "training loss"
+_MOST = 0.95  # share of its horizon that a completed run has made
+_LAST = 0.1  # share of the decisions whose mean is the final training loss
+_LOGGER = logging.getLogger("lightning_dqnlr")
+
+
+class Remembering:
+    """Chooses the learning rate that a run holds, and writes the run down at its end.
+
+    Args:
+        memory: of the earlier runs.
+        model: that is about to be trained.
+        driver: of its optimizer.
+        metric: what the run is judged by; `TRAINING_LOSS` if there is no validation.
+        mode: of that metric.
+
+    Attributes:
+        suggestion: what the earlier runs say.
+
+    Example:
+        remembering = Remembering(memory, model, driver, "val_loss", "min")
+        remembering.apply(remembering.suggestion.held)
+        ...  # train
+        remembering.finish(trace)
+    """
+
+    def __init__(
+        self,
+        memory: Memory,
+        model: Model,
+        driver: OptimizerDriver,
+        metric: str = TRAINING_LOSS,
+        mode: Mode = "min",
+    ) -> None:
+        self._memory = memory
+        self._model = model
+        self._driver = driver
+        self._metric = metric
+        self._mode = mode
+        self._best = math.nan
+        self._written = False
+        self.suggestion = suggest(memory.runs().values(), model, metric, mode)
+        self._why = self.suggestion.why
+
+    def apply(self, held: float | None) -> None:
+        """Has the run hold a rate, that of rank 0 in a parallel run; None for the policy's own."""
+        self._driver.controller.peak = None if held is None else torch.tensor(held)
+        _LOGGER.info(
+            "memory: run %d of %s, %s (%s).",
+            len(self.suggestion.runs) + 1,
+            self._model.name,
+            "at the policy's rates" if held is None else f"at {held:.3g}",
+            self._why,
+        )
+
+    def resume(self) -> None:
+        """Leaves the rate to the checkpoint that the run goes on from."""
+        self._why = "of the run that this one goes on with"
+
+    def add(self, value: Tensor | float) -> None:
+        """Takes in the metric of a validation."""
+        number = float(value)
+        better = number > self._best if self._mode == "max" else number < self._best
+        if math.isfinite(number) and (better or math.isnan(self._best)):
+            self._best = number
+
+    def finish(self, trace: Sequence[DecisionRecord], interrupted: bool = False) -> None:
+        """Writes the run down, once; on rank 0 of a parallel run.
+
+        Args:
+            trace: its decisions; without one there is nothing to write.
+            interrupted: whether it was stopped from outside.
+        """
+        if not trace or self._written:
+            return
+        self._written = True
+        value, error = self._judged(trace)
+        peak = self._driver.controller.peak
+        used = _used(trace)
+        run = RememberedRun(
+            model=self._model,
+            policy=identity(self._driver.policy),
+            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
+            steps=self._driver.now,
+            ended=self._ended(value, interrupted),
+            held=None if peak is None else float(peak),
+            why=self._why,
+            peak=float(used.max()),
+            upper_quartile=float(used.quantile(0.75)),
+            metric=self._metric,
+            mode=self._mode,
+            value=value if math.isfinite(value) else None,
+            error=error,
+        )
+        self._memory.add(run)
+
+    def _ended(self, value: float, interrupted: bool) -> Ended:
+        driver = self._driver
+        horizon = driver.controller.horizon
+        if interrupted or (horizon is not None and driver.now < _MOST * horizon):
+            return "early"
+        return "completed" if math.isfinite(value) else "diverged"
+
+    def _judged(self, trace: Sequence[DecisionRecord]) -> tuple[float, float | None]:
+        """The metric and its standard error, by the scatter of the last training losses."""
+        if self._metric != TRAINING_LOSS:
+            return self._best, None
+        own = [record["loss"] for record in trace]
+        last = torch.tensor(own[-max(3, math.ceil(_LAST * len(own))) :], dtype=torch.float64)
+        scatter = float(last.std()) / math.sqrt(len(last)) if len(last) > 1 else None
+        known = scatter if scatter is not None and math.isfinite(scatter) else None
+        return float(last.mean()), known
+
+
+def trained_model(
+    driver: OptimizerDriver,
+    module: nn.Module | None,
+    name: str | None,
+    batch_size: int | None,
+) -> Model:
+    """What a run trains, by its first optimizer.
+
+    Example:
+        trained_model(driver, module, memory.name, batch_size=32)
+    """
+    groups = driver.optimizer.param_groups
+    return model_of(
+        [p for group in groups for p in group["params"] if p.requires_grad],
+        kind="loop" if module is None else type(module).__qualname__,
+        name=name,
+        optimizer=type(driver.optimizer).__name__,
+        batch_size=batch_size,
+        horizon=driver.controller.horizon,
+    )
+
+
+def _used(trace: Sequence[DecisionRecord]) -> Tensor:
+    """The learning rate of each step, (steps,)."""
+    ends = [0, *(record["step"] for record in trace)]
+    counts = [after - before for before, after in pairwise(ends)]
+    rates = torch.tensor([record["lr"] for record in trace], dtype=torch.float64)
+    return rates.repeat_interleave(torch.tensor(counts))

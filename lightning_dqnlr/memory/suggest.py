@@ -1,0 +1,176 @@
+"""What the runs in a memory say of the next run of a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from typing import NamedTuple
+
+from lightning_dqnlr.memory.fit import Fit, Point, fit, next_run
+from lightning_dqnlr.memory.runs import Mode, Model, RememberedRun
+
+_LONGER = 1.25  # runs are not compared if one has more than this many times the other's steps
+_DIVERGED = 1.0  # log loss above the worst run of the same model
+
+
+class Suggestion(NamedTuple):
+    """The learning rate of the next run.
+
+    Example:
+        suggest(runs, model, "val_loss").why
+
+    Attributes:
+        held: that the run is to hold; None for the policy's own rates.
+        why: the reason, in words.
+        runs: of this very model, which took part.
+        reference: learning rate that the fit is measured from; None without any run.
+        fit: what is believed of the model.
+    """
+
+    held: float | None
+    why: str
+    runs: Sequence[RememberedRun]
+    reference: float | None
+    fit: Fit
+
+
+def suggest(
+    runs: Iterable[RememberedRun], model: Model, metric: str, mode: Mode = "min"
+) -> Suggestion:
+    """Chooses the learning rate of a model's next run.
+
+    Runs of another horizon are left out: how the best rate moves with it has not been measured.
+    So are runs that were interrupted, and those that were judged by another metric. Runs of the
+    same structure at another width or batch size take part, the less the further off.
+
+    Args:
+        runs: all that are remembered.
+        model: that is about to be trained.
+        metric: that it will be judged by.
+        mode: of that metric.
+
+    Example:
+        suggest(memory.runs().values(), model, "val_loss").held
+    """
+    judged = [run for run in runs if run.counts and (run.metric, run.mode) == (metric, mode)]
+    groups: dict[_Key, list[RememberedRun]] = {_key(model): []}
+    for run in judged:
+        if _comparable(run.model, model):
+            groups.setdefault(_key(run.model), []).append(run)
+    own = groups[_key(model)]
+    references = {key: _reference(each) for key, each in groups.items()}
+    nearest = min(groups, key=lambda key: (not groups[key], _distance(groups[key], model)))
+    reference = references[_key(model)] or references[nearest]
+    if reference is None:
+        return Suggestion(None, "the first run is the policy's", own, None, fit([]))
+    points = [
+        point
+        for i, (key, each) in enumerate(groups.items())
+        for point in _points(each, i, references[key] or reference, model)
+    ]
+    found = fit(points)
+    choice = next_run(found)
+    return Suggestion(reference * 2.0**choice.x, choice.why, own, reference, found)
+
+
+_Key = tuple[str, int | None]
+
+
+def _key(model: Model) -> _Key:
+    return model.shapes, model.batch_size
+
+
+def _comparable(other: Model, model: Model) -> bool:
+    if other.structure != model.structure:
+        return False
+    if other.horizon is None or model.horizon is None:
+        return other.horizon is model.horizon
+    return abs(math.log(other.horizon / model.horizon)) <= math.log(_LONGER)
+
+
+def _reference(runs: Sequence[RememberedRun]) -> float | None:
+    """The typical rate of the policy's own runs; of all where there are none."""
+    own = [run.upper_quartile for run in runs if run.held is None and run.upper_quartile > 0]
+    rest = [run.upper_quartile for run in runs if run.upper_quartile > 0]
+    return median(own or rest) if rest else None
+
+
+def _width(other: Model, model: Model) -> float:
+    """log2 of a width over another; parameters grow with its square."""
+    return math.log2(max(1, other.parameters) / max(1, model.parameters)) / 2
+
+
+def _batch(other: Model, model: Model) -> float:
+    if other.batch_size is None or model.batch_size is None:
+        return 0.0
+    return math.log2(other.batch_size / model.batch_size)
+
+
+def _distance(runs: Sequence[RememberedRun], model: Model) -> float:
+    if not runs:
+        return math.inf
+    return abs(_width(runs[0].model, model)) + abs(_batch(runs[0].model, model))
+
+
+def _points(
+    runs: Sequence[RememberedRun], group: int, reference: float, model: Model
+) -> list[Point]:
+    return [
+        Point(
+            x=0.0 if run.held is None else math.log2(run.held / reference),
+            y=level,
+            group=group,
+            width=_width(run.model, model),
+            batch=_batch(run.model, model),
+            error=_log_error(run),
+        )
+        for run, level in zip(runs, _levels(runs), strict=True)
+    ]
+
+
+def _levels(runs: Sequence[RememberedRun]) -> list[float]:
+    """Of each run what is to be lowered: the log of its metric, as a rule."""
+    values = _values(runs)
+    if not values:
+        return [0.0 for _ in runs]
+    scale = _scale(values, runs[0].mode)
+    worst = max(scale.level(value) for value in values) + _DIVERGED
+    return [
+        worst if run.ended == "diverged" or run.value is None else scale.level(run.value)
+        for run in runs
+    ]
+
+
+def metric_of(runs: Sequence[RememberedRun]) -> Callable[[float], float]:
+    """Maps a level of the fit back to the metric of these runs of one model, for pictures.
+
+    Example:
+        metric = metric_of(suggestion.runs)
+        metric(float(suggestion.fit.mean[0]))
+    """
+    return _scale(_values(runs), runs[0].mode).metric
+
+
+def _values(runs: Sequence[RememberedRun]) -> list[float]:
+    return [run.value for run in runs if run.ended != "diverged" and run.value is not None]
+
+
+class _Scale(NamedTuple):
+    """How a metric becomes a level, and back."""
+
+    level: Callable[[float], float]
+    metric: Callable[[float], float]
+
+
+def _scale(values: Sequence[float], mode: Mode) -> _Scale:
+    if mode == "min" and min(values) > 0:
+        return _Scale(math.log, math.exp)
+    if mode == "max" and all(0 <= value < 1 for value in values):  # a share: what it lacks of 1
+        return _Scale(lambda value: math.log(1 - value), lambda level: 1 - math.exp(level))
+    size = (max(abs(value) for value in values) or 1.0) * (1 if mode == "min" else -1)
+    return _Scale(lambda value: value / size, lambda level: level * size)
+
+
+def _log_error(run: RememberedRun) -> float:
+    return min(1.0, run.error / abs(run.value)) if run.error and run.value else 0.0
