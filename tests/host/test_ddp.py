@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.control.alarm import RUN
 from lightning_dqnlr.host.ranks import largest_over_ranks
+from lightning_dqnlr.memory import Memory
 
 from .control_runs import Net, examples, random_policy, trainer
 
@@ -76,9 +77,9 @@ class RaisesOnOne(Net):
         return super().training_step(batch, batch_idx)
 
 
-def fit(folder, module, processes, **arguments):
+def fit(folder, module, processes, memory=None, **arguments):
     data = DataLoader(TensorDataset(*examples(UNEVEN)), batch_size=4)
-    callback = DQNLRCallback(random_policy(), epsilon=0.2)
+    callback = DQNLRCallback(random_policy(), epsilon=0.2, memory=memory)
     strategy = {"strategy": "ddp_spawn", "devices": processes}
     trainer(callback, folder, **strategy, **arguments).fit(module, data)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
@@ -101,9 +102,19 @@ def test_processes_with_metrics_of_their_own_come_down_from_the_same_weights(tmp
     stop = EarlyStopping("score", patience=2)
     one, other = fit(tmp_path, KeptStopped(tmp_path), 2, max_epochs=30, more_callbacks=[stop])
     # Of process zero the best epoch is the fourth, so its patience ends with the sixth.
-    assert one["steps"] == other["steps"] == 9 * 12
+    assert one["steps"] == other["steps"] == 8 * 12
     assert one["rates"] == other["rates"]
     assert all(map(torch.equal, one["weights"], other["weights"]))
+
+
+def test_one_process_remembers_for_all_and_all_hold_one_rate(tmp_path):
+    memory = Memory(tmp_path / "memory")
+    for _ in range(2):
+        one, other = fit(tmp_path, Kept(tmp_path), 2, memory=memory, max_epochs=4)
+    first, second = memory.runs().values()
+    assert (first.held, first.model.batch_size) == (None, 8)
+    assert one["rates"] == other["rates"]
+    assert one["rates"][len(one["rates"]) // 2] == pytest.approx([second.held], rel=1e-5)
 
 
 def test_an_error_of_one_process_ends_the_others_too(tmp_path):
