@@ -15,8 +15,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lightning_dqnlr.checks import check_integer
+from lightning_dqnlr.checks import check_choice, check_integer, check_kind
 from lightning_dqnlr.cli.errors import FULL_ERROR, command, errors_in_one_line
+from lightning_dqnlr.cli.spelling import check_added
 from lightning_dqnlr.cli.targets import with_present_targets
 from lightning_dqnlr.errors import ConfigurationError
 
@@ -33,13 +34,15 @@ _GO_ON = "what was finished is stored, and the same command goes on with what is
 def bench() -> None:
     """The console script `dqnlr-bench`."""
     os.environ[FULL_ERROR] = "1"  # makes Hydra let errors through instead of printing its own way
-    with errors_in_one_line(_GO_ON):
+    with errors_in_one_line(_GO_ON, "bench"):
         _app()
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lightning_dqnlr.conf", config_name="bench")
 def _app(config: DictConfig) -> None:
-    with errors_in_one_line(_GO_ON):  # here too: Hydra announces errors that leave a job
+    # Here too: Hydra announces errors that leave a job.
+    with errors_in_one_line(_GO_ON, "bench"):
+        check_added(list(HydraConfig.get().overrides.task), "bench")
         run(config, str(HydraConfig.get().runtime.choices["suite"]))
 
 
@@ -56,6 +59,9 @@ def run(config: DictConfig, name: str) -> Path | None:
     from lightning_dqnlr.bench.runs import suite as suites
     from lightning_dqnlr.bench.runs.archive import Archive, Store
 
+    for key in ("pack", "retry_failed", "dry_run", "report_only"):  # `dry_run=no` is text
+        check_choice(key, config[key], (True, False))
+    check_kind("folder", config.folder, str)
     config = with_present_targets(config)
     workers = _workers(config.workers)
     suite = suites.with_further(instantiate(config.suite), list(config.policies))
