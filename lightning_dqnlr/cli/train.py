@@ -71,6 +71,7 @@ def meta_train(
     """
     from lightning_dqnlr.envs.process import keep_freed_memory
     from lightning_dqnlr.meta.logs import ProgressBar, open_logs, summary
+    from lightning_dqnlr.meta.outcome import against_bundled, how_it_ended
 
     _check_kinds(config)
     torch.set_num_threads(config.threads)
@@ -95,6 +96,9 @@ def meta_train(
             at_the_end.callback(reporter.close)
         score = trainer.fit(report, bar.watch)
     print(summary(folder), flush=True)
+    if ended := how_it_ended(trainer):
+        print(ended)
+    print(against_bundled(trainer), flush=True)
     return score
 
 

@@ -111,9 +111,31 @@ def test_the_best_policy_of_a_sweep_is_promoted_with_one_command(swept, monkeypa
 
 def test_a_promoted_policy_beside_its_sweep_is_not_compared_with_itself(swept, monkeypatch, capsys):
     folder = swept[0] / "sweep"
-    for _ in range(2):
-        promote(monkeypatch, folder, "--into", folder / "won", "--tasks", 1, "--seeds", 1)
+    for more in ((), ("--force",)):
+        promote(monkeypatch, folder, "--into", folder / "won", "--tasks", 1, "--seeds", 1, *more)
     assert not any(line.startswith("won ") for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_policy_is_not_overwritten_in_silence(swept, tmp_path, monkeypatch, capsys):
+    save_member(tmp_path / "won", 0)
+    before = (tmp_path / "won/policy.safetensors").read_bytes()
+    with pytest.raises(SystemExit):
+        promote(monkeypatch, swept[0] / "sweep", "--into", tmp_path / "won")
+    assert "holds a policy; add --force to replace it" in capsys.readouterr().err
+    assert (tmp_path / "won/policy.safetensors").read_bytes() == before
+
+
+def test_what_is_worse_than_the_bundled_policy_is_not_copied(swept, tmp_path, monkeypatch, capsys):
+    arguments = (swept[0] / "sweep", "--into", tmp_path / "won", "--tasks", 5, "--seeds", 2)
+    promote(monkeypatch, *arguments)
+    shown = capsys.readouterr().out
+    assert "the bundled policy  " in shown.partition("overrides")[2].splitlines()[1]  # on top
+    assert "keep the bundled one: DQNLRCallback()." in shown
+    assert "Nothing was copied" in shown
+    assert not (tmp_path / "won").exists()
+    promote(monkeypatch, *arguments, "--without-bundled")
+    assert "the bundled policy" not in capsys.readouterr().out
+    assert LRPolicy.load(tmp_path / "won").record["promoted"]["from"] in ("0/best", "1/best")
 
 
 @pytest.mark.parametrize(
