@@ -310,7 +310,7 @@ def complete(
     """Makes runs in several processes and stores each as soon as it is over.
 
     A run that raises is recorded as failed. When interrupted, what is stored is whole. `report` is
-    called after each run; what is left then includes `later`, which is an estimate of what
+    called after each run. The time left that it is told includes `later`: an estimate of what
     follows these runs, in seconds of one process.
 
     Returns:
