@@ -101,7 +101,8 @@ def _terms(entries: Mapping[str, Entry]) -> Iterator[str]:
     else:
         yield (
             f"The figures say how far {SUBJECT} ends above (+) or below (-) the other, with the "
-            f"95% interval over {count} runs of each. More runs narrow it: {more}."
+            f"95% interval over {count} runs of each. More runs narrow it: {more}. Rates were "
+            "chosen by training loss."
         )
     yield (
         f"A result of {SUBJECT} costs {_runs(mine.tries)}, one of the tuned {RIVAL} "
@@ -117,16 +118,15 @@ def _runs(count: int) -> str:
 
 
 def _change(gap: Estimate) -> str:
-    """`+46% [+10%, +97%]`, or factors where that would be large."""
-    if math.isinf(gap.interval.low):
-        return f"{_ratio(gap.value)} [unknown]"
-    return f"{_ratio(gap.value)} [{_ratio(gap.interval.low)}, {_ratio(gap.interval.high)}]"
+    """`+46% [+10%, +97%]`, or all as factors where one of them is large."""
+    ends = [end for end in gap.interval if math.isfinite(end)]
+    ratios = [math.exp(min(regret, 700.0)) for regret in (gap.value, *ends)]  # no float beyond
+    small = all(1 / _LARGEST < ratio < _LARGEST for ratio in ratios)
+    value, *shown = [f"{ratio - 1:+.0%}" if small else _factor(ratio) for ratio in ratios]
+    return f"{value} [{', '.join(shown) or 'unknown'}]"
 
 
-def _ratio(regret: float) -> str:
-    ratio = math.exp(min(regret, 700.0))  # beyond it there is no float
-    if 1 / _LARGEST < ratio < _LARGEST:
-        return f"{ratio - 1:+.0%}"
+def _factor(ratio: float) -> str:
     return f"x{ratio:,.0f}" if ratio >= 10 else f"x{ratio:.2g}"
 
 
@@ -168,8 +168,8 @@ def losses(comparison: Comparison, duels: Sequence[Duel]) -> Section:
     rows = [_Row(name, comparison.entries[task, name], against.get(name)) for name in names]
     seeds = round(fmean(len(row.entry.runs) for row in rows))
     text = (
-        f"Losses are medians over {seeds} seeds, at the learning rate that was best for each "
-        "method. Runs and seconds of a result count the search for that rate. What is compared is "
+        f"Losses are medians over {seeds} seeds, at the learning rate of each method that has the "
+        "lowest training loss. Runs and seconds of a result count the search for that rate. What is compared is "
         "the loss plus 1% of the initial one, so that what is memorised does not decide."
     )
     return Section("The losses", (text, Table.of(rows, _COLUMNS, (SUBJECT,))))
