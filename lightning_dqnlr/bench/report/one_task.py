@@ -169,7 +169,8 @@ def losses(comparison: Comparison, duels: Sequence[Duel]) -> Section:
     seeds = round(fmean(len(row.entry.runs) for row in rows))
     text = (
         f"Losses are medians over {seeds} seeds, at the learning rate of each method that has the "
-        "lowest training loss. Runs and seconds of a result count the search for that rate. What is compared is "
-        "the loss plus 1% of the initial one, so that what is memorised does not decide."
+        "lowest training loss. Runs and seconds of a result count the search for that rate. What "
+        "is compared is the loss plus 1% of the initial one, so that what is memorised does not "
+        "decide."
     )
     return Section("The losses", (text, Table.of(rows, _COLUMNS, (SUBJECT,))))
