@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from lightning_dqnlr.meta.train import MetaTrainer
 
 FEWEST_TASKS = 4  # below that an interval over tasks has no width to speak of
-_KEEP = "keep the bundled one: DQNLRCallback()."
+_KEEP = "keep the bundled one, DQNLRCallback()."
 
 
 class Beside(NamedTuple):

@@ -130,7 +130,7 @@ def test_what_is_worse_than_the_bundled_policy_is_not_copied(swept, tmp_path, mo
     promote(monkeypatch, *arguments)
     shown = capsys.readouterr().out
     assert "the bundled policy  " in shown.partition("overrides")[2].splitlines()[1]  # on top
-    assert "keep the bundled one: DQNLRCallback()." in shown
+    assert "keep the bundled one, DQNLRCallback()." in shown
     assert "Nothing was copied" in shown
     assert not (tmp_path / "won").exists()
     promote(monkeypatch, *arguments, "--without-bundled")
