@@ -36,7 +36,7 @@ def combine() -> None:
     from lightning_dqnlr.provenance import provenance
 
     parser = argparse.ArgumentParser(prog="dqnlr combine", description=_COMBINE)
-    parser.add_argument("policies", nargs="+", type=Path, help="folders that dqnlr-train wrote")
+    parser.add_argument("policies", nargs="+", type=Path, help="folders that dqnlr train wrote")
     parser.add_argument("--into", required=True, type=Path, help="folder of the new policy")
     parser.add_argument("--force", action="store_true", help="replace a policy in that folder")
     parser.add_argument(
@@ -73,7 +73,7 @@ def promote() -> None:
     parser.add_argument("--into", required=True, type=Path, help="folder of the winner's copy")
     parser.add_argument("--tasks", type=int, default=24, help="validation tasks (default 24)")
     parser.add_argument("--seeds", type=int, default=8, help="runs of each (default 8)")
-    parser.add_argument("--family", help="as in dqnlr-train tasks=...; default: that of the runs")
+    parser.add_argument("--family", help="as in dqnlr train tasks=...; default: that of the runs")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
     parser.add_argument("--force", action="store_true", help="replace a policy in the folder")
     parser.add_argument(
