@@ -15,8 +15,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from lightning_dqnlr.checks import check_integer
+from lightning_dqnlr.checks import check_choice, check_integer, check_kind
 from lightning_dqnlr.cli.errors import FULL_ERROR, command, errors_in_one_line
+from lightning_dqnlr.cli.spelling import check_added
 from lightning_dqnlr.cli.targets import with_present_targets
 from lightning_dqnlr.errors import ConfigurationError
 
@@ -33,13 +34,15 @@ _GO_ON = "what was finished is stored, and the same command goes on with what is
 def bench() -> None:
     """The console script `dqnlr-bench`."""
     os.environ[FULL_ERROR] = "1"  # makes Hydra let errors through instead of printing its own way
-    with errors_in_one_line(_GO_ON):
+    with errors_in_one_line(_GO_ON, "bench"):
         _app()
 
 
 @hydra.main(version_base="1.3", config_path="pkg://lightning_dqnlr.conf", config_name="bench")
 def _app(config: DictConfig) -> None:
-    with errors_in_one_line(_GO_ON):  # here too: Hydra announces errors that leave a job
+    # Here too: Hydra announces errors that leave a job.
+    with errors_in_one_line(_GO_ON, "bench"):
+        check_added(list(HydraConfig.get().overrides.task), "bench")
         run(config, str(HydraConfig.get().runtime.choices["suite"]))
 
 
@@ -56,6 +59,9 @@ def run(config: DictConfig, name: str) -> Path | None:
     from lightning_dqnlr.bench.runs import suite as suites
     from lightning_dqnlr.bench.runs.archive import Archive, Store
 
+    for key in ("pack", "retry_failed", "dry_run", "report_only"):  # `dry_run=no` is text
+        check_choice(key, config[key], (True, False))
+    check_kind("folder", config.folder, str)
     config = with_present_targets(config)
     workers = _workers(config.workers)
     suite = suites.with_further(instantiate(config.suite), list(config.policies))
@@ -73,21 +79,42 @@ def run(config: DictConfig, name: str) -> Path | None:
     first = suites.rounds(runs, store, margin)
     todo = suites.missing(first.wanted, store, retry_failed=retry)
     later = suites.missing(first.undecided, store)
-    minutes = (suites.estimate(todo, workers) + suites.SHARE * suites.estimate(later, workers)) / 60
+    seconds = suites.estimate(todo, workers) + suites.SHARE * suites.estimate(later, workers)
     print(
         f"suite={name}: {len(first.wanted)} runs, {len(first.wanted) - len(todo)} of them stored "
-        f"in {folder}; the others take about {minutes:.0f} minutes on {workers} processes"
-        + (f", with a third of {len(later)} further seeds of the best peaks." if later else "."),
+        f"in {folder}"
+        + (f"; about a third of {len(later)} further seeds follow" if later else "")
+        + _how_long(seconds, workers, known="task" not in config),
         flush=True,
     )
     if config.dry_run:
         return None
+    follow = suites.SHARE * suites.estimate(later, 1)  # after the first of two rounds
     for missing_now in suites.missing_in_rounds(runs, store, margin, retry_failed=retry):
-        _make(missing_now, store, workers)
+        _make(missing_now, store, workers, follow)
+        follow = 0.0
     return _report(_stored(runs, store), runs, folder / name, suite)
 
 
-def _make(runs: Sequence[PlannedRun], store: Store, workers: int) -> None:
+def _how_long(seconds: float, workers: int, *, known: bool) -> str:
+    """The end of a sentence. How long runs of a user's own task take is known after the first."""
+    if not seconds:
+        return ". Nothing is missing."
+    if not known:
+        return f". {workers} processes make the others; the first run tells how long that takes."
+    return f". The others take {_about(seconds)} on {workers} processes."
+
+
+def _about(seconds: float) -> str:
+    """`about 3 minutes`."""
+    if seconds < 60:
+        return "less than a minute"
+    minutes = round(seconds / 60)
+    count, unit = (minutes, "minute") if minutes < 100 else (round(minutes / 60), "hour")
+    return f"about {count} {unit}{'s' * (count > 1)}"
+
+
+def _make(runs: Sequence[PlannedRun], store: Store, workers: int, follow: float) -> None:
     from lightning_dqnlr.bench.runs.suite import complete
 
     # A line a second would flood a log file, in which carriage returns do not rewrite.
@@ -97,7 +124,7 @@ def _make(runs: Sequence[PlannedRun], store: Store, workers: int) -> None:
         bar_format="{percentage:3.0f}%|{bar:20}| run {n_fmt}/{total_fmt} {postfix}",
         disable=not runs,
     ) as bar:
-        refused = complete(runs, store, workers, partial(_show, bar))
+        refused = complete(runs, store, workers, partial(_show, bar), follow)
     for method, reason in refused.items():
         print(f"Left out {method}: {reason}")
 
@@ -137,6 +164,8 @@ def _show(bar: Any, progress: Progress) -> None:
     if progress.failure is not None:
         text = f"Failed: {latest.method.name} on {latest.task.name}, lr {latest.lr}, seed "
         bar.write(f"{text}{latest.seed}: {progress.failure}", file=sys.stderr)
+    if progress.over == 1 and latest.task.split == "your own":
+        bar.write(f"By the first run, the others take {_about(progress.seconds_left)}.")
     left = f"time left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
     bar.set_postfix_str(f"{left}, {latest.task.name}, {latest.method.name}", False)
     bar.update()

@@ -16,6 +16,7 @@ import torch
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_dqnlr.cli.spelling import mended
 from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 
 EXIT_CONFIGURATION = 2
@@ -44,12 +45,17 @@ def find_device(name: str) -> str:
     return name
 
 
-def one_line(error: BaseException) -> str:
-    """An error's message without line breaks; our own one if Hydra wrapped it."""
+def one_line(error: BaseException, config_name: str = "") -> str:
+    """An error's message without line breaks; our own one if Hydra wrapped it.
+
+    With the name of a configuration, an error of Hydra's says what was probably meant.
+    """
     key = next((line for line in str(error).splitlines() if line.startswith("full_key: ")), "")
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, _OURS):
         cause = cause.__cause__
+    if cause is None and config_name and (said := mended(error, config_name)):
+        return " ".join(said.split())
     if cause is None or cause is error:
         return " ".join(str(error).split())
     return " ".join(f"{key.removeprefix('full_key: ')}: {cause}".split()).lstrip(": ")
@@ -62,11 +68,14 @@ def command() -> str:
 
 
 @contextmanager
-def errors_in_one_line(go_on: str = "resume=true folder=... goes on") -> Iterator[None]:
+def errors_in_one_line(
+    go_on: str = "resume=true folder=... goes on", config_name: str = ""
+) -> Iterator[None]:
     """Shows what a user can mend as one line, with its own exit code; leaves the rest alone.
 
     Args:
         go_on: how to continue what was interrupted.
+        config_name: of the command's configuration, for what was probably meant.
     """
     if _TRACEBACKS_WANTED:
         yield
@@ -74,7 +83,7 @@ def errors_in_one_line(go_on: str = "resume=true folder=... goes on") -> Iterato
     try:
         yield
     except (*_OURS, HydraException, OmegaConfBaseException) as error:
-        _stop(one_line(error))
+        _stop(one_line(error, config_name))
     except OSError as error:
         if error.errno in _FULL:
             _stop(f"{error.strerror}; free some space. What was saved before is unchanged.")

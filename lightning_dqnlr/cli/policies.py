@@ -22,15 +22,21 @@ if TYPE_CHECKING:
     from lightning_dqnlr.tasks.task import TaskFamily
 
 
+_COMBINE = """Averages the Q-values of several policies into one policy. They must have learned from
+the same reward under the same controller: several runs, or several moments of one."""
+_PROMOTE = """Compares policies on validation tasks that none was selected on, with the same seeds,
+and copies the best. The policy that ships is compared as well. If it is better for certain, nothing
+is copied."""
+
+
 def combine() -> None:
     """The console script `dqnlr-combine`: averages policies of several runs into one."""
-    from lightning_dqnlr.policy.folder import RECORD
     from lightning_dqnlr.policy.policy import LRPolicy, with_settings
     from lightning_dqnlr.policy.policy import combine as combine_policies
     from lightning_dqnlr.provenance import provenance
 
-    parser = argparse.ArgumentParser(prog="dqnlr-combine", description=combine_policies.__doc__)
-    parser.add_argument("policies", nargs="+", type=Path, help="folders that dqnlr-train wrote")
+    parser = argparse.ArgumentParser(prog="dqnlr combine", description=_COMBINE)
+    parser.add_argument("policies", nargs="+", type=Path, help="folders that dqnlr train wrote")
     parser.add_argument("--into", required=True, type=Path, help="folder of the new policy")
     parser.add_argument("--force", action="store_true", help="replace a policy in that folder")
     parser.add_argument(
@@ -42,11 +48,7 @@ def combine() -> None:
     )
     arguments = parser.parse_args()
     with errors_in_one_line():
-        if (arguments.into / RECORD).exists() and not arguments.force:
-            raise ConfigurationError(
-                f"--into {arguments.into} holds a policy; add --force to replace it, or choose "
-                "another folder."
-            )
+        _check_free(arguments.into, force=arguments.force)
         loaded = [replace(LRPolicy.load(place), name=str(place)) for place in arguments.policies]
         # Before they are compared: members that trained under different controllers may share one.
         policy = combine_policies([with_settings(member, arguments.set) for member in loaded])
@@ -55,17 +57,30 @@ def combine() -> None:
         print(f"{len(policy.record['members'])} policies averaged in {policy.save(arguments.into)}")
 
 
+def _check_free(into: Path, *, force: bool) -> None:
+    from lightning_dqnlr.policy.folder import RECORD
+
+    if (into / RECORD).exists() and not force:
+        raise ConfigurationError(
+            f"--into {into} holds a policy; add --force to replace it, or choose another folder."
+        )
+
+
 def promote() -> None:
     """The console script `dqnlr-promote`: compares policies on fresh tasks, copies the best."""
-    from lightning_dqnlr.meta import promote as promotion
-
-    parser = argparse.ArgumentParser(prog="dqnlr-promote", description=promotion.__doc__)
+    parser = argparse.ArgumentParser(prog="dqnlr promote", description=_PROMOTE)
     parser.add_argument("folders", nargs="+", type=Path, help="of sweeps, runs or policies")
     parser.add_argument("--into", required=True, type=Path, help="folder of the winner's copy")
     parser.add_argument("--tasks", type=int, default=24, help="validation tasks (default 24)")
     parser.add_argument("--seeds", type=int, default=8, help="runs of each (default 8)")
-    parser.add_argument("--family", help="as in dqnlr-train tasks=...; default: that of the runs")
+    parser.add_argument("--family", help="as in dqnlr train tasks=...; default: that of the runs")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or auto")
+    parser.add_argument("--force", action="store_true", help="replace a policy in the folder")
+    parser.add_argument(
+        "--without-bundled",
+        action="store_true",
+        help="do not compare with the policy that ships; the best is then copied in any case",
+    )
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -81,15 +96,20 @@ def _promote(arguments: argparse.Namespace) -> None:
     from lightning_dqnlr.meta import promote as promotion
     from lightning_dqnlr.meta.failures import Failures, usable_tasks
     from lightning_dqnlr.meta.logs import shown
+    from lightning_dqnlr.meta.outcome import beside_bundled
     from lightning_dqnlr.scoring.evaluate import Rivals
 
     check_integer("--tasks", arguments.tasks, 1)
     check_integer("--seeds", arguments.seeds, 1)
+    _check_free(arguments.into, force=arguments.force)
     device = find_device(arguments.device)
     found = promotion.find_candidates(arguments.folders, lambda text: print(f"Skipped: {text}"))
     candidates = [c for c in found if c.folder != arguments.into.resolve()]
+    if not candidates:
+        raise ConfigurationError(f"--into {arguments.into} holds the only policy; give others.")
     runs = [c.folder for c in candidates]
     recorded = _recorded(arguments.family, runs, trust=arguments.trust)
+    candidates += [] if arguments.without_bundled else [promotion.bundled()]
     engine = recorded.open_engine(device)
     for candidate in candidates:
         candidate.policy.network.to(device)
@@ -105,8 +125,15 @@ def _promote(arguments: argparse.Namespace) -> None:
     )
     print("Regret to the tuned cosine on validation tasks; lower is better:")
     print(f"{promotion.table(standings)}\n{promotion.verdict(standings)}")
+    best = promotion.best_of_own(standings)
+    for theirs in (each for each in standings if each.candidate.name == promotion.BUNDLED):
+        beside = beside_bundled(best, theirs)
+        print(beside.text)
+        if beside.verdict == "worse":
+            print("Nothing was copied; --without-bundled copies the best of yours all the same.")
+            return
     copied = promotion.promote(standings, arguments.into, arguments.seeds)
-    print(f"{standings[0].candidate.name} is now in {copied}")
+    print(f"{best.candidate.name} is now in {copied}")
 
 
 class Recorded(NamedTuple):

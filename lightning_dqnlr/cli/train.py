@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_dqnlr.checks import check_integer
+from lightning_dqnlr.checks import check_choice, check_integer, check_kind
 from lightning_dqnlr.cli.errors import (
     FULL_ERROR,
     command,
@@ -25,6 +25,7 @@ from lightning_dqnlr.cli.errors import (
     find_device,
     quiet_when_full,
 )
+from lightning_dqnlr.cli.spelling import check_added
 from lightning_dqnlr.cli.targets import with_present_targets
 from lightning_dqnlr.errors import ConfigurationError
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 def train() -> None:
     """The console script `dqnlr-train`."""
     os.environ[FULL_ERROR] = "1"  # makes Hydra let errors through instead of printing its own way
-    with errors_in_one_line():
+    with errors_in_one_line(config_name="train"):
         _app()
 
 
@@ -48,7 +49,8 @@ def _app(config: DictConfig) -> float:
     sweep = settings.mode == RunMode.MULTIRUN
     rivals = Path(settings.sweep.dir) / "rivals" if sweep else None
     # Hydra announces errors that leave a job. Those of a sweep's jobs its launcher handles.
-    with nullcontext() if sweep else errors_in_one_line():
+    with nullcontext() if sweep else errors_in_one_line(config_name="train"):
+        check_added(overrides, "train")
         _check_resume(config, overrides)
         return meta_train(config, folder, overrides, rivals)
 
@@ -69,8 +71,9 @@ def meta_train(
     """
     from lightning_dqnlr.envs.process import keep_freed_memory
     from lightning_dqnlr.meta.logs import ProgressBar, open_logs, summary
+    from lightning_dqnlr.meta.outcome import against_bundled, how_it_ended
 
-    check_integer("threads", config.threads, 1)
+    _check_kinds(config)
     torch.set_num_threads(config.threads)
     keep_freed_memory()
     trainer = build_trainer(config, folder, rivals)
@@ -93,6 +96,9 @@ def meta_train(
             at_the_end.callback(reporter.close)
         score = trainer.fit(report, bar.watch)
     print(summary(folder), flush=True)
+    if ended := how_it_ended(trainer):
+        print(ended)
+    print(against_bundled(trainer), flush=True)
     return score
 
 
@@ -123,6 +129,19 @@ def build_trainer(config: DictConfig, folder: Path, rivals: Path | None = None) 
         folder=folder,
         workers=plain(config.collector),
     )
+
+
+def _check_kinds(config: DictConfig) -> None:
+    """What no class of this package checks when it is made."""
+    check_integer("threads", config.threads, 1)
+    for name in ("resume", "tensorboard"):  # `resume=no` is text
+        check_choice(name, config[name], (True, False))
+    check_kind("folder", config.folder, str)
+    if config.train.rivals is not None:
+        check_kind("train.rivals", config.train.rivals, str)
+    trials = config.env.spec.get("trials")
+    if not OmegaConf.is_dict(trials) and trials is not None:
+        check_kind("env.spec.trials", trials, dict)
 
 
 def _check_moved(config: DictConfig) -> None:

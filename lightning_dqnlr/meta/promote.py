@@ -71,6 +71,14 @@ class RankedCandidate:
         }
 
 
+BUNDLED = "the bundled policy"
+
+
+def bundled() -> Candidate:
+    """The policy that ships, to be compared with, under a name of its own."""
+    return Candidate(BUNDLED, Path(), LRPolicy.load("default"))
+
+
 def find_candidates(folders: Sequence[Path], skip: Callable[[str], None]) -> list[Candidate]:
     """The policies under the folders of runs, of sweeps or of policies, each once.
 
@@ -152,7 +160,8 @@ def verdict(standings: Sequence[RankedCandidate]) -> str:
 
 def table(standings: Sequence[RankedCandidate]) -> str:
     """One line per candidate, the best first, with what its run was told to do differently."""
-    shared = set.intersection(*(set(s.candidate.overrides) for s in standings))
+    theirs = [set(s.candidate.overrides) for s in standings if s.candidate.name != BUNDLED]
+    shared = set.intersection(*theirs) if theirs else set()
     name = max(len("policy"), *(len(s.candidate.name) for s in standings))
     header = "".join(f"{text:>{width}}" for text, width in _WIDTHS.items())
     lines = [f"{'policy':<{name}}{header}  overrides"]
@@ -167,26 +176,33 @@ def table(standings: Sequence[RankedCandidate]) -> str:
     return "\n".join(lines)
 
 
+def best_of_own(standings: Sequence[RankedCandidate]) -> RankedCandidate:
+    """The first one that is not the bundled policy."""
+    return next(s for s in standings if s.candidate.name != BUNDLED)
+
+
 def promote(standings: Sequence[RankedCandidate], into: Path, seeds: int) -> Path:
-    """Copies the winner, with a record of what it was compared with; returns the folder.
+    """Copies the best of one's own, with a record of what it was compared with.
 
     The best standing comes first. `seeds` is how many each task was run with. A policy that is
-    there already is replaced as a whole.
+    there already is replaced as a whole. The result is the folder.
 
     Raises:
         ConfigurationError: if the folder cannot be written.
     """
-    winner = standings[0].candidate.policy
-    lead = None if len(standings) == 1 else difference(*standings[:2])
+    best = best_of_own(standings)
+    others = [standing for standing in standings if standing is not best]
+    lead = difference(best, others[0]) if others else None
+    winner = best.candidate.policy
     winner.record = {
         **winner.record,
         "promoted": {
-            "from": standings[0].candidate.name,
+            "from": best.candidate.name,
             "split": "validation",
             "tasks": list(standings[0].scores.names),
             "seeds": seeds,
             "lead_in_score_95": lead,
-            "within_noise": lead is not None and lead.low <= 0,
+            "within_noise": lead is not None and lead.low <= 0 <= lead.high,
             "candidates": [
                 {"name": s.candidate.name, "overrides": s.candidate.overrides, **s.numbers()}
                 for s in standings

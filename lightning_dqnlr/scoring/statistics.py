@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
@@ -127,6 +128,48 @@ def improvement_interval(
         drawn = torch.randint(len(by_task), by_task.shape, generator=generator)
         by_task = by_task.gather(0, drawn)
     return _percentile_interval(by_task.mean(0))
+
+
+def mean_gap(scores: Tensor, rival: Tensor) -> Estimate:
+    """Mean of (S,) runs minus that of (R,) others, with Welch's 95% interval.
+
+    For one task with few runs. A bootstrap of three calls equals different four times as often as
+    it says, and one of five twice as often. With one run on a side the interval is everything.
+
+    Example:
+        >>> mean_gap(torch.tensor([1.0, 2.0]), torch.tensor([1.0])).interval
+        Interval(low=-inf, high=inf)
+    """
+    gap = (scores.double().mean() - rival.double().mean()).item()
+    if min(len(scores), len(rival)) < 2:
+        return Estimate(gap, Interval(-math.inf, math.inf))
+    parts = [row.double().var().item() / len(row) for row in (scores, rival)]
+    freedom = [part**2 / (len(row) - 1) for part, row in zip(parts, (scores, rival), strict=True)]
+    if not sum(freedom):
+        return Estimate(gap, Interval(gap, gap))
+    width = student_quantile(sum(parts) ** 2 / sum(freedom)) * math.sqrt(sum(parts))
+    return Estimate(gap, Interval(gap - width, gap + width))
+
+
+def student_quantile(freedom: float) -> float:
+    """The 97.5% quantile of Student's t (Abramowitz & Stegun 1964, equation 26.7.5).
+
+    It is 1% too low at 2 degrees of freedom, and nearer from 3 on. Below 2 nothing is known.
+
+    Example:
+        >>> round(student_quantile(8), 3), student_quantile(1.5)
+        (2.306, inf)
+    """
+    if freedom < 2:
+        return math.inf
+    z = NormalDist().inv_cdf(0.975)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
 
 
 def _resample(row: Tensor, samples: int, generator: torch.Generator) -> Tensor:

@@ -41,7 +41,7 @@ SHAPES = {
     "plateau": lambda p: 0.5 ** int(4 * p),
 }
 OWN = ("dqnlr", "classic", "lr-finder", "prodigy", "d-adaptation", "schedule-free", "greedy")
-OWN += ("hypergradient", "untrained", "state-blind", "mean-curve", "q-table")
+OWN += ("hypergradient", "untrained", "state-blind", "mean-curve", "q_table")
 TASKS = {
     "digits-mlp-adamw": "new seeds",
     "digits-cnn-sgd": "new seeds",

@@ -307,7 +307,7 @@ def test_a_further_policy_is_a_method_of_its_own(tmp_path):
 
 def test_the_policies_compared_with_are_what_they_are_called():
     by_name = {method.name: method for method in METHODS}
-    classic, table = by_name["classic"].load(), by_name["q-table"].load()
+    classic, table = by_name["classic"].load(), by_name["q_table"].load()
     assert classic.spec.actions.multipliers == (0.8, 1.0, 1.25)
     assert set(classic.spec.features.names) >= {"raw_loss", "raw_gradient_norm", "raw_step"}
     assert (classic.start, classic.circuit_breaker) == ("optimizer", False)

@@ -268,6 +268,16 @@ def test_runs_are_stored_failures_too_and_only_what_is_missing_runs(tmp_path):
     assert {record.key for record in store.records()} == keys  # planned before, recorded after
 
 
+def test_the_time_left_is_by_the_seconds_of_the_runs_and_counts_what_follows(tmp_path):
+    """The task says an hour; its runs take a moment, and the measure counts."""
+    task, store = tiny(seconds=3600.0), Store(tmp_path)
+    runs = list(plan(Suite(seeds=3, points=1), [task], [Plain()]))
+    seen = []
+    complete(runs, store, 1, seen.append, later=2 * 3600.0)
+    assert [progress.over for progress in seen] == [1, 2, 3]
+    assert 0 < seen[-1].seconds_left < seen[0].seconds_left < 600
+
+
 @pytest.fixture
 def one_thread():
     """As in the benchmark's processes: sums of several threads round differently."""

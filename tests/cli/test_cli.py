@@ -195,7 +195,9 @@ def test_the_table_ends_with_the_line_that_uses_the_policy(finished):
     best = cwd / "run/best"
     for part in ("teacher_mlps/validation/0", "regret mean", "regret median", str(best)):
         assert part in done.stdout
-    assert f'DQNLRCallback(policy="{best}")' in done.stdout.splitlines()[-1]
+    use, beside = done.stdout.splitlines()[-2:]
+    assert f'DQNLRCallback(policy="{best}")' in use
+    assert beside.startswith("Beside the bundled policy, on these 1 tasks: score ")
     assert "episode 14/14" in done.stderr
     assert "time left" in done.stderr
 
@@ -220,6 +222,13 @@ def test_the_objective_of_a_sweep_is_the_best_score(tmp_path):
     assert score == pytest.approx(lowest, rel=1e-5)  # the CSV has six digits
 
 
+def test_a_run_that_the_time_limit_ended_says_so_and_how_to_go_on(tmp_path, capsys):
+    cli.meta_train(composed(*TINY, "train.max_minutes=1e-9", "tensorboard=false"), tmp_path)
+    shown = capsys.readouterr().out
+    assert "train.max_minutes=1e-09 ended the run after 1 of 14 episodes." in shown
+    assert f"resume=true folder={tmp_path}" in shown
+
+
 ERRORS = {
     "a value out of range": (
         ["train.episodes=0"],
@@ -230,8 +239,6 @@ ERRORS = {
         ["agent.learner.loss=l1"],
         "agent.learner: DQNConfig.loss='l1' must be",
     ),
-    "a key that does not exist": (["train.epochs=3"], "Could not override 'train.epochs'"),
-    "a choice that does not exist": (["agent=best"], "Could not find 'agent/best'"),
     "no process": (["collector.workers=0"], "collector.workers=0 must be an integer of at least 1"),
     "a device that does not exist": (["device=tpu"], "device='tpu' must be cpu, cuda or auto"),
     "no threads": (["threads=0"], "threads=0 must be"),
@@ -302,6 +309,7 @@ def test_help_lists_the_choices_without_starting_anything(tmp_path):
     done = run_command("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "experiment: ablation, classic, default, quick" in done.stdout
+    assert len(done.stdout.splitlines()) <= 30
     assert list(tmp_path.iterdir()) == []
 
 

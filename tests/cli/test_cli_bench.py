@@ -191,6 +191,8 @@ def test_a_users_own_module_is_compared(tmp_path, monkeypatch, capsys):
     done = run_command(*arguments, cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     assert "8 runs, 0 of them stored" in done.stdout
+    assert "By the first run, the others take less than a minute." in done.stdout
+    assert "# Line: dqnlr against 1 other methods" in done.stdout
     records = list(Store(tmp_path / "bench/runs").records())
     assert {(r.task, r.split, r.optimizer) for r in records} == {("Line", "your own", "sgd")}
     assert {r.lr for r in records if r.method == "cosine"} == {2e-4, 2e-2, 2.0}
@@ -211,7 +213,7 @@ ERRORS = {
     "a method that does not exist": (["suite.methods=[adam]"], "suite.methods: ['adam']"),
     "no seeds": (["suite.seeds=0"], "seeds=0 must be"),
     "no workers": (["workers=0"], "workers=0 must be"),
-    "a suite that does not exist": (["suite=best"], "Could not find 'suite/best'"),
+    "a suite that does not exist": (["suite=best"], "suite=best: there are full, gpu, mine,"),
     "an own task without anything": (["suite=mine"], "dataloader"),
     "a task that is none": (
         ["suite=mine", "task._target_=builtins.dict"],
@@ -232,6 +234,20 @@ def test_a_wrong_setting_is_one_line_and_exit_code_2(case, tmp_path, monkeypatch
     assert shown.err.startswith("dqnlr-bench: error: ")
     assert message in shown.err
     assert len(shown.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.4, "less than a minute"), (61, "about 1 minute"), (7000, "about 2 hours")],
+)
+def test_nothing_takes_about_0_minutes(seconds, words):
+    assert cli_bench._about(seconds) == words
+
+
+def test_help_fits_a_screen(tmp_path):
+    done = run_command("--help", cwd=tmp_path)
+    assert "suite=mine" in done.stdout
+    assert len(done.stdout.splitlines()) <= 30
 
 
 def test_a_dry_run_says_what_is_missing_and_writes_nothing(tmp_path, capsys):

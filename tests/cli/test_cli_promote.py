@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import yaml
 
 from lightning_dqnlr.cli import policies as cli
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.meta.promote import Candidate, RankedCandidate, table, verdict
+from lightning_dqnlr.meta.promote import BUNDLED, Candidate, RankedCandidate, table, verdict
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.scoring.evaluate import Regrets
 from lightning_dqnlr.scoring.statistics import interquartile_mean
@@ -94,7 +95,8 @@ def test_the_best_policy_of_a_sweep_is_promoted_with_one_command(swept, monkeypa
     for name, weight in original.network.state_dict().items():
         assert torch.equal(weight, winner.network.state_dict()[name]), name
     assert record["command"] == original.record["command"]
-    assert promoted["candidates"][0]["name"] == promoted["from"]
+    own = [each["name"] for each in promoted["candidates"] if each["name"] != BUNDLED]
+    assert (own[0], len(own)) == (promoted["from"], len(scores) - 1)
     assert promoted["split"] == "validation"
     numbers = [name.split("/")[1:] for name in promoted["tasks"]]
     assert numbers == [["validation", "1000"], ["validation", "1001"]]  # none selected on these
@@ -111,9 +113,43 @@ def test_the_best_policy_of_a_sweep_is_promoted_with_one_command(swept, monkeypa
 
 def test_a_promoted_policy_beside_its_sweep_is_not_compared_with_itself(swept, monkeypatch, capsys):
     folder = swept[0] / "sweep"
-    for _ in range(2):
-        promote(monkeypatch, folder, "--into", folder / "won", "--tasks", 1, "--seeds", 1)
+    for more in ((), ("--force",)):
+        promote(monkeypatch, folder, "--into", folder / "won", "--tasks", 1, "--seeds", 1, *more)
     assert not any(line.startswith("won ") for line in capsys.readouterr().out.splitlines())
+
+
+def test_a_policy_is_not_overwritten_in_silence(tmp_path, monkeypatch, capsys):
+    save_member(tmp_path / "mine", 0)
+    save_member(tmp_path / "won", 1)
+    before = (tmp_path / "won/policy.safetensors").read_bytes()
+    with pytest.raises(SystemExit):
+        promote(monkeypatch, tmp_path / "mine", "--into", tmp_path / "won", "--family", "quick")
+    assert "holds a policy; add --force to replace it" in capsys.readouterr().err
+    assert (tmp_path / "won/policy.safetensors").read_bytes() == before
+
+
+def test_what_is_worse_than_the_bundled_policy_is_not_copied(tmp_path, monkeypatch, capsys):
+    """On the regrets that are given here; the policy is an untrained one."""
+    save_member(tmp_path / "mine", 0)
+    arguments = (tmp_path / "mine", "--into", tmp_path / "won", "--family", "quick")
+    arguments += ("--tasks", 1, "--seeds", 1)
+
+    def regrets_by_name(candidates, *_):
+        found = [standing("x", *[[0.5 * (c.name != BUNDLED)]] * 5) for c in candidates]
+        ranked = [replace(s, candidate=c) for s, c in zip(found, candidates, strict=True)]
+        return sorted(ranked, key=lambda s: s.scores.score)
+
+    monkeypatch.setattr("lightning_dqnlr.meta.promote.compare", regrets_by_name)
+    monkeypatch.setattr("lightning_dqnlr.meta.failures.usable_tasks", lambda *_: [])
+    promote(monkeypatch, *arguments)
+    shown = capsys.readouterr().out
+    assert shown.partition("overrides")[2].splitlines()[1].startswith(BUNDLED)
+    assert "keep the bundled one, DQNLRCallback()." in shown
+    assert "Nothing was copied" in shown
+    assert not (tmp_path / "won").exists()
+    promote(monkeypatch, *arguments, "--without-bundled")
+    assert BUNDLED not in capsys.readouterr().out
+    assert LRPolicy.load(tmp_path / "won").record["promoted"]["from"] == "."
 
 
 @pytest.mark.parametrize(

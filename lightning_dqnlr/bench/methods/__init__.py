@@ -34,7 +34,7 @@ METHODS: tuple[Method, ...] = (
     ScheduleFree("schedule-free-default", tuned=False),
     learned.LearnedPolicy(),
     learned.LearnedPolicy("classic", "classic"),
-    learned.LearnedPolicy("q-table", "q_table"),
+    learned.LearnedPolicy("q_table", "q_table"),
     learned.Untrained(),
     learned.StateBlind(),
     learned.MeanCurveReplay(),

@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from statistics import mean
+from typing import Literal
 
 from torch import Tensor
 
@@ -47,6 +48,7 @@ class Entry:
     seconds: float  # of these runs, mean over seeds
     unfinished: int  # LRs of the grid that lack a seed and so could not be chosen
     dropped: int  # LRs that lack seeds because the race over the grid ruled them out
+    edge: Literal["lowest", "highest"] | None = None  # what the chosen LR is in its grid
 
 
 class Comparison:
@@ -245,7 +247,17 @@ def _entry(
         seconds=sum(mean(run.seconds for run in group.values()) for group in groups.values()),
         unfinished=len(groups.keys() - finished.keys() - dropped),
         dropped=len(dropped - finished.keys()),
+        edge=_edge(best, groups),
     )
+
+
+def _edge(
+    best: float | None, given: Collection[float | None]
+) -> Literal["lowest", "highest"] | None:
+    grid = [lr for lr in given if lr is not None]
+    if len(grid) < 2 or best not in (min(grid), max(grid)):
+        return None
+    return "lowest" if best == min(grid) else "highest"
 
 
 def _dropped(

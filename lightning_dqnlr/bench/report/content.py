@@ -165,6 +165,11 @@ class Section:
         """All of them, small ones included."""
         return tuple(picture for block in self.blocks for picture in _pictures(block))
 
+    @property
+    def words(self) -> bool:
+        """Whether there is more than pictures."""
+        return any(not isinstance(block, Picture) for block in self.blocks)
+
     def markdown(self, *, pictures: bool = True) -> str:
         """The section for a README, or without pictures for a terminal."""
         blocks = [b for b in self.blocks if pictures or not isinstance(b, Picture)]

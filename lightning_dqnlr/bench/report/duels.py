@@ -16,9 +16,17 @@ from lightning_dqnlr.bench.report.content import (
 )
 from lightning_dqnlr.bench.report.drawing import interval_picture
 from lightning_dqnlr.bench.runs.record import VALIDATION
-from lightning_dqnlr.scoring.statistics import Estimate, Interval, improvement, summarize
+from lightning_dqnlr.scoring.statistics import (
+    Estimate,
+    Interval,
+    improvement,
+    mean_gap,
+    summarize,
+)
 
-FEWEST_RUNS = 4  # below that an interval has no width to speak of
+Verdict = Literal["worse", "better", "undecided"]
+
+FEWEST_RUNS = 4  # on several tasks; below that an interval has no width to speak of
 ROUNDING = 1e-9  # means that differ by less are equal
 
 
@@ -34,18 +42,30 @@ class Duel(NamedTuple):
     iqm: float  # of the subject, on these tasks
     other_iqm: float
     runs: int  # of the subject
+    gap: Estimate | None = None  # on a single task: its mean regret minus the other's
+    validation_gap: Estimate | None = None  # the same on validation loss
 
     @property
-    def verdict(self) -> Literal["worse", "better", "undecided"]:
+    def verdict(self) -> Verdict:
         """What the 95% intervals on training loss allow to say of the subject.
 
-        Worse on just these tasks is worse; better has to hold for other tasks like them.
+        Worse on just these tasks is worse; better has to hold for other tasks like them. On a
+        single task the gap decides, because a bootstrap of few runs is too sure of itself.
         """
+        if self.gap is not None:
+            return side(self.gap)
         if self.runs < FEWEST_RUNS:
             return "undecided"
         if self.train.interval.high < 0.5:
             return "worse"
         return "better" if self.train_over_tasks.low > 0.5 else "undecided"
+
+
+def side(gap: Estimate) -> Verdict:
+    """What a gap in regret says of the subject, if its interval leaves out zero."""
+    if gap.interval.low > ROUNDING:
+        return "worse"
+    return "better" if gap.interval.high < -ROUNDING else "undecided"
 
 
 def duels(comparison: Comparison) -> list[Duel]:
@@ -66,6 +86,7 @@ def _duel(comparison: Comparison, other: str, tasks: Sequence[str]) -> Duel:
     mine = comparison.scores(SUBJECT, tasks)
     theirs = comparison.scores(other, tasks)
     held_out = [comparison.scores(name, tasks, VALIDATION) for name in (SUBJECT, other)]
+    alone = len(comparison.tasks) == 1
     return Duel(
         method=other,
         tasks=len(tasks),
@@ -78,6 +99,8 @@ def _duel(comparison: Comparison, other: str, tasks: Sequence[str]) -> Duel:
         iqm=summarize(mine, samples=1).iqm,
         other_iqm=summarize(theirs, samples=1).iqm,
         runs=sum(map(len, mine)),
+        gap=mean_gap(mine[0], theirs[0]) if alone else None,
+        validation_gap=mean_gap(held_out[0][0], held_out[1][0]) if alone else None,
     )
 
 
@@ -103,6 +126,8 @@ def against_each(comparison: Comparison, rows: Sequence[Duel]) -> Section:
         "these tasks; the second resamples the tasks, too. Worse if the first lies below 1/2, "
         "better only if the second lies above. The most dangerous rival comes first."
     )
+    if len(comparison.tasks) == 1:
+        text += " On a single task the verdict is by the gap between the mean losses instead."
     blocks = (text, duel_table(rows), _picture(comparison, rows)) if rows else ()
     return Section(f"{SUBJECT} against each", blocks)
 

@@ -172,14 +172,20 @@ def _loss_cells(comparison: Comparison, task: str, method: str) -> tuple[str, ..
         method,
         NOTHING if entry.lr is None else f"{entry.lr:.2g}",
         f"{median(run.initial_train for run in entry.runs):.4g}",
-        _median_loss(final_loss(run) for run in entry.runs),
-        _median_loss(final_loss(run, VALIDATION) for run in entry.runs),
+        median_loss(final_loss(run) for run in entry.runs),
+        median_loss(final_loss(run, VALIDATION) for run in entry.runs),
         str(sum(map(diverged, entry.runs))),
         str(len(entry.runs)),
     )
 
 
-def _median_loss(losses: Iterable[float]) -> str:
+def median_loss(losses: Iterable[float]) -> str:
+    """The middle one as text; a run that diverged counts as the highest.
+
+    Example:
+        >>> median_loss([0.1, 0.3, math.nan]), median_loss([0.1, math.nan, math.nan])
+        ('0.3', 'diverged')
+    """
     middle = median(math.inf if math.isnan(loss) else loss for loss in losses)
     return f"{middle:.4g}" if math.isfinite(middle) else "diverged"
 

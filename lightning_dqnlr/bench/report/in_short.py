@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Iterator, Sequence
 
 from lightning_dqnlr.bench.report.comparison import PLAIN, RIVAL, SUBJECT, Comparison
-from lightning_dqnlr.bench.report.content import Block, Bullets, Section, Table
+from lightning_dqnlr.bench.report.content import Block, Bullets, Section, Table, listed
 from lightning_dqnlr.bench.report.duels import Duel, verdicts
 from lightning_dqnlr.bench.report.headline import headline, headline_row
 from lightning_dqnlr.bench.report.losing import LostTask
@@ -32,6 +32,7 @@ def _statements(
         return
     yield _against_the_rival(comparison, mine)
     yield from verdicts(rows)
+    yield from edges(comparison)
     if comparison.standing_apart:
         named = ", ".join(comparison.standing_apart)
         yield f"Not in here, because they ask a question of their own: {named}."
@@ -40,6 +41,22 @@ def _statements(
         f"Some method ends more than 2% below it on {len(lost)} of {finished} tasks; the section "
         "on where it loses has them."
     )
+
+
+def edges(comparison: Comparison) -> Iterator[str]:
+    """The best LRs that are the lowest or highest of their grids, in one sentence."""
+    several = len(comparison.tasks) > 1
+    entries = comparison.entries.items()
+    found = [
+        f"{method}{f' on {task}' * several} ({entry.lr:.3g}, the {entry.edge})"
+        for (task, method), entry in sorted(entries, key=lambda item: item[0][1] != RIVAL)
+        if entry.edge is not None and task in comparison.ranked
+    ]
+    if found:
+        yield (
+            f"The best learning rate is the edge of its grid for {listed(found, 6)}. A better one "
+            "may lie beyond, so these methods may do better than shown."
+        )
 
 
 def _against_the_rival(comparison: Comparison, tasks: Sequence[str]) -> str:

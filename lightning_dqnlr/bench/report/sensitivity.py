@@ -13,7 +13,7 @@ import torch
 from lightning_dqnlr.bench.report.comparison import RIVAL, SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import Picture, Section, Table, number, share
 from lightning_dqnlr.bench.report.drawing import INK, gallery, log_scale, picture, styles
-from lightning_dqnlr.bench.runs.record import diverged
+from lightning_dqnlr.bench.runs.record import TRAIN, VALIDATION, diverged
 from lightning_dqnlr.scoring.statistics import interquartile_mean
 
 Curves = dict[str, dict[float, float]]  # by method: a value by the LR
@@ -76,10 +76,19 @@ def _sensitivity(comparison: Comparison, method: str, tasks: Sequence[str]) -> S
     )
 
 
-def _mean_regrets(comparison: Comparison, task: str, method: str) -> dict[float, float]:
-    """Regret on training loss by the LR given, mean over seeds, in the order of the LRs."""
-    sweep = comparison.sweep(task, method).items()
-    return {lr: comparison.regrets_of(runs).mean().item() for lr, runs in sweep}
+def _mean_regrets(
+    comparison: Comparison, task: str, method: str, which: str = TRAIN
+) -> dict[float, float]:
+    """Regret by the LR given, mean over seeds, in the order of the LRs.
+
+    The subject does not read the LR. Where it was not run at given ones, its runs without one stand
+    for it at all of the rival's.
+    """
+    sweep = comparison.sweep(task, method)
+    entry = comparison.entries.get((task, method))
+    if not sweep and method == SUBJECT and entry is not None and entry.lr is None:
+        sweep = dict.fromkeys(comparison.sweep(task, RIVAL), entry.runs)
+    return {lr: comparison.regrets_of(runs, which).mean().item() for lr, runs in sweep.items()}
 
 
 def sensitivity_table(comparison: Comparison) -> Table:
@@ -122,16 +131,14 @@ def _curve(comparison: Comparison, task: str, method: str) -> dict[float, float]
     }
 
 
-def _lr_axes(figure: Any, comparison: Comparison, curves: Curves, level: float) -> Any:
-    """Axes with curves over the LR, the subject's on top, and a line at a level below them."""
+def _over_lr(axes: Any, comparison: Comparison, curves: Curves, level: float) -> None:
+    """Draws curves over the LR, the subject's on top, and a line at a level below them."""
     look = styles(comparison)
-    axes = figure.subplots()
     axes.axhline(level, color=INK, linewidth=0.8)
     for name in reversed(curves):  # the subject is the first
         axes.plot(list(curves[name]), list(curves[name].values()), **look[name])
     axes.set_xscale("log")
     axes.grid(True)
-    return axes
 
 
 def mistuning_picture(comparison: Comparison) -> tuple[Picture, ...]:
@@ -143,7 +150,8 @@ def mistuning_picture(comparison: Comparison) -> tuple[Picture, ...]:
     ratios = {name: {f: math.exp(r) for f, r in c.items()} for name, c in swept_ones.items()}
 
     def draw(figure: Any) -> None:
-        axes = _lr_axes(figure, comparison, ratios, level=1)
+        axes = figure.subplots()
+        _over_lr(axes, comparison, ratios, level=1)
         log_scale(axes)
         axes.set_xlabel(f"learning rate given, over the best peak of the {RIVAL}")
         axes.set_ylabel(f"training loss, over the tuned {RIVAL}'s")
@@ -154,18 +162,42 @@ def mistuning_picture(comparison: Comparison) -> tuple[Picture, ...]:
     return (picture("mistuning", text, draw, width=8.2, height=3.6),)
 
 
+def loss_by_lr(comparison: Comparison, task: str) -> tuple[Picture, ...]:
+    """Both losses on a task by the LR given, over the tuned rival's; nothing without a grid."""
+    methods = [n for n in comparison.methods if len(_mean_regrets(comparison, task, n)) > 1]
+    if not methods:
+        return ()
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, 2)
+        for axes, which in zip(panels, (TRAIN, VALIDATION), strict=True):
+            regrets = {n: _mean_regrets(comparison, task, n, which) for n in methods}
+            ratios = {n: {lr: math.exp(r) for lr, r in c.items()} for n, c in regrets.items()}
+            _over_lr(axes, comparison, ratios, level=1)
+            log_scale(axes)
+            named = "training" if which == TRAIN else which
+            axes.set(xlabel="learning rate given", ylabel=f"{named} loss, over the tuned {RIVAL}'s")
+        place = {"loc": "outside right center", "frameon": False, "handlelength": 2.6}
+        figure.legend(panels[0].get_lines()[:0:-1], methods, **place)
+
+    text = f"Training and validation loss of each method on {task} by the learning rate given."
+    return (picture(f"loss-by-lr-{task}", text, draw, width=10.4, height=3.3),)
+
+
 def _task_picture(comparison: Comparison, task: str) -> Picture:
     curves = {name: _mean_regrets(comparison, task, name) for name in comparison.methods}
 
     def draw(figure: Any) -> None:
-        axes = _lr_axes(figure, comparison, curves, level=0)
+        axes = figure.subplots()
+        _over_lr(axes, comparison, curves, level=0)
         axes.set(title=task, xlabel="learning rate given", ylabel="regret, training")
 
     text = f"Regret against the given learning rate on {task}."
     return picture(f"sensitivity-{task}", text, draw, width=3.7, height=2.5)
 
 
-def how_much_the_lr_matters(comparison: Comparison) -> Section:
+def how_much_the_lr_matters(comparison: Comparison, *, drawn: bool = False) -> Section:
+    """The table, and the pictures unless the report has drawn them already."""
     title = "How much the given LR matters"
     tasks = swept(comparison)
     if not tasks:
@@ -173,12 +205,18 @@ def how_much_the_lr_matters(comparison: Comparison) -> Section:
     text = (
         "Mean regret on training loss against the learning rate that the method was given. Spread: "
         "highest minus lowest over these rates; 0 means that the rate does not matter. A method "
-        "that was given more decades had more to spoil. The first picture is over all tasks: the "
-        "interquartile mean, by how far the rate is from the best peak of each task."
+        "that was given more decades had more to spoil."
     )
-    methods = [n for n in comparison.methods if any(comparison.sweep(t, n) for t in tasks)]
+    table = sensitivity_table(comparison)
+    if drawn:
+        return Section(title, (text, table))
+    text += (
+        " The first picture is over all tasks: the interquartile mean, by how far the rate is from "
+        "the best peak of each task."
+    )
+    names = comparison.methods
+    methods = [n for n in names if any(_mean_regrets(comparison, t, n) for t in tasks)]
     small = gallery(
         comparison, methods, "sensitivity", (_task_picture(comparison, t) for t in tasks)
     )
-    table = sensitivity_table(comparison)
     return Section(title, (text, *mistuning_picture(comparison), table, small))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from jinja2 import Environment, StrictUndefined
 
-from lightning_dqnlr.bench.report import headline
+from lightning_dqnlr.bench.report import headline, one_task
 from lightning_dqnlr.bench.report.comparison import SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import NOTHING, Bullets, Section, listed
 from lightning_dqnlr.bench.report.costs import what_it_costs
@@ -64,35 +65,61 @@ def write_report(
     if not records:
         raise ConfigurationError("records is empty; run the benchmark first.")
     comparison = Comparison(records, race_margin=race_margin)
+    alone = one_task.fits(comparison)
     title = f"{SUBJECT} against {len(comparison.methods) - 1} other methods"
+    title = one_task.title(comparison) if alone else title
     rows = duels(comparison)
     lost = losing(comparison)
-    short = [in_short(comparison, rows, lost), what_is_missing(comparison, planned)]
-    short += [headline.how_good(comparison)] if comparison.ranked else []
-    others = [*_details(comparison, rows, lost), _origin(comparison, command)]
+    short = (_of_one_task if alone else _of_many)(comparison, rows, lost, planned)
+    others = [*_details(comparison, rows, lost, alone), _origin(comparison, command)]
+    if alone:
+        others = [replace(part, folded=True) for part in (headline.how_good(comparison), *others)]
     parts = [part for part in (*short, *others) if part.blocks]
     for picture in (picture for part in parts for picture in part.pictures):
         write_atomically(Path(folder) / picture.file, standalone(picture.svg).encode())
     write_atomically(Path(folder) / "report.md", _markdown(title, parts).encode())
     page = write_atomically(Path(folder) / "report.html", _page(title, parts).encode())
-    shown = _markdown(title, [part for part in short if part.blocks], pictures=False)
+    shown = _markdown(title, [part for part in short if part.words], pictures=False)
     return WrittenReport(page, shown)
 
 
+def _of_many(
+    comparison: Comparison,
+    rows: Sequence[Duel],
+    lost: Sequence[LostTask],
+    planned: Collection[str],
+) -> list[Section]:
+    """What comes first, on the page and in the terminal."""
+    short = [in_short(comparison, rows, lost), what_is_missing(comparison, planned)]
+    return [*short, headline.how_good(comparison)] if comparison.ranked else short
+
+
+def _of_one_task(
+    comparison: Comparison, rows: Sequence[Duel], _: Sequence[LostTask], planned: Collection[str]
+) -> list[Section]:
+    """The same in a user's words: the picture, the verdict, the losses."""
+    return [
+        one_task.opening(comparison),
+        one_task.verdict_in_short(comparison, rows),
+        what_is_missing(comparison, planned),
+        one_task.losses(comparison, rows),
+    ]
+
+
 def _details(
-    comparison: Comparison, rows: Sequence[Duel], lost: Sequence[LostTask]
+    comparison: Comparison, rows: Sequence[Duel], lost: Sequence[LostTask], alone: bool
 ) -> list[Section]:
     losses = headline.final_losses(comparison)
     if not comparison.ranked:
         return [losses]
     return [
         headline.how_fast(comparison),
-        headline.regret_by_task(comparison),
+        *([headline.regret_by_task(comparison)] if not alone else []),
         against_each(comparison, rows),
         where_we_lose(comparison, lost),
         headline.split_by_split(comparison),
         learning_rates_and_losses(comparison),
-        how_much_the_lr_matters(comparison),
+        how_much_the_lr_matters(comparison, drawn=alone),
         what_it_costs(comparison),
         losses,
     ]

@@ -20,6 +20,7 @@ from lightning_dqnlr.scoring.cosine import regret
 TRAIN = "train"
 VALIDATION = "validation"
 FEWEST = 3  # LRs that a race over a grid keeps, however far ahead the best is
+_RENAMED = {"q-table": "q_table"}  # methods that records of before call otherwise
 _CURVES = ("step", "train", "validation", "lr")
 
 
@@ -87,6 +88,7 @@ class Record:
         try:
             values = json.loads(text)
             check_fields("the record", values, [field.name for field in fields(cls)])
+            values["method"] = _RENAMED.get(str(values["method"]), values["method"])
             _check(values)
         except ValueError as error:
             raise RecordError(

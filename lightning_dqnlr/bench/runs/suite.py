@@ -80,14 +80,16 @@ class EndedRun(NamedTuple):
 
     run: PlannedRun
     outcome: Record | str | None = None
+    seconds: float = 0.0  # that it took in its process, with its evaluations
 
 
 class Progress(NamedTuple):
     """How far a benchmark has come."""
 
-    seconds_left: float  # by the pace so far and what a run of each task usually takes
+    seconds_left: float  # by the runs that ended here and what a run of each task usually takes
     latest: PlannedRun  # the last run that ended
     failure: str | None  # of the latest
+    over: int  # runs that have ended
 
 
 def your_own(task: Task, lr: float | None = None) -> BenchTask:
@@ -266,8 +268,15 @@ def make_runs(
         ) from error
 
 
-def _ended(runs: Sequence[PlannedRun], job: Done[Record | str]) -> EndedRun:
-    return EndedRun(runs[job.key], job.outcome)
+def _ended(runs: Sequence[PlannedRun], job: Done[_Made]) -> EndedRun:
+    return EndedRun(runs[job.key], *job.outcome)
+
+
+class _Made(NamedTuple):
+    """What comes back from a process."""
+
+    outcome: Record | str
+    seconds: float
 
 
 class _Maker:
@@ -280,22 +289,29 @@ class _Maker:
         self._runs = runs
         self._open = lru_cache(maxsize=1)(BenchTask.open)
 
-    def __call__(self, index: int) -> Record | str:
+    def __call__(self, index: int) -> _Made:
         run = self._runs[index]
         task = self._open(run.task)
+        began = time.monotonic()
         try:
-            return run.make(task)
+            outcome: Record | str = run.make(task)
         except MissingPackageError as error:
-            return str(error)
+            outcome = str(error)
+        return _Made(outcome, time.monotonic() - began)
 
 
 def complete(
-    runs: Sequence[PlannedRun], store: Store, workers: int, report: Callable[[Progress], None]
+    runs: Sequence[PlannedRun],
+    store: Store,
+    workers: int,
+    report: Callable[[Progress], None],
+    later: float = 0.0,
 ) -> dict[str, str]:
     """Makes runs in several processes and stores each as soon as it is over.
 
     A run that raises is recorded as failed. When interrupted, what is stored is whole. `report` is
-    called after each run.
+    called after each run. The time left that it is told includes `later`: an estimate of what
+    follows these runs, in seconds of one process.
 
     Returns:
         The methods that could not be run at all, and why (a package is missing, say).
@@ -307,19 +323,23 @@ def complete(
     for task in {id(run.task): run.task for run in runs}.values():
         task.open()  # what is not installed is named before any run begins
     refused: dict[str, str] = {}
-    started = time.monotonic()
-    whole = estimate(runs, 1)
-    over = 0.0
-    for ended in make_runs(runs, workers, lambda run: run.method.name in refused):
+    left = estimate(runs, 1) + later
+    seconds = expected = 0.0  # of the runs that were made
+    ends = make_runs(runs, workers, lambda run: run.method.name in refused)
+    for over, ended in enumerate(ends, 1):
         failure = None
         if isinstance(ended.outcome, Record):
             store.put(ended.outcome)
             failure = ended.outcome.failure
         elif ended.outcome is not None:
             refused[ended.run.method.name] = ended.outcome
-        over += ended.run.task.seconds
-        left = (time.monotonic() - started) / over * (whole - over)
-        report(Progress(max(0.0, left), ended.run, failure))
+        left -= ended.run.task.seconds
+        if ended.seconds:
+            seconds += ended.seconds
+            expected += ended.run.task.seconds
+        pace = seconds / expected if expected else 1.0
+        left = left if over < len(runs) else later
+        report(Progress(pace * left / workers, ended.run, failure, over))
     return refused
 
 
