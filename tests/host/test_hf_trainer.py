@@ -19,61 +19,9 @@ pytest.importorskip("accelerate")
 
 from lightning_dqnlr import DQNLRTrainerCallback  # noqa: E402
 
+from .other_homes import Model, logged, make  # noqa: E402
+
 KEEP = 3
-QUIET = {
-    "per_device_train_batch_size": 4,
-    "report_to": [],
-    "disable_tqdm": True,
-    "use_cpu": True,
-    "logging_steps": 1,
-    "save_strategy": "no",
-}
-
-
-class Model(transformers.GPT2LMHeadModel):
-    """Remembers its batches; multiplies losses, and spoils gradients, where it is told to."""
-
-    def __init__(self):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(1)
-            super().__init__(
-                transformers.GPT2Config(
-                    vocab_size=16, n_positions=12, n_embd=16, n_layer=1, n_head=2,
-                    bos_token_id=0, eos_token_id=1, loss_type="ForCausalLMLoss",
-                )
-            )  # fmt: skip
-        self.batches, self.poison, self.spoilt = [], {}, ()
-
-    def forward(self, input_ids=None, labels=None, **kwargs):
-        output = super().forward(input_ids=input_ids, labels=labels, **kwargs)
-        if self.training and output.loss is not None:
-            output.loss = output.loss * self.poison.get(len(self.batches), 1.0)
-            if len(self.batches) in self.spoilt:
-                output.loss.register_hook(lambda gradient: gradient * float("nan"))
-            self.batches.append(input_ids.clone())
-        return output
-
-
-def sorted_numbers():
-    generator = torch.Generator().manual_seed(0)
-    rows = torch.randint(0, 16, (48, 12), generator=generator).sort().values
-    return [{"input_ids": row, "labels": row} for row in rows]
-
-
-def make(folder, callback, model=None, optimizers=(None, None), **arguments):
-    arguments = transformers.TrainingArguments(str(folder), **{**QUIET, **arguments})
-    return transformers.Trainer(
-        model or Model(),
-        arguments,
-        train_dataset=sorted_numbers(),
-        eval_dataset=sorted_numbers()[:4],
-        callbacks=[callback],
-        optimizers=optimizers,
-    )
-
-
-def logged(trainer, name):
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 def test_it_decides_as_a_plain_loop_over_whole_windows_and_unclipped_gradients(tmp_path):

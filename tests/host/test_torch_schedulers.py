@@ -17,13 +17,11 @@ from lightning_dqnlr.errors import CallOrderError
 
 from .control_runs import Loop, constant_policy, examples, random_policy
 
-accelerate = pytest.importorskip("accelerate")
+pytest.importorskip("accelerate")
+
+from .other_homes import accelerated
+
 KEEP = 3
-
-
-class Criterion(nn.Module):
-    def forward(self, logits, labels):
-        return nn.functional.cross_entropy(logits, labels)
 
 
 class WithLoss(nn.Module):
@@ -39,39 +37,11 @@ class WithLoss(nn.Module):
         return {"dict": {"loss": loss, "logits": logits}, "tuple": (loss, logits)}[self.way]
 
 
-def accelerated(folder, steps, resume=False):
-    """A loop of Accelerate, over windows of two batches; the scheduler goes through `prepare`."""
-    accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=2)
-    loop, criterion = Loop(), Criterion()
-    net = loop.net
-    optimizer = torch.optim.Adam(net.parameters(), lr=5.0)
-    given = DQNLRScheduler(
-        optimizer, random_policy(), horizon=40, module=net, epsilon=0.3, loss_from=criterion
-    )
-    net, optimizer, scheduler = accelerator.prepare(net, optimizer, given)
-    if resume:
-        accelerator.load_state(folder)
-    rates = []
-    for step in range(30 if resume else 0, steps):
-        loop.done = step
-        index = torch.arange(step * 8, step * 8 + 8) % len(loop.inputs)
-        with accelerator.accumulate(net):
-            loss = criterion(net(loop.inputs[index]), loop.labels[index])
-            accelerator.backward(loss)
-            optimizer.step()
-            rates.append(scheduler.get_last_lr()[0])
-            scheduler.step()
-            optimizer.zero_grad()
-        if step == 29 and not resume:
-            accelerator.save_state(folder)
-    return given, rates
-
-
 def test_accelerate_prepares_saves_and_resumes_it_and_steps_it_once_a_window(tmp_path):
-    whole, rates = accelerated(tmp_path, 60)
+    whole, rates = accelerated(tmp_path, random_policy(), 60)
     assert isinstance(whole, LRScheduler)
     assert whole.trace[-1]["step"] == whole.last_epoch == 30
-    resumed, same = accelerated(tmp_path, 60, resume=True)
+    resumed, same = accelerated(tmp_path, random_policy(), 60, resume=True)
     assert same == rates[30:]
     assert len(set(same)) > 3
     assert [r["loss"] for r in resumed.trace] == [r["loss"] for r in whole.trace]
@@ -151,37 +121,15 @@ def test_gradients_are_seen_before_the_loop_clips_them_if_it_says_so():
     assert rates(clips=True, looks=False)[0] > 10 * rates(clips=True, looks=True)[0]
 
 
-# Run in each of two processes: a Trainer of transformers, and a loop of Accelerate.
-TWO = """
-import json, os, sys, torch
-from pathlib import Path
-sys.path.insert(0, os.getcwd())
-torch.set_num_threads(1)
-from tests.host.test_hf_trainer import DQNLRTrainerCallback, logged, make, random_policy
-from tests.host.test_torch_schedulers import accelerated
-folder = Path(sys.argv[1])
-callback = DQNLRTrainerCallback(random_policy())
-trainer = make(folder, callback, max_steps=12, save_strategy="steps", save_steps=6)
-trainer.train()
-rates = [[r["lr"] for r in callback.trace]]
-callback = DQNLRTrainerCallback(random_policy())
-trainer = make(folder, callback, max_steps=12)
-trainer.train(resume_from_checkpoint=str(folder / "checkpoint-6"))
-rates.append([r["lr"] for r in callback.trace])
-rates.append(accelerated(folder / "accelerate", 20)[1])
-print("RATES", json.dumps(rates))
-torch.distributed.destroy_process_group()
-"""
-
-
 def test_two_processes_of_a_trainer_and_of_accelerate_share_their_rates(tmp_path):
+    random_policy().save(tmp_path / "policy")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", TWO, str(tmp_path)],
+            [sys.executable, "-m", "tests.host.other_homes", str(tmp_path)],
             env={
                 **os.environ,
                 **place,
@@ -198,7 +146,7 @@ def test_two_processes_of_a_trainer_and_of_accelerate_share_their_rates(tmp_path
     ]
     found = []
     for process in running:
-        output, errors = process.communicate(timeout=200)
+        output, errors = process.communicate(timeout=300)
         lines = [line for line in output.splitlines() if line.startswith("RATES")]
         assert lines, errors
         found.append(json.loads(lines[0].removeprefix("RATES")))
