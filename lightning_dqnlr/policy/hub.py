@@ -54,7 +54,8 @@ def address_of(text: str, revision: str | None = None) -> Address:
     """
     repository, at, named = text.removeprefix(PREFIX).partition("@")
     wanted = named if at else revision
-    if not _REPOSITORY.fullmatch(repository) or not _REVISION.fullmatch(wanted or "main"):
+    fits = wanted is None or (_REVISION.fullmatch(wanted) and ".." not in wanted)
+    if not _REPOSITORY.fullmatch(repository) or ".." in repository or not fits:
         raise ConfigurationError(
             f"policy={text[:_LONGEST]!r} must be an address such as hf://org/name or "
             "hf://org/name@revision."
