@@ -218,6 +218,7 @@ class DQNLRScheduler(LRScheduler):
             ConfigurationError: if the state is of another model, optimizer or policy.
         """
         self._driver.load_state_dict(state)
+        self.last_epoch = self._step_count = self._driver.now
         if self._driver.options.horizon is not None:
             self._driver.change_horizon(self._driver.options.horizon)
 

@@ -43,6 +43,7 @@ def test_accelerate_prepares_saves_and_resumes_it_and_steps_it_once_a_window(tmp
     assert whole.trace[-1]["step"] == whole.last_epoch == 30
     resumed, same = accelerated(tmp_path, random_policy(), 60, resume=True)
     assert same == rates[30:]
+    assert resumed.last_epoch == 30
     assert len(set(same)) > 3
     assert [r["loss"] for r in resumed.trace] == [r["loss"] for r in whole.trace]
 
