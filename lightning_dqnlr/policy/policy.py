@@ -194,7 +194,7 @@ class LRPolicy(QPolicy):
             token: one that may write; None for the one that `hf auth login` stored.
 
         Returns:
-            The address of the commit, `hf://org/name@commit`, for `DQNLRCallback(policy=...)`.
+            The address with the commit, which `DQNLRCallback(policy=...)` takes.
 
         Raises:
             ConfigurationError: if the Hub refuses, or the record is over 2 MiB.
