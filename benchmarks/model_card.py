@@ -10,7 +10,6 @@ with warm-up; the mean over three seeds decides). The three controls keep the po
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 from datetime import date
@@ -23,6 +22,7 @@ from lightning_dqnlr.bench.methods.policies import in_harness, state_blind, stud
 from lightning_dqnlr.bench.report.content import Table
 from lightning_dqnlr.envs.vector import VectorEngine
 from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.policy.card import settings
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.provenance import provenance
 from lightning_dqnlr.scoring.evaluate import Regrets, Rivals, evaluate
@@ -99,17 +99,6 @@ def by_task(scores: Regrets, tasks: list[Task]) -> str:
         about = (task.name, task.optimizer, str(task.batch_size), steps)
         rows.append((*about, f"{train:.3f}", f"{validation:.3f}"))
     return Table(header, tuple(rows)).markdown()
-
-
-def settings(policy: LRPolicy) -> str:
-    """How it was trained, but for the description of the tasks, which is a page long."""
-    origin = {k: v for k, v in policy.record.items() if k not in ("validation", "test", "tasks")}
-    origin["members"] = [
-        {k: v for k, v in member.items() if k != "tasks"}
-        | {"validation": member["validation"]["score"]}
-        for member in origin.get("members", [])
-    ]
-    return json.dumps(origin, indent=2)
 
 
 def card(

@@ -35,6 +35,7 @@ nb_merge_streams = True
 nb_execution_mode = "off"  # the tests execute the tutorial; the page shows what is stored in it
 copybutton_prompt_text = "$ "
 autodoc_typehints = "none"  # the signature is long enough without them; "Args" has the meaning
+autodoc_mock_imports = ["accelerate", "transformers"]  # a callback's reference needs neither
 autodoc_member_order = "bysource"
 napoleon_google_docstring = True
 default_role = "code"  # single backticks in docstrings mean code

@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lightning_dqnlr.control.controller import LRController
     from lightning_dqnlr.host.callback import DQNLRCallback
+    from lightning_dqnlr.host.hf_trainer import DQNLRTrainerCallback as DQNLRTrainerCallback
     from lightning_dqnlr.host.scheduler import DQNLRScheduler
     from lightning_dqnlr.policy.policy import LRPolicy
 
 __version__ = "0.2.0"
 
+# Without DQNLRTrainerCallback, because `import *` would ask for the packages of an extra.
 __all__ = ["DQNLRCallback", "DQNLRScheduler", "LRController", "LRPolicy", "__version__"]
 
 _HOME = {
     "DQNLRCallback": "lightning_dqnlr.host.callback",
     "DQNLRScheduler": "lightning_dqnlr.host.scheduler",
+    "DQNLRTrainerCallback": "lightning_dqnlr.host.hf_trainer",
     "LRController": "lightning_dqnlr.control.controller",
     "LRPolicy": "lightning_dqnlr.policy.policy",
 }

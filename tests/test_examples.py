@@ -1,7 +1,10 @@
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -13,6 +16,30 @@ def test_the_plain_torch_example_learns_with_an_optimizer_that_could_not():
     final = float(re.search(r"final loss ([0-9.]+)", done.stdout)[1])
     assert final < 0.5  # 1.5 at the start
     assert "climbing from the safe start" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["accelerate_loop", "fabric_loop"])
+def test_the_example_of_another_loop_saves_goes_on_and_learns(name):
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--steps", "240"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    final = float(re.search(r"final loss ([0-9.]+)", done.stdout)[1])
+    assert final < 0.5  # 1.5 at the start
+    last = int(re.findall(r"^step +(\d+)", done.stdout, re.M)[-1])
+    assert 180 < last <= 240
+
+
+def test_the_example_of_a_hugging_face_trainer_learns_without_a_network():
+    command = [sys.executable, str(EXAMPLES / "hf_trainer.py"), "--steps", "60"]
+    offline = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=offline
+    )
+    assert done.returncode == 0, done.stderr
+    final, start = re.search(
+        r"final loss ([0-9.]+) \(at the start: ([0-9.]+)\)", done.stdout
+    ).groups()
+    assert float(final) < float(start) - 1
 
 
 def test_a_policy_trained_on_ones_own_modules_is_used_and_compared(tmp_path):

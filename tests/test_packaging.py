@@ -111,13 +111,24 @@ def test_every_public_name_resolves_and_is_listed(name):
     assert name in dir(lightning_dqnlr)
 
 
+def test_importing_everything_asks_for_no_extra():
+    code = (
+        "import sys; from lightning_dqnlr import *;"
+        "print(DQNLRScheduler.__name__, 'lightning_dqnlr.host.hf_trainer' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code]
+    shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert shown.stdout.strip() == "DQNLRScheduler False", shown.stderr
+
+
 def test_type_checkers_and_the_interpreter_see_the_same_public_names():
     """The lazy table and the imports under TYPE_CHECKING say the same thing twice."""
     tree = ast.parse((PACKAGE / "__init__.py").read_text())
     (block,) = (node for node in tree.body if isinstance(node, ast.If))
     typed = {alias.name: node.module for node in block.body for alias in node.names}
     assert typed == lightning_dqnlr._HOME
-    assert set(typed) | {"__version__"} == set(lightning_dqnlr.__all__)
+    extras = {"DQNLRTrainerCallback"}  # left out of `import *`
+    assert set(typed) | {"__version__"} == set(lightning_dqnlr.__all__) | extras
 
 
 def test_an_unknown_name_is_an_attribute_error():

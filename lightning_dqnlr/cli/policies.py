@@ -36,7 +36,9 @@ def combine() -> None:
     from lightning_dqnlr.provenance import provenance
 
     parser = argparse.ArgumentParser(prog="dqnlr combine", description=_COMBINE)
-    parser.add_argument("policies", nargs="+", type=Path, help="folders that dqnlr train wrote")
+    parser.add_argument(
+        "policies", nargs="+", help="folders that dqnlr train wrote, or hf://org/name of the Hub"
+    )
     parser.add_argument("--into", required=True, type=Path, help="folder of the new policy")
     parser.add_argument("--force", action="store_true", help="replace a policy in that folder")
     parser.add_argument(
@@ -49,7 +51,7 @@ def combine() -> None:
     arguments = parser.parse_args()
     with errors_in_one_line():
         _check_free(arguments.into, force=arguments.force)
-        loaded = [replace(LRPolicy.load(place), name=str(place)) for place in arguments.policies]
+        loaded = [replace(LRPolicy.load(place), name=place) for place in arguments.policies]
         # Before they are compared: members that trained under different controllers may share one.
         policy = combine_policies([with_settings(member, arguments.set) for member in loaded])
         set_afterwards = {"set_after_training": arguments.set} if arguments.set else {}

@@ -16,8 +16,8 @@ from lightning import LightningModule
 from torch import Tensor, nn, optim
 
 from lightning_dqnlr.errors import UnsupportedTrainingError
+from lightning_dqnlr.host.earlier_rates import undo
 from lightning_dqnlr.host.group_rates import GroupRates
-from lightning_dqnlr.host.schedulers import undo
 from lightning_dqnlr.tasks.optimizers import RobbinsMonro, Signum
 
 # Their updates are linear in the learning rate and elementwise, up to shared step counters.

@@ -9,19 +9,23 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_dqnlr.control.breaker import BreakerMode
 from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.driver import OptimizerDriver
+from lightning_dqnlr.host.observed_loss import ObservedLoss, as_scalar
 from lightning_dqnlr.host.options import ControlOptions, Place
-from lightning_dqnlr.host.ranks import several_ranks
+from lightning_dqnlr.host.ranks import several_ranks, world_size
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
+_WRAPPERS = ("lightning.", "pytorch_lightning.", "accelerate.")
 
-class DQNLRScheduler:
+
+class DQNLRScheduler(LRScheduler):
     """Sets an optimizer's learning rates; call `step(loss)` after every `optimizer.step()`.
 
         scheduler = DQNLRScheduler(optimizer, horizon=10_000)
@@ -58,9 +62,13 @@ class DQNLRScheduler:
             go back behind the state that it was resumed from; with them it goes on exactly.
         module: the model. The breaker then also restores its buffers (BatchNorm's statistics) and
             frozen parameters that follow the weights (a target network).
+        loss_from: a module whose output in training is the loss, or has it as `loss` or as its
+            first part: the criterion, or a model that computes its loss itself.
 
     Attributes:
         trace: one plain record per decision.
+        optimizer: the optimizer.
+        base_lrs: its learning rates before this object set them.
 
     Raises:
         ConfigurationError: for an argument out of range.
@@ -83,6 +91,7 @@ class DQNLRScheduler:
         snapshot: Place = "device",
         save_snapshot: bool = False,
         module: nn.Module | None = None,
+        loss_from: nn.Module | None = None,
     ) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigurationError(
@@ -99,13 +108,23 @@ class DQNLRScheduler:
             snapshot=snapshot,
             save_snapshot=save_snapshot,
         )
+        # What torch's own constructor would do besides is to patch `optimizer.step`.
+        self.optimizer = unwrapped(optimizer)
         self._driver = OptimizerDriver(
-            _unwrapped(optimizer),
+            self.optimizer,
             as_policy(policy),
             options,
             module=module,
             across_ranks=several_ranks(),
         )
+        self.base_lrs = [*_rates(self.optimizer)]
+        for group in self.optimizer.param_groups:
+            group.setdefault("initial_lr", float(group["lr"]))
+        self._losses = ObservedLoss(loss_from)
+        self._looked = False  # whether `look` has seen the gradients of the step under way
+        self._idle_calls = 0  # of `step`, since the last optimizer step
+        self.last_epoch = 0  # counts steps, as torch's schedulers do
+        self._step_count = 0
         self._driver.watch_steps(self._before_step)
 
     @property
@@ -113,35 +132,72 @@ class DQNLRScheduler:
         """One plain record per decision."""
         return self._driver.trace
 
-    def step(self, loss: Tensor | float) -> None:
-        """Takes the training loss of the optimizer step just made; sets the next learning rate.
+    def observe(self, loss: Tensor | float) -> None:
+        """Takes the training loss of a batch, for a loop that calls `step()` without one.
 
-        A step that a gradient scaler skipped does not count.
+        The losses since the last step are averaged, as those of an accumulation window.
 
         Args:
             loss: a scalar.
 
         Raises:
             ConfigurationError: if `loss` is not a scalar.
-            CallOrderError: if the optimizer has not stepped since the last call.
+        """
+        self._losses.add(loss)
+
+    def look(self, gradient_scale: float | None = None) -> None:
+        """Looks at the gradients now, before the loop clips them; call it after `backward()`.
+
+        Without it they are seen at the beginning of `optimizer.step()`, clipped.
+
+        Args:
+            gradient_scale: what they are still multiplied by (mixed precision).
+        """
+        self._driver.before_step(lambda: gradient_scale)
+        self._looked = True
+
+    def step(self, loss: Tensor | float | None = None) -> None:
+        """Takes the training loss of the optimizer step just made; sets the next learning rate.
+
+        A step that a gradient scaler skipped does not count. Accelerate calls this once for every
+        process, and the first call counts.
+
+        Args:
+            loss: a scalar; None for what was observed since the last step.
+
+        Raises:
+            ConfigurationError: if `loss` is not a scalar.
+            CallOrderError: if the optimizer has not stepped since the last call, or if there is no
+                loss.
             NonFiniteLossError: if the very first loss is NaN or infinite.
         """
-        scalar = torch.as_tensor(loss)
-        if scalar.numel() != 1:
-            raise ConfigurationError(
-                f"loss must be a scalar, got shape {tuple(scalar.shape)}; pass its mean."
-            )
+        value = self._losses.take() if loss is None else as_scalar(loss)
         if self._driver.stepped:
-            self._driver.finish_step(scalar.detach().reshape(()))
-        elif not self._scaler_skipped():
-            raise CallOrderError(
-                "step(loss) was called without an optimizer step since the last call; call it "
-                "once after each optimizer.step(), before the gradients are zeroed."
-            )
+            self._finish_step(value)
+        else:
+            self._pass_over()
 
-    def get_last_lr(self) -> list[float]:
+    def get_last_lr(self) -> list[float]:  # type: ignore[override]
         """The learning rate of each parameter group, which the coming step uses."""
-        return [float(group["lr"]) for group in self._driver.optimizer.param_groups]
+        return _rates(self.optimizer)
+
+    def get_lr(self) -> list[float]:  # type: ignore[override]
+        """The same as `get_last_lr`."""
+        return self.get_last_lr()
+
+    def forget(self) -> None:
+        """Drops what was seen of a step that is not to be counted."""
+        self._losses.forget()
+        self._looked = False
+        self._driver.forget_step()
+
+    def secure(self) -> None:
+        """Puts the last healthy state back if the model is ruined.
+
+        For the moment before validation or a checkpoint, which fall between two decisions. All
+        processes of a data-parallel run call it at the same time.
+        """
+        self._driver.secure()
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and builtins; with the model's and the optimizer's, a run goes on exactly.
@@ -162,12 +218,37 @@ class DQNLRScheduler:
             ConfigurationError: if the state is of another model, optimizer or policy.
         """
         self._driver.load_state_dict(state)
+        self.last_epoch = self._step_count = self._driver.now
         if self._driver.options.horizon is not None:
             self._driver.change_horizon(self._driver.options.horizon)
 
     def close(self) -> None:
         """Takes the hooks off the optimizer; its learning rates stay as they are."""
         self._driver.close()
+        self._losses.close()
+
+    def _finish_step(self, loss: Tensor | None) -> None:
+        if loss is None:
+            raise CallOrderError(
+                "step() was called without a loss. Call step(loss) or observe(loss), or name the "
+                "module that returns it: DQNLRScheduler(optimizer, loss_from=model)."
+            )
+        self._driver.finish_step(loss)
+        self._looked = False
+        self._idle_calls = 0
+        self.last_epoch += 1
+        self._step_count += 1
+
+    def _pass_over(self) -> None:
+        """A call without an optimizer step, which has a reason or is a mistake."""
+        self._idle_calls += 1
+        if self._scaler_skipped():
+            self.forget()
+        elif self._idle_calls >= world_size():
+            raise CallOrderError(
+                "step(loss) was called without an optimizer step since the last call; call it "
+                "once after each optimizer.step(), before the gradients are zeroed."
+            )
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -179,11 +260,13 @@ class DQNLRScheduler:
                 "optimizer.step(closure) makes the gradients inside, where they cannot be read; "
                 "call backward() first and then optimizer.step()."
             )
+        if self._looked:
+            return
         # A gradient scaler leaves the unscaling to a fused optimizer, and the scale here.
         self._driver.before_step(lambda: getattr(optimizer, "grad_scale", None))
 
     def _scaler_skipped(self) -> bool:
-        groups = self._driver.optimizer.param_groups
+        groups = self.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
         return any(not bool(g.isfinite().all()) for g in gradients)
 
@@ -194,8 +277,12 @@ def _is_empty(closure: Any) -> bool:
     return any(getattr(part, "__name__", "") == "do_nothing_closure" for part in inside)
 
 
-def _unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The torch optimizer inside the wrapper of Lightning or Fabric, or the optimizer itself."""
+def unwrapped(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer inside the wrapper of Lightning, Fabric or Accelerate, or itself."""
     inner = getattr(optimizer, "optimizer", None)
-    wrapped = type(optimizer).__module__.startswith(("lightning.", "pytorch_lightning."))
+    wrapped = type(optimizer).__module__.startswith(_WRAPPERS)
     return inner if wrapped and isinstance(inner, torch.optim.Optimizer) else optimizer
+
+
+def _rates(optimizer: torch.optim.Optimizer) -> list[float]:
+    return [float(group["lr"]) for group in optimizer.param_groups]

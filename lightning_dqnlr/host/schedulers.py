@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Trainer
-from torch import Tensor
 
 from lightning_dqnlr.errors import ConfigurationError, UnsupportedTrainingError
+from lightning_dqnlr.host.earlier_rates import rates_before, undo
 from lightning_dqnlr.host.options import ControlOptions
 from lightning_dqnlr.host.scaled_rates import LIMIT, ScaledRates
 
@@ -110,45 +110,3 @@ def retire(trainer: Trainer) -> None:
     trainer.strategy.lr_scheduler_configs = [replace(c, frequency=sys.maxsize) for c in configs]
     for optimizer in trainer.optimizers:
         undo(optimizer, [c.scheduler for c in configs if c.scheduler.optimizer is optimizer])
-
-
-def undo(optimizer: torch.optim.Optimizer, schedulers: Sequence[Any]) -> None:
-    """Gives the groups the learning rates and the momentum that they had before the schedulers.
-
-    OneCycleLR and CyclicLR cycle the momentum, and begin with one of their own. The optimizer's
-    default takes its place. A group's own momentum, if it had one, is known to nobody any more.
-    """
-    if not schedulers:
-        return
-    rates = rates_before(optimizer, schedulers)
-    for group, rate in zip(optimizer.param_groups, rates, strict=True):
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)
-        else:
-            group["lr"] = rate
-    if any(getattr(scheduler, "cycle_momentum", False) for scheduler in _parts(schedulers)):
-        for group in optimizer.param_groups:
-            if "betas" in group:
-                group["betas"] = (optimizer.defaults["betas"][0], *group["betas"][1:])
-            else:
-                group["momentum"] = optimizer.defaults["momentum"]
-
-
-def rates_before(optimizer: torch.optim.Optimizer, schedulers: Sequence[Any]) -> list[float]:
-    """The groups' learning rates before the schedulers set them.
-
-    A warm-up that begins at zero leaves zeros in the groups, so `initial_lr` counts. A rate that
-    somebody has set since, such as a learning-rate finder, counts as it is.
-    """
-    now = [float(group["lr"]) for group in optimizer.param_groups]
-    given = [[float(r) for r in s.get_last_lr()] for s in schedulers if hasattr(s, "get_last_lr")]
-    if given and not any(now[: len(rates)] == rates for rates in given):
-        return now
-    return [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
-
-
-def _parts(schedulers: Iterable[Any]) -> Iterable[Any]:
-    """Schedulers, and those that they are made of."""
-    for scheduler in schedulers:
-        yield scheduler
-        yield from _parts(getattr(scheduler, "_schedulers", ()))

@@ -40,6 +40,8 @@ RECORD = "policy.json"
 _MOST_RECORD = 2**21  # bytes; a parsed JSON takes up to 40 times as many
 _MOST_HEADER = 2**20
 _MOST_WEIGHTS = 2**23
+# Bytes that a policy's files may have.
+LARGEST = {RECORD: _MOST_RECORD, WEIGHTS: _MOST_HEADER + 8 * _MOST_WEIGHTS}
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _LARGEST_VALUE = 1e30
 _FIELDS = ("format", "format_version", "weights_sha256", "network", "controller", "record")

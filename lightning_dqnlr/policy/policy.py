@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -21,7 +22,9 @@ from torch import Tensor
 
 from lightning_dqnlr.control.spec import ControllerSpec, StartRate
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.files import parse_json
+from lightning_dqnlr.files import parse_json, write_atomically
+from lightning_dqnlr.policy import hub
+from lightning_dqnlr.policy.card import card
 from lightning_dqnlr.policy.choice import Policy, QPolicy
 from lightning_dqnlr.policy.folder import (
     RECORD,
@@ -120,13 +123,17 @@ class LRPolicy(QPolicy):
 
         Args:
             name: "default" for the bundled policy; "classic" or "q_table" for its comparisons.
-                Otherwise the folder that `save` wrote, or one of the two files in it.
+                Otherwise the folder that `save` wrote, or one of the two files in it, or
+                `hf://org/name` and `hf://org/name@revision` for one on the Hub.
 
         Raises:
             PolicyFileError: if a file is missing, damaged, not one of ours, or made for a feature
                 specification that this code does not compute. Whatever the folder holds, nothing
                 of it is executed, and no rate of a policy that loads can be NaN.
+            MissingPackageError: for one on the Hub, without huggingface_hub.
         """
+        if isinstance(name, str) and name.startswith(hub.PREFIX):
+            return cls.from_pretrained(name)
         folder = Path(__file__).parent / name if str(name) in BUNDLED else Path(name)
         if folder.name in (WEIGHTS, RECORD):
             folder = folder.parent
@@ -139,6 +146,66 @@ class LRPolicy(QPolicy):
             read_weights(folder, content["weights_sha256"], network, limits)
         policy.network.requires_grad_(False)
         return policy
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str, *, revision: str | None = None, token: str | bool | None = None
+    ) -> LRPolicy:
+        """Reads a policy from the Hugging Face Hub, or from its client's cache (extra `hub`).
+
+            policy = LRPolicy.from_pretrained("org/name")
+
+        Two files are downloaded, policy.safetensors and policy.json. They are read with the same
+        distrust as those of a folder.
+
+        Args:
+            name: "org/name" or `hf://org/name@revision`; or a folder, if there is one of that name.
+            revision: a branch, a tag or a commit; None for the main branch.
+            token: of a private repository; None for the one that `hf auth login` stored.
+
+        Raises:
+            ConfigurationError: for a name of another form.
+            MissingPackageError: without huggingface_hub.
+            PolicyFileError: if the Hub does not give it, or as `load` does.
+        """
+        if name in BUNDLED or Path(name).is_dir():
+            return cls.load(name)
+        found = hub.fetch(hub.address_of(name, revision), token)
+        return replace(cls.load(found.folder), name=found.name)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        private: bool | None = None,
+        commit_message: str = "Policy of lightning-dqnlr",
+        token: str | bool | None = None,
+    ) -> str:
+        """Commits the policy and a card, written from its record, to the Hub (extra `hub`).
+
+            address = LRPolicy.load("outputs/policy").push_to_hub("org/name")
+
+        The repository is made if there is none. Its README.md is replaced by the card.
+
+        Args:
+            repository: "org/name".
+            private: whether a new repository is private; None for the organisation's default.
+            commit_message: of the commit.
+            token: one that may write; None for the one that `hf auth login` stored.
+
+        Returns:
+            The address with the commit, which `DQNLRCallback(policy=...)` takes.
+
+        Raises:
+            ConfigurationError: if the Hub refuses, or the record is over 2 MiB.
+            MissingPackageError: without huggingface_hub.
+        """
+        name = hub.address_of(repository).repository
+        with tempfile.TemporaryDirectory() as place:
+            folder = self.save(place)
+            type(self).load(folder)  # what is pushed can be read
+            write_atomically(folder / hub.CARD, card(self, name).encode())
+            return hub.push(folder, name, private, commit_message, token)
 
 
 def as_policy(given: str | Path | Policy) -> Policy:
