@@ -28,13 +28,14 @@ from matplotlib.patches import Rectangle
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.bench.methods import with_policies
 from lightning_dqnlr.bench.report.comparison import Comparison
-from lightning_dqnlr.bench.report.drawing import INK, picture, standalone
+from lightning_dqnlr.bench.report.drawing import picture
 from lightning_dqnlr.bench.report.sensitivity import mistuned
 from lightning_dqnlr.bench.runs.archive import Archive, Store
 from lightning_dqnlr.bench.runs.suite import plan
 from lightning_dqnlr.bench.tasks import TASKS
 from lightning_dqnlr.cli.demo import Demo, NextCharacter
 from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.svg import INK, standalone
 
 ROOT = Path(__file__).parents[1]
 OURS, THEIRS, PLAIN = "#d55e00", "#0072b2", "#8a8a8a"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,16 @@ from lightning_dqnlr.control.breaker import BreakerMode
 from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.host.decisions import DecisionRecord
-from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.host.options import ControlOptions, Place
 from lightning_dqnlr.host.ranks import several_ranks
+from lightning_dqnlr.host.run_facts import RunFacts
+from lightning_dqnlr.host.shown_run import ShownRun
+from lightning_dqnlr.host.timed_driver import TimedDriver
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
 
-class DQNLRScheduler:
+class DQNLRScheduler(ShownRun):
     """Sets an optimizer's learning rates; call `step(loss)` after every `optimizer.step()`.
 
         scheduler = DQNLRScheduler(optimizer, horizon=10_000)
@@ -99,19 +102,29 @@ class DQNLRScheduler:
             snapshot=snapshot,
             save_snapshot=save_snapshot,
         )
-        self._driver = OptimizerDriver(
+        chosen = as_policy(policy)
+        self._driver = TimedDriver(
             _unwrapped(optimizer),
-            as_policy(policy),
+            chosen,
             options,
             module=module,
             across_ranks=several_ranks(),
         )
         self._driver.watch_steps(self._before_step)
+        self._facts = RunFacts.of(chosen, [self._driver.optimizer], module)
+        self._driver.watch.seconds = self._facts.seconds
+        self._begun: float | None = None  # when the first step was about to be made
 
     @property
     def trace(self) -> list[DecisionRecord]:
         """One plain record per decision."""
         return self._driver.trace
+
+    @property
+    def facts(self) -> RunFacts:
+        """What is known of the run beside its decisions."""
+        self._facts.horizon = self._driver.controller.horizon
+        return self._facts
 
     def step(self, loss: Tensor | float) -> None:
         """Takes the training loss of the optimizer step just made; sets the next learning rate.
@@ -133,6 +146,8 @@ class DQNLRScheduler:
             )
         if self._driver.stepped:
             self._driver.finish_step(scalar.detach().reshape(()))
+            if self._begun is not None:
+                self._facts.seconds["run"] = time.perf_counter() - self._begun
         elif not self._scaler_skipped():
             raise CallOrderError(
                 "step(loss) was called without an optimizer step since the last call; call it "
@@ -162,6 +177,7 @@ class DQNLRScheduler:
             ConfigurationError: if the state is of another model, optimizer or policy.
         """
         self._driver.load_state_dict(state)
+        self._facts.first_step = self._driver.now
         if self._driver.options.horizon is not None:
             self._driver.change_horizon(self._driver.options.horizon)
 
@@ -172,6 +188,8 @@ class DQNLRScheduler:
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        if self._begun is None:
+            self._begun = time.perf_counter()
         # The hooks get the optimizer itself as the first of the arguments, too.
         closures = [a for a in (*args[1:], kwargs.get("closure")) if callable(a)]
         if not all(_is_empty(closure) for closure in closures):
