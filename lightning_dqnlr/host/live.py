@@ -7,7 +7,7 @@ import sys
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import RichProgressBar, TQDMProgressBar
@@ -24,10 +24,28 @@ _SHARE = 0.05  # of the time, at most, goes to drawing
 _SHORTEST = 0.25  # seconds from one drawing to the next, at least
 
 
-class View(Protocol):
-    """Where a run is shown while it goes on."""
+class Scene(NamedTuple):
+    """A run as it is.
 
-    def draw(self, trace: Sequence[DecisionRecord], horizon: int | None) -> None:
+    Example:
+        scene = Scene(callback.trace, step=120, horizon=1000)
+    """
+
+    trace: Sequence[DecisionRecord]
+    step: int
+    horizon: int | None  # None if unknown
+
+
+class View(Protocol):
+    """Where a run is shown while it goes on.
+
+    Attributes:
+        counts_steps: whether it shows the step, and so changes between decisions.
+    """
+
+    counts_steps: bool
+
+    def draw(self, scene: Scene) -> None:
         """Shows the run as it is."""
 
     def close(self) -> None:
@@ -35,33 +53,39 @@ class View(Protocol):
 
 
 class LiveView:
-    """Draws a run after decisions, for a twentieth of the time at most.
+    """Draws a run while it goes on, for a twentieth of the time at most.
 
     Args:
         view: draws.
 
     Example:
         live = LiveView(view_for(trainer))
-        live.update(callback.trace, horizon=1000)
-        live.close(callback.trace, horizon=1000)
+        live.update(Scene(callback.trace, step=120, horizon=1000), decided=True)
+        live.close(Scene(callback.trace, step=1000, horizon=1000))
     """
 
     def __init__(self, view: View) -> None:
         self._view = view
         self._next = 0.0  # when it may draw again
 
-    def update(self, trace: Sequence[DecisionRecord], horizon: int | None) -> None:
-        """Draws if the last drawing is long enough ago."""
+    def update(self, scene: Scene, *, decided: bool) -> None:
+        """Draws if there is something new, and the last drawing is long enough ago.
+
+        Args:
+            scene: the run.
+            decided: whether there is a decision since the last call.
+        """
         begun = monotonic()
-        if trace and begun >= self._next:
-            self._view.draw(trace, horizon)
+        new = decided or self._view.counts_steps
+        if new and scene.trace and begun >= self._next:
+            self._view.draw(scene)
             ended = monotonic()
             self._next = ended + max(_SHORTEST, (ended - begun) / _SHARE)
 
-    def close(self, trace: Sequence[DecisionRecord], horizon: int | None) -> None:
+    def close(self, scene: Scene) -> None:
         """Draws the run as it has ended."""
-        if trace:
-            self._view.draw(trace, horizon)
+        if scene.trace:
+            self._view.draw(scene)
         self._view.close()
 
 
@@ -152,18 +176,18 @@ def curve(steps: Sequence[int], values: Sequence[float], width: int = _WIDTH) ->
     return "".join(blocks)
 
 
-def panel(trace: Sequence[DecisionRecord], horizon: int | None) -> Any:
+def panel(scene: Scene) -> Any:
     """A panel of Rich: steps, rate and loss with their curves, and the latest reasons.
 
     Example:
-        rich.print(panel(callback.trace, horizon=1000))
+        rich.print(panel(Scene(callback.trace, step=1000, horizon=1000)))
     """
     from rich.panel import Panel
     from rich.text import Text
 
+    trace = scene.trace
     trips = sum(record["tripped"] for record in trace)
-    done = max(record["step"] for record in trace)
-    head = f"step {done:,}" + (f" of {horizon:,}" if horizon else "")
+    head = f"step {scene.step:,}" + (f" of {scene.horizon:,}" if scene.horizon else "")
     head += f", {len(trace)} decisions" + (f", {trips} undone" if trips else "")
     lines = [Text(head), *_curves(trace)]
     for record in trace[-_REASONS:]:
@@ -191,13 +215,15 @@ def _curves(trace: Sequence[DecisionRecord]) -> Iterable[Any]:
 class _Notebook:
     """A figure that stays in its place and changes."""
 
+    counts_steps = False
+
     def __init__(self) -> None:
         self._handle: Any = None
 
-    def draw(self, trace: Sequence[DecisionRecord], horizon: int | None) -> None:
+    def draw(self, scene: Scene) -> None:
         from IPython.display import Image, display
 
-        image = Image(image_of(figure_of(trace)), width=640)
+        image = Image(image_of(figure_of(scene.trace)), width=640)
         if self._handle is None:
             self._handle = display(image, display_id=True)
         else:
@@ -210,6 +236,8 @@ class _Notebook:
 class _Terminal:
     """A panel of its own."""
 
+    counts_steps = True
+
     def __init__(self) -> None:
         from rich import get_console
         from rich.live import Live
@@ -217,8 +245,8 @@ class _Terminal:
         self._live = Live(console=get_console(), auto_refresh=False)
         self._live.start()
 
-    def draw(self, trace: Sequence[DecisionRecord], horizon: int | None) -> None:
-        self._live.update(panel(trace, horizon), refresh=True)
+    def draw(self, scene: Scene) -> None:
+        self._live.update(panel(scene), refresh=True)
 
     def close(self) -> None:
         self._live.stop()
@@ -230,13 +258,15 @@ class _BesideBar:
     A console has one live display at a time. The bar makes a new one now and then.
     """
 
+    counts_steps = True
+
     def __init__(self, bar: Any) -> None:
         self._bar = bar
         self._panel: Any = None
         self._joined: Any = None  # the display that shows the panel
 
-    def draw(self, trace: Sequence[DecisionRecord], horizon: int | None) -> None:
-        self._panel = panel(trace, horizon)
+    def draw(self, scene: Scene) -> None:
+        self._panel = panel(scene)
         progress = self._bar.progress
         if progress is not None and progress is not self._joined:
             own = progress.get_renderables

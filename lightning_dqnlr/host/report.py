@@ -122,11 +122,11 @@ def _tiles(trace: Sequence[DecisionRecord], facts: RunFacts) -> list[Tile]:
     whose = ", first optimizer" if several else ""
     rates = [record["lr"] for record in first]
     losses = [record["loss"] for record in first if math.isfinite(record["loss"])]
-    ends = f"{rates[0]:.1e} → {max(rates):.1e} → {rates[-1]:.1e}"
+    ends = f"highest learning rate; first {rates[0]:.1e}, last {rates[-1]:.1e}{whose}"
     trips = sum(record["tripped"] for record in trace)
     tiles = [
         Tile(f"{steps:,}{of_all}", "optimizer steps"),
-        Tile(ends, f"learning rate: first, peak, last{whose}"),
+        Tile(f"{max(rates):.1e}", ends),
         Tile(str(len(trace)), "decisions"),
         Tile(str(trips), "blown-up intervals undone"),
     ]

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning_dqnlr.host.bar_rate import BarRate
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.held_monitors import HeldMonitors
-from lightning_dqnlr.host.live import LiveView, view_for
+from lightning_dqnlr.host.live import LiveView, Scene, view_for
 from lightning_dqnlr.host.logged import RunLogger
 from lightning_dqnlr.host.run_facts import RunFacts, Stopwatch
 from lightning_dqnlr.host.timed_driver import TimedDriver
@@ -109,8 +109,9 @@ class RunView:
             self._logger.end_batch(used)
         if self._bar is not None:
             self._bar.show(used)
-        if self._decided() and self._live is not None:
-            self._live.update(self._control.trace, self._facts.horizon)
+        decided = self._decided()
+        if self._live is not None:
+            self._live.update(self._scene(), decided=decided)
         self._watch.end("shown", begun)
         if self._batch is not None:
             start, ours = self._batch
@@ -120,11 +121,9 @@ class RunView:
 
     def end(self) -> None:
         """Shows the whole run, after its last decision."""
-        begun = self._watch.begin()
         self._decided()
         if self._logger is not None:
             self._logger.end(self._control.trace)
-        self._watch.end("shown", begun)
         self.close()
 
     def close(self) -> None:
@@ -134,7 +133,10 @@ class RunView:
             self._bar.close()
         live, self._live = self._live, None
         if live is not None:
-            live.close(self._control.trace, self._facts.horizon)
+            live.close(self._scene())
+
+    def _scene(self) -> Scene:
+        return Scene(self._control.trace, self._control.drivers[0].now, self._facts.horizon)
 
     def _decided(self) -> bool:
         """Whether there are new decisions; keeps the facts up to date with them."""
