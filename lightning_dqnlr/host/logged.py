@@ -141,9 +141,11 @@ class RunLogger:
             "lr": record["lr"],
             "multiplier": record["multiplier"],
             "confidence": confidence(record["q_values"]),
-            "update_ratio": record["update_ratio"],
             "trips": float(self._trips[heard.optimizer]),
         }
+        if not bool(heard.stats.finite):  # what was seen of it is zero or nonsense
+            return scalars
+        scalars["update_ratio"] = record["update_ratio"]
         if self._gradients:
             scalars |= {name: float(getattr(heard.stats, name)) for name in GRADIENTS}
         return scalars
