@@ -268,7 +268,9 @@ class _BesideBar:
     def draw(self, scene: Scene) -> None:
         self._panel = panel(scene)
         progress = self._bar.progress
-        if progress is not None and progress is not self._joined:
+        if progress is None or not progress.console.is_terminal:
+            return
+        if progress is not self._joined:
             own = progress.get_renderables
             progress.get_renderables = lambda: [self._panel, *own()]
             self._joined = progress
