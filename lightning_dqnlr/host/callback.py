@@ -27,7 +27,7 @@ from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError
 from lightning_dqnlr.host.automatic_control import AutomaticControl
 from lightning_dqnlr.host.decisions import DecisionRecord
-from lightning_dqnlr.host.live import check_live, make_way
+from lightning_dqnlr.host.live import make_way
 from lightning_dqnlr.host.manual_control import ManualControl
 from lightning_dqnlr.host.options import ControlOptions, Place, identity
 from lightning_dqnlr.host.run_ending import OnEarlyStop, RunEnding
@@ -59,6 +59,13 @@ except ImportError:
     _OlderCallback = object
 finally:
     rank_zero_module.log = _messages
+
+_CHOICES = {
+    "on_scheduler": OnScheduler,
+    "on_early_stop": OnEarlyStop,
+    "mode": Mode,
+    "validate_mode": Mode,
+}
 
 
 class DQNLRCallback(ShownRun, Callback, _OlderCallback):
@@ -163,21 +170,15 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         self.monitor = monitor
         self.mode = mode
         self.on_scheduler = on_scheduler
-        check_choice("on_scheduler", on_scheduler, get_args(OnScheduler))
         self.on_early_stop = on_early_stop
         self.validate = validate
         self.validate_mode = validate_mode
-        check_choice("on_early_stop", on_early_stop, get_args(OnEarlyStop))
-        check_choice("mode", mode, get_args(Mode))
-        check_choice("validate_mode", validate_mode, get_args(Mode))
+        for name, kinds in _CHOICES.items():
+            check_choice(name, getattr(self, name), get_args(kinds))
         if mode == "max" and monitor is None:
             raise ConfigurationError("mode='max' needs monitor, the metric that is to rise.")
         check_scaling(on_scheduler, self.options)
-        if log_gradients and not log:
-            raise ConfigurationError("log_gradients=True needs log=True.")
-        if live:
-            check_live()
-        self._shows = Shows(log, log_gradients, live)
+        self._shows = Shows.checked(log, log_gradients, live)
         self._control: AutomaticControl | ManualControl | None = None  # of the run
         self._ending: RunEnding | None = None
         self._view: RunView | None = None
@@ -223,11 +224,11 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
     def trace(self) -> list[DecisionRecord]:
         """One plain record per decision.
 
-        Of the interval that ended it has `step`, `loss` (the mean), `lr` (used in it) and
-        `tripped` (it was undone). Of the decision it has `multiplier`, `action` (its index),
-        `q_values`, `next_lr` and `reason` (in words). Learning rates are those of the group with
-        the largest one. With several optimizers, `optimizer` is the number of the one that the
-        record is about.
+        Of the interval that ended it has `step`, `steps` (how many), `loss` (the mean), `lr` (used
+        in it), `update_ratio` (the largest update relative to the weights) and `tripped` (it was
+        undone). Of the decision it has `multiplier`, `action` (its index), `q_values`, `next_lr`
+        and `reason` (in words). Learning rates are those of the group with the largest one. With
+        several optimizers, `optimizer` is the number of the one that the record is about.
 
         If a library trained with a copy of this object, or `ddp_spawn` in other processes, this is
         the trace of that run. It comes back from other processes when training has ended.

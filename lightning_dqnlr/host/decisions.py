@@ -57,9 +57,8 @@ class DecisionLog:
 
     Example of a record, with the reason in words::
 
-        {"step": 6, "steps": 2, "loss": 0.7, "lr": 1e-4, "next_lr": 2e-4, "multiplier": 2.0,
-        "action": 5, "q_values": [...], "update_ratio": 0.01, "tripped": False,
-        "reason": "raise x2: Q +0.1 over keep"}
+        {"step": 6, "steps": 2, "loss": 0.7, "lr": 1e-4, "next_lr": 2e-4, "action": 5,
+        "update_ratio": 0.01, "reason": "raise x2: Q +0.1 over keep", ...}
     """
 
     def __init__(self, controller: LRController, *, climbing: bool) -> None:

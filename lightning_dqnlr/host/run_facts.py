@@ -23,8 +23,8 @@ class RunFacts:
         optimizers: each with its number of parameter groups.
         horizon: optimizer steps of the whole run, as it was known last.
         first_step: of this part of a run; above 0 for one that was resumed.
-        seconds: of the host's time, by what they went to: "steps", "decisions", "checks" and
-            "shown" are this package's, "batches" those of whole training batches, "run" all.
+        seconds: of the host's time, by what they went to. "steps", "decisions", "checks" and
+            "shown" are this package's. "batches" is the rest of training batches, "run" is all.
         news: what happened between decisions, each with its "step" and "words".
 
     Example:

@@ -8,10 +8,11 @@ from typing import NamedTuple, Protocol
 
 from lightning.pytorch import LightningModule, Trainer
 
+from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.host.bar_rate import BarRate
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.held_monitors import HeldMonitors
-from lightning_dqnlr.host.live import LiveView, Scene, view_for
+from lightning_dqnlr.host.live import LiveView, Scene, check_live, view_for
 from lightning_dqnlr.host.logged import RunLogger
 from lightning_dqnlr.host.run_facts import RunFacts, Stopwatch
 from lightning_dqnlr.host.timed_driver import TimedDriver
@@ -21,13 +22,27 @@ class Shows(NamedTuple):
     """What of a run is to be shown.
 
     Example:
-        >>> Shows(log=True, gradients=False, live=False).log
+        >>> Shows.checked(log=True, gradients=False, live=False).log
         True
     """
 
     log: bool
     gradients: bool
     live: bool
+
+    @classmethod
+    def checked(cls, log: bool, gradients: bool, live: bool) -> Shows:
+        """The same, if it can be shown.
+
+        Raises:
+            ConfigurationError: for gradients without a log.
+            MissingPackageError: if the package that draws is not installed.
+        """
+        if gradients and not log:
+            raise ConfigurationError("log_gradients=True needs log=True.")
+        if live:
+            check_live()
+        return cls(log, gradients, live)
 
 
 class Control(Protocol):
