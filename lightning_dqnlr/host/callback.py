@@ -225,8 +225,8 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         """One plain record per decision.
 
         Of the interval that ended it has `step`, `steps` (how many), `loss` (the mean), `lr` (used
-        in it), `update_ratio` (the largest update relative to the weights) and `tripped` (it was
-        undone). Of the decision it has `multiplier`, `action` (its index), `q_values`, `next_lr`
+        in it) and `tripped` (it was undone). `update_ratio` is its largest update, relative to the
+        weights. Of the decision it has `multiplier`, `action` (its index), `q_values`, `next_lr`
         and `reason` (in words). Learning rates are those of the group with the largest one. With
         several optimizers, `optimizer` is the number of the one that the record is about.
 

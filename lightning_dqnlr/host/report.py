@@ -219,8 +219,9 @@ def _decisions(trace: Sequence[DecisionRecord]) -> Part:
         rows.append((str(record.get("optimizer", 0)), *cells) if several else cells)
     marked = frozenset(i for i, record in enumerate(trace) if record["tripped"])
     points = (
-        "Each row is the end of an interval, and the choice of a factor for the next one. The Q gap "
-        "is that between the best two actions. The update is the largest, relative to the weights.",
+        "Each row is the end of an interval, and the choice of a factor for the next one. The Q "
+        "gap is that between the best two actions. The update is the largest, relative to the "
+        "weights.",
     )
     grid = Grid(("optimizer", *header) if several else header, tuple(rows), marked)
     return Part(f"All {len(trace)} decisions", points, table=grid, folded=True)
