@@ -340,6 +340,7 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
     # A checkpoint that `test` or an already finished `fit` restored is not for the next `fit`.
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stale = True
+        self._show_bar()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -376,9 +377,7 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         self._unhook()
         if self._view is not None:
             self._view.close()
-        if self._hidden_bar is not None:
-            self._hidden_bar.enable()
-            self._hidden_bar = None
+        self._show_bar()
         if trainer.is_global_zero:
             self._shared_trace.send()
 
@@ -387,3 +386,9 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
             self._control.close()
         if self._ending is not None:
             self._ending.close()
+
+    def _show_bar(self) -> None:
+        """Brings back the progress bar that the live view had taken the place of."""
+        if self._hidden_bar is not None:
+            self._hidden_bar.enable()
+            self._hidden_bar = None

@@ -80,7 +80,9 @@ class LiveView:
         if new and scene.trace and begun >= self._next:
             self._view.draw(scene)
             ended = monotonic()
-            self._next = ended + max(_SHORTEST, (ended - begun) / _SHARE)
+            # The first drawing loads packages, and says nothing of how long the others take.
+            spent = (ended - begun) / _SHARE if self._next else 0.0
+            self._next = ended + max(_SHORTEST, spent)
 
     def close(self, scene: Scene) -> None:
         """Draws the run as it has ended."""
