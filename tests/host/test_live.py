@@ -118,7 +118,8 @@ def test_tqdms_bar_makes_way_for_the_panel_and_comes_back(tmp_path, terminal, ca
     callback = DQNLRCallback(random_policy(), live=True)
     fit(tmp_path, callback, bar)
     assert "╭─ dqnlr" in plain(terminal)
-    assert "it/s" not in "".join(capsys.readouterr())
+    assert "it/s" not in "".join(capsys.readouterr()) + plain(terminal)
+    assert bar.train_progress_bar.disable, "it was off while the run went on"
     assert bar.is_enabled
 
 
