@@ -28,7 +28,7 @@ from matplotlib.patches import Rectangle
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.bench.methods import with_policies
 from lightning_dqnlr.bench.report.comparison import Comparison
-from lightning_dqnlr.bench.report.drawing import INK, picture, standalone
+from lightning_dqnlr.bench.report.drawing import picture
 from lightning_dqnlr.bench.report.sensitivity import mistuned
 from lightning_dqnlr.bench.runs.archive import Archive, Store
 from lightning_dqnlr.bench.runs.suite import plan
@@ -38,6 +38,7 @@ from lightning_dqnlr.cli.memory import models_of
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.memory.folder import Memory
 from lightning_dqnlr.memory.picture import draw_runs
+from lightning_dqnlr.svg import INK, standalone
 
 ROOT = Path(__file__).parents[1]
 OURS, THEIRS, PLAIN = "#d55e00", "#0072b2", "#8a8a8a"

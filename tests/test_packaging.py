@@ -67,6 +67,12 @@ def test_the_wheel_is_typed_and_carries_the_bundled_policies(wheel_files):
     assert bundled | {"lightning_dqnlr/py.typed"} <= wheel_files
 
 
+def test_the_wheel_carries_the_templates_of_both_reports(wheel_files):
+    templates = {installed_name(path) for path in PACKAGE.rglob("*.jinja")}
+    assert len(templates) == 2
+    assert templates <= wheel_files
+
+
 def test_the_wheel_carries_the_pretrained_network_of_the_fine_tuning_tasks(wheel_files):
     assert "lightning_dqnlr/bench/tasks/real/pretrained/source_gpt.safetensors" in wheel_files
 

@@ -10,9 +10,6 @@ acts on the next step.
 
 from __future__ import annotations
 
-import logging
-import math
-from collections.abc import Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, get_args
@@ -30,15 +27,18 @@ from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError
 from lightning_dqnlr.host.automatic_control import AutomaticControl
 from lightning_dqnlr.host.decisions import DecisionRecord
+from lightning_dqnlr.host.live import make_way
 from lightning_dqnlr.host.manual_control import ManualControl
 from lightning_dqnlr.host.options import ControlOptions, Place, identity
 from lightning_dqnlr.host.run_ending import OnEarlyStop, RunEnding
+from lightning_dqnlr.host.run_facts import RunFacts
 from lightning_dqnlr.host.run_memory import RunMemory
 from lightning_dqnlr.host.run_terms import Monitor, RunTerms
+from lightning_dqnlr.host.run_view import RunView, Shows
 from lightning_dqnlr.host.schedulers import OnScheduler, check_scaling
 from lightning_dqnlr.host.shared_trace import SharedTrace
+from lightning_dqnlr.host.shown_run import ShownRun
 from lightning_dqnlr.host.step_loss import Mode
-from lightning_dqnlr.host.trace import plot_trace, save_trace
 from lightning_dqnlr.host.trainer_queries import (
     check_strategy,
     check_training,
@@ -61,7 +61,6 @@ except ImportError:
 finally:
     rank_zero_module.log = _messages
 
-_LOGGER = logging.getLogger("lightning_dqnlr")
 _CHOICES = {
     "on_scheduler": OnScheduler,
     "on_early_stop": OnEarlyStop,
@@ -70,7 +69,7 @@ _CHOICES = {
 }
 
 
-class DQNLRCallback(Callback, _OlderCallback):
+class DQNLRCallback(ShownRun, Callback, _OlderCallback):
     """Sets the learning rate of a Trainer's optimizer.
 
     Training starts at a safe learning rate, whatever `configure_optimizers` names, and a Q-network
@@ -115,12 +114,19 @@ class DQNLRCallback(Callback, _OlderCallback):
             to remember nothing.
         save_snapshot: whether checkpoints hold the two copies. Without them a resumed run cannot go
             back behind the state that it was resumed from; with them it goes on exactly.
-        log: whether to log the learning rate used as "dqnlr/lr", and its decimal logarithm to the
-            progress bar, every `log_every_n_steps` steps.
+        log: whether to tell loggers and progress bar. The learning rate used is "dqnlr/lr" every
+            `log_every_n_steps` steps and at decisions, and `lr` in the bar. Decisions log
+            multiplier, confidence (the gap of the Q-values), update ratio and trips. Loggers that
+            take images get the picture of the whole run at its end.
+        log_gradients: whether decisions log the probe's statistics, too: norms of gradient, update
+            and weights, cosines between gradients and updates, and the distance from the start.
+        live: whether to draw the run while it goes on, in a notebook or in a terminal.
 
     Raises:
         ConfigurationError: for an argument out of range, or with one that "scale" leaves to the
-            scheduler (`start="auto"`, `min_lr`, `max_lr`, `memory`).
+            scheduler (`start="auto"`, `min_lr`, `max_lr`, `memory`). Also for `log_gradients`
+            without `log`.
+        MissingPackageError: if `live` lacks the package that draws.
         PolicyFileError: if the policy cannot be read.
         UnsupportedTrainingError: before the first step, without an optimizer, beside SWA, and
             under FSDPStrategy and DeepSpeed (ModelParallelStrategy is supported). After the second
@@ -151,6 +157,8 @@ class DQNLRCallback(Callback, _OlderCallback):
         save_snapshot: bool = False,
         memory: str | Path | Memory | None = None,
         log: bool = True,
+        log_gradients: bool = False,
+        live: bool = False,
     ) -> None:
         super().__init__()
         self.options = ControlOptions(
@@ -177,17 +185,17 @@ class DQNLRCallback(Callback, _OlderCallback):
             raise ConfigurationError("mode='max' needs monitor, the metric that is to rise.")
         check_scaling(on_scheduler, self.options, remembers=memory is not None)
         self.memory = as_memory(memory)
-        self._logs = log  # Lightning puts its own `log` on callbacks
+        self._shows = Shows.checked(log, log_gradients, live)
         self._control: AutomaticControl | ManualControl | None = None  # of the run
         self._ending: RunEnding | None = None
         self._run_memory: RunMemory | None = None
+        self._view: RunView | None = None
+        self._hidden_bar: Any = None  # the progress bar that the live view takes the place of
         self._trace: list[DecisionRecord] = []  # of this object's own run
+        self._facts: RunFacts | None = None  # likewise
         self._shared_trace = SharedTrace()
         self._resume: dict[str, Any] = {}  # state of the checkpoint that was restored last
-        self._named = False  # whether the run's loggers know the policy
         self._stale = False  # whether control and checkpoint are those of an earlier call
-        self._log_every = 0
-        self._logged_step = 0  # the Trainer's global_step after the last batch
 
     start = property(attrgetter("options.start"))
     horizon = property(attrgetter("options.horizon"))
@@ -224,39 +232,21 @@ class DQNLRCallback(Callback, _OlderCallback):
     def trace(self) -> list[DecisionRecord]:
         """One plain record per decision.
 
-        Of the interval that ended it has `step`, `loss` (the mean), `lr` (used in it) and
-        `tripped` (it was undone). Of the decision it has `multiplier`, `action` (its index),
-        `q_values`, `next_lr` and `reason` (in words). Learning rates are those of the group with
-        the largest one. With several optimizers, `optimizer` is the number of the one that the
-        record is about.
+        Of the interval that ended it has `step`, `steps` (how many), `loss` (the mean), `lr` (used
+        in it) and `tripped` (it was undone). `update_ratio` is its largest update, relative to the
+        weights. Of the decision it has `multiplier`, `action` (its index), `q_values`, `next_lr`
+        and `reason` (in words). Learning rates are those of the group with the largest one. With
+        several optimizers, `optimizer` is the number of the one that the record is about.
 
         If a library trained with a copy of this object, or `ddp_spawn` in other processes, this is
         the trace of that run. It comes back from other processes when training has ended.
         """
         return self._trace or self._shared_trace.read()
 
-    def plot(self, path: str | Path) -> Path:
-        """Draws training loss and learning rate over the steps; returns the path.
-
-        Args:
-            path: the picture; its suffix chooses the format (png, svg, pdf).
-
-        Raises:
-            CallOrderError: before the first decision.
-            ConfigurationError: without matplotlib, or if the file cannot be written.
-        """
-        return plot_trace(self.trace, path)
-
-    def save_trace(self, path: str | Path) -> Path:
-        """Writes the trace as CSV, one line per decision; returns the path.
-
-        Three more columns name the policy: `policy`, `policy_version` and `policy_hash`.
-
-        Raises:
-            CallOrderError: before the first decision.
-            ConfigurationError: if the file cannot be written.
-        """
-        return save_trace(self.trace, path, identity(self.policy))
+    @property
+    def facts(self) -> RunFacts:
+        """What is known of the run beside its decisions: policy, horizon, time, the run's end."""
+        return self._facts or self._shared_trace.facts() or RunFacts.of(self.policy, ())
 
     # Lightning calls this before it restores a checkpoint and before a finder saves its own.
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -265,6 +255,7 @@ class DQNLRCallback(Callback, _OlderCallback):
             # Ahead of all others, so that none of them sees a ruined model in a hook before ours.
             others = [c for c in trainer.callbacks if c is not self]  # type: ignore[attr-defined]
             trainer.callbacks = [self, *others]  # type: ignore[attr-defined]
+            self._hidden_bar = make_way(trainer) if self._shows.live else None
         if stage == "fit" and self._stale:
             self._control = None
             self._resume = {}
@@ -285,11 +276,11 @@ class DQNLRCallback(Callback, _OlderCallback):
         saved = self._resume.get("ending", {})
         self._ending = RunEnding(trainer, self._control, self.on_early_stop, watch, saved)
         self._resume = {}
+        self._facts = RunFacts.of(self.policy, trainer.optimizers, pl_module)
+        self._facts.news = self._ending.news
         self._trace = self._control.trace
-        self._shared_trace.begin(self._trace)
-        self._log_every = self._steps_per_log(trainer)
-        self._logged_step = trainer.global_step
-        self._named = not self._logs
+        self._shared_trace.begin(self._trace, self._facts)
+        self._view = RunView(trainer, pl_module, self._control, self._facts, self._shows)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._ending is not None:
@@ -300,6 +291,8 @@ class DQNLRCallback(Callback, _OlderCallback):
     def on_train_batch_start(self, *args: Any) -> None:
         if self._ending is not None:
             self._ending.look()
+        if self._view is not None:
+            self._view.begin_batch()
 
     def on_before_backward(
         self, trainer: Trainer, pl_module: LightningModule, loss: Tensor
@@ -312,6 +305,8 @@ class DQNLRCallback(Callback, _OlderCallback):
     ) -> None:
         if self._control is not None:
             self._control.before_step(optimizer)
+        if self._view is not None:
+            self._view.before_step()
 
     def on_train_batch_end(
         self,
@@ -321,15 +316,11 @@ class DQNLRCallback(Callback, _OlderCallback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        if self._control is None:
+        if self._control is None or self._view is None:
             return
-        if not self._named:
-            self._name_policy(trainer)
-        before = self._logged_step
+        self._view.before_decision()
         used = self._control.end_batch(outputs)
-        if self._log_every and trainer.global_step // self._log_every > before // self._log_every:
-            self._log(trainer, pl_module, used)
-        self._logged_step = trainer.global_step
+        self._view.end_batch(used)
         if self._ending is not None:
             self._ending.end_batch()
         if saves_within_epochs(trainer):
@@ -359,6 +350,9 @@ class DQNLRCallback(Callback, _OlderCallback):
         self._secure()
         if self._ending is not None:
             self._ending.end_training()
+        self._unhook()
+        if self._view is not None:
+            self._view.end()
         self._end(trainer)
         if self._run_memory is not None:
             self._run_memory.finish(self._trace)
@@ -366,6 +360,7 @@ class DQNLRCallback(Callback, _OlderCallback):
     # A checkpoint that `test` or an already finished `fit` restored is not for the next `fit`.
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._stale = True
+        self._show_bar()
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -392,7 +387,8 @@ class DQNLRCallback(Callback, _OlderCallback):
     def __getstate__(self) -> dict[str, Any]:
         """Leaves out what belongs to the run: the control, and Lightning's bound functions."""
         kept = {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
-        return {**kept, "_control": None, "_ending": None, "_run_memory": None}
+        left_out = ("_control", "_ending", "_run_memory", "_view", "_hidden_bar")
+        return {**kept, **dict.fromkeys(left_out)}
 
     def _secure(self) -> None:
         """Has the drivers undo what is ruined, so that nothing outside sees it."""
@@ -400,40 +396,11 @@ class DQNLRCallback(Callback, _OlderCallback):
             for driver in self._control.drivers:
                 driver.secure()
 
-    def _steps_per_log(self, trainer: Trainer) -> int:
-        """0 where neither a logger nor a progress bar shows it."""
-        heard = bool(trainer.loggers) or trainer.progress_bar_callback is not None
-        return max(0, trainer.log_every_n_steps) if self._logs and heard else 0  # type: ignore[attr-defined]
-
-    def _log(
-        self, trainer: Trainer, pl_module: LightningModule, used: Sequence[float | None]
-    ) -> None:
-        """Logs where it is seen, because each call costs as much as a small model's step."""
-        for index, rate in enumerate(used):
-            if rate is None:
-                continue
-            ending = f"/{index}" if len(used) > 1 else ""
-            if trainer.loggers:
-                pl_module.log(f"dqnlr/lr{ending}", rate, on_step=True, on_epoch=False)
-            if trainer.progress_bar_callback is not None:
-                name = f"dqnlr/log10_lr{ending}"
-                power = math.log10(max(rate, 1e-30))
-                pl_module.log(
-                    name, power, on_step=True, on_epoch=False, prog_bar=True, logger=False
-                )
-
-    def _name_policy(self, trainer: Trainer) -> None:
-        """Adds the policy to the hyperparameters, after the module has logged its own.
-
-        TensorBoard shows the first entry of a run only, and callbacks begin before the module.
-        """
-        self._named = True
-        named = {f"dqnlr/{key}": value for key, value in identity(self.policy).items()}
-        for logger in trainer.loggers:
-            logger.log_hyperparams(named)
-
     def _end(self, trainer: Trainer) -> None:
         self._unhook()
+        if self._view is not None:
+            self._view.close()
+        self._show_bar()
         if trainer.is_global_zero:
             self._shared_trace.send()
 
@@ -442,3 +409,9 @@ class DQNLRCallback(Callback, _OlderCallback):
             self._control.close()
         if self._ending is not None:
             self._ending.close()
+
+    def _show_bar(self) -> None:
+        """Brings back the progress bar that the live view had taken the place of."""
+        if self._hidden_bar is not None:
+            self._hidden_bar.enable()
+            self._hidden_bar = None

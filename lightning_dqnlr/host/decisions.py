@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -14,6 +14,7 @@ from lightning_dqnlr.control.telemetry import IntervalStats
 from lightning_dqnlr.control.trials import BEGUN, GOING_ON, KEPT, KEPT_AND_BEGUN, UNDONE, Trials
 
 DecisionRecord = dict[str, Any]
+Listener = Callable[[DecisionRecord, IntervalStats], None]
 
 _LOGGER = logging.getLogger("lightning_dqnlr")
 _LONG_STREAK = 20
@@ -52,15 +53,17 @@ class DecisionLog:
 
     Attributes:
         trace: the records.
+        listeners: are told of each new record, with the statistics behind it.
 
     Example of a record, with the reason in words::
 
-        {"step": 6, "loss": 0.7, "lr": 1e-4, "next_lr": 2e-4, "multiplier": 2.0, "action": 5,
-        "q_values": [...], "tripped": False, "reason": "raise x2: Q +0.1 over keep"}
+        {"step": 6, "steps": 2, "loss": 0.7, "lr": 1e-4, "next_lr": 2e-4, "action": 5,
+        "update_ratio": 0.01, "reason": "raise x2: Q +0.1 over keep", ...}
     """
 
     def __init__(self, controller: LRController, *, climbing: bool) -> None:
         self.trace: list[DecisionRecord] = []
+        self.listeners: list[Listener] = []
         self._controller = controller
         self._climbing = climbing  # nothing but raises so far, from the safe start
         self._note = ""  # for the next record
@@ -77,12 +80,14 @@ class DecisionLog:
         self._note = ""
         record: DecisionRecord = {
             "step": self._controller.step,
+            "steps": made.stats.steps,
             "loss": float(made.stats.losses.mean()),
             "lr": made.used_lr,
             "next_lr": made.next_lr,
             "multiplier": multiplier,
             "action": made.action,
             "q_values": made.q_values.tolist(),
+            "update_ratio": float(made.stats.max_update_ratio),
             "tripped": made.tripped,
             "reason": "; ".join(part for part in parts if part),
             **self._trial_entry(),
@@ -90,6 +95,8 @@ class DecisionLog:
         self.trace.append(record)
         self._pulled = bool(made.stats.gradient_norm > 0)
         self._warn(record, finite=bool(made.stats.finite))
+        for listener in self.listeners:
+            listener(record, made.stats)
 
     def note(self, words: str) -> None:
         """Has the next record's reason begin with words on what happened in between."""

@@ -74,6 +74,7 @@ class OptimizerDriver:
 
     Attributes:
         controller: makes the learning rate; it is the one home of that rate.
+        log: its decisions on record.
         stepped: whether the optimizer has stepped since the last `finish_step`.
 
     Raises:
@@ -118,7 +119,7 @@ class OptimizerDriver:
         place = "cpu" if options.snapshot == "cpu" else None
         self._snapshot = Snapshot(optimizer, module, averages, place) if breaks else None
         self._best = BestState(optimizer, module, averages) if breaks else None
-        self._log = DecisionLog(self.controller, climbing=options.start == "auto")
+        self.log = DecisionLog(self.controller, climbing=options.start == "auto")
         self._hooks: list[RemovableHandle] = []
         self._over = False  # whether it has been said that the horizon is over
         self._probed: list[int] = []  # which of the optimizer's parameters the probe looks at
@@ -130,7 +131,7 @@ class OptimizerDriver:
     @property
     def trace(self) -> list[DecisionRecord]:
         """One plain record per decision."""
-        return self._log.trace
+        return self.log.trace
 
     @property
     def begun(self) -> bool:
@@ -280,7 +281,7 @@ class OptimizerDriver:
     def come_down(self, steps: int) -> None:
         """Ends the run in `steps` steps, with a rate that falls to zero from the best state on."""
         self.controller.come_down(self.now, steps)
-        self._log.note(DECAY_BEGINS)
+        self.log.note(DECAY_BEGINS)
         self._over = True  # whoever calls says what becomes of steps beyond
         self.back_to_best()
 
@@ -373,7 +374,7 @@ class OptimizerDriver:
         self.controller.apply(choice.action)
         self._rates.set(float(self.controller.lr))
         self._begin_interval(telemetry)
-        self._log.add(
+        self.log.add(
             AppliedDecision(
                 stats=stats,
                 action=int(self.controller.taken(choice.action)),
@@ -460,7 +461,7 @@ class OptimizerDriver:
             "controller": self.controller.state_dict(),
             "snapshot": self._snapshot.state_dict() if kept and self._snapshot else None,
             "generator": self._generator.get_state(),
-            "record": self._log.state_dict(),
+            "record": self.log.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -478,7 +479,7 @@ class OptimizerDriver:
         self._rates.base = list(state["base_lrs"])
         self.controller.load_state_dict(state["controller"])
         self._generator.set_state(state["generator"].cpu())
-        self._log.load_state_dict(state["record"])
+        self.log.load_state_dict(state["record"])
         if state["probed"]:
             step = state["telemetry"]["counters"][2]
             self._begin(state["probed"], step).load_state_dict(state["telemetry"])

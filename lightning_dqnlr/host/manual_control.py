@@ -16,7 +16,6 @@ from torch import Tensor
 
 from lightning_dqnlr.errors import ConfigurationError, silent_optimizer
 from lightning_dqnlr.host.decisions import DecisionRecord
-from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.host.manual_horizon import ManualHorizon
 from lightning_dqnlr.host.run_terms import (
     RunTerms,
@@ -28,6 +27,7 @@ from lightning_dqnlr.host.run_terms import (
 from lightning_dqnlr.host.scaled_rates import ScaledRates
 from lightning_dqnlr.host.schedulers import check_same_control, take_over
 from lightning_dqnlr.host.step_loss import Metric, Skips, unscaled
+from lightning_dqnlr.host.timed_driver import TimedDriver
 from lightning_dqnlr.host.trainer_queries import gradient_scale
 
 
@@ -181,7 +181,7 @@ class _Controlled:
     def __init__(
         self,
         trainer: Trainer,
-        driver: OptimizerDriver,
+        driver: TimedDriver,
         monitor: Metric | None,
         scaled: ScaledRates | None,
     ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from lightning.pytorch import Trainer
@@ -27,8 +27,11 @@ class Control(Protocol):
         comes_down: whether the horizon is settled, because the run is about to end.
     """
 
-    drivers: list[OptimizerDriver]
     comes_down: bool
+
+    @property
+    def drivers(self) -> Sequence[OptimizerDriver]:
+        """Of its optimizers."""
 
 
 class RunEnding:
@@ -47,6 +50,9 @@ class RunEnding:
         on_early_stop: "stop" to leave EarlyStopping alone.
         watch: of a validation metric besides; None for none.
         saved: what `state_dict` returned, for a resumed run; empty for a new one.
+
+    Attributes:
+        news: what has happened, each with its "step" and "words".
 
     Example:
         ending = RunEnding(trainer, control, "anneal", None, {})
@@ -71,6 +77,7 @@ class RunEnding:
         self._last_step: int | None = saved.get("last_step")  # of the decay; None before it
         self._stopping: bool = saved.get("stopping", False)  # once the decay is over
         self._settled: bool = saved.get("settled", False)  # back at the best state
+        self.news: list[dict[str, Any]] = [dict(each) for each in saved.get("news", ())]
         self._loss = LossWatch() if unlimited(trainer, control) else None
         self._decisions = 0
         if self._loss is not None:
@@ -78,6 +85,7 @@ class RunEnding:
         if watch is not None:
             watch.load_state_dict(saved.get("watch", {}))
         self._bests = self._best_scores()
+        self._best_step: int | None = None  # of the weights that are kept
         self._stops.hold()
 
     def validated(self) -> None:
@@ -105,6 +113,8 @@ class RunEnding:
         if improved:
             for driver in self._control.drivers:
                 driver.keep_best()
+            first = self._control.drivers[0]
+            self._best_step = first.now if first.options.circuit_breaker else None
         elif self._last_step is None and (stopping or turned) and self._may_stop():
             self._stopping = stopping
             self._come_down("validation has stopped improving")
@@ -116,6 +126,8 @@ class RunEnding:
         if self._loss is not None and self._last_step is None:
             self._ask_the_loss(self._loss)
         if self._over and self._stopping:
+            if not self._trainer.should_stop:
+                self._tell("the decay is over, and training stops")
             self._stops.stop()
 
     def end_training(self) -> None:
@@ -141,6 +153,7 @@ class RunEnding:
             "last_step": self._last_step,
             "stopping": self._stopping,
             "settled": self._settled,
+            "news": [dict(each) for each in self.news],
             **watch,
             **loss,
         }
@@ -160,6 +173,8 @@ class RunEnding:
 
     def _settle(self) -> None:
         self._settled = True
+        if self._best_step is not None:
+            self._tell(f"the best weights of the run are put back, those of step {self._best_step}")
         for driver in self._control.drivers:
             driver.back_to_best()
 
@@ -182,6 +197,10 @@ class RunEnding:
         done = trainer.global_step - self._first_step
         left = self._steps_left(drivers[0], done)
         self._last_step = trainer.global_step + left
+        then = "; then training stops" if self._stopping else ""
+        goes_back = self._best_step is not None and not drivers[0].controller.falling
+        origin = f", from the weights of step {self._best_step}" if goes_back else ""
+        self._tell(f"{reason}, so the learning rate falls to zero over {left} steps{origin}{then}")
         if not drivers[0].controller.falling:
             self._control.comes_down = True
             for driver in drivers:
@@ -191,8 +210,11 @@ class RunEnding:
             trainer.global_step,
             reason,
             left,
-            "; then training stops" if self._stopping else "",
+            then,
         )
+
+    def _tell(self, words: str) -> None:
+        self.news.append({"step": self._control.drivers[0].now, "words": words})
 
     def _steps_left(self, driver: OptimizerDriver, done: int) -> int:
         """Steps of the Trainer that the decay takes, a built-in one's rest if that has begun."""

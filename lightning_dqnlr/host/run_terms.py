@@ -15,6 +15,7 @@ from lightning_dqnlr.host.options import ControlOptions
 from lightning_dqnlr.host.scaled_rates import ScaledRates
 from lightning_dqnlr.host.schedulers import OnScheduler
 from lightning_dqnlr.host.step_loss import Metric, Mode
+from lightning_dqnlr.host.timed_driver import TimedDriver
 from lightning_dqnlr.host.trainer_queries import averages
 from lightning_dqnlr.policy.choice import Policy
 
@@ -60,9 +61,9 @@ def make_driver(
     optimizer: torch.optim.Optimizer,
     terms: RunTerms,
     scaled: ScaledRates | None,
-) -> OptimizerDriver:
+) -> TimedDriver:
     """The driver of one of a Trainer's optimizers."""
-    return OptimizerDriver(
+    return TimedDriver(
         optimizer,
         terms.policy,
         terms.options if scaled is None else scaled.options(terms.options),

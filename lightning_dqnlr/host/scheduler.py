@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,19 @@ from lightning_dqnlr.control.breaker import BreakerMode
 from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.host.decisions import DecisionRecord
-from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.host.observed_loss import ObservedLoss, as_scalar
 from lightning_dqnlr.host.options import ControlOptions, Place
 from lightning_dqnlr.host.ranks import several_ranks, world_size
+from lightning_dqnlr.host.run_facts import RunFacts
+from lightning_dqnlr.host.shown_run import ShownRun
+from lightning_dqnlr.host.timed_driver import TimedDriver
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
 _WRAPPERS = ("lightning.", "pytorch_lightning.", "accelerate.")
 
 
-class DQNLRScheduler(LRScheduler):
+class DQNLRScheduler(ShownRun, LRScheduler):
     """Sets an optimizer's learning rates; call `step(loss)` after every `optimizer.step()`.
 
         scheduler = DQNLRScheduler(optimizer, horizon=10_000)
@@ -110,9 +113,10 @@ class DQNLRScheduler(LRScheduler):
         )
         # What torch's own constructor would do besides is to patch `optimizer.step`.
         self.optimizer = unwrapped(optimizer)
-        self._driver = OptimizerDriver(
+        chosen = as_policy(policy)
+        self._driver = TimedDriver(
             self.optimizer,
-            as_policy(policy),
+            chosen,
             options,
             module=module,
             across_ranks=several_ranks(),
@@ -126,11 +130,20 @@ class DQNLRScheduler(LRScheduler):
         self.last_epoch = 0  # counts steps, as torch's schedulers do
         self._step_count = 0
         self._driver.watch_steps(self._before_step)
+        self._facts = RunFacts.of(chosen, [self._driver.optimizer], module)
+        self._driver.watch.seconds = self._facts.seconds
+        self._begun: float | None = None  # when the first step was about to be made
 
     @property
     def trace(self) -> list[DecisionRecord]:
         """One plain record per decision."""
         return self._driver.trace
+
+    @property
+    def facts(self) -> RunFacts:
+        """What is known of the run beside its decisions."""
+        self._facts.horizon = self._driver.controller.horizon
+        return self._facts
 
     def observe(self, loss: Tensor | float) -> None:
         """Takes the training loss of a batch, for a loop that calls `step()` without one.
@@ -219,6 +232,7 @@ class DQNLRScheduler(LRScheduler):
         """
         self._driver.load_state_dict(state)
         self.last_epoch = self._step_count = self._driver.now
+        self._facts.first_step = self._driver.now
         if self._driver.options.horizon is not None:
             self._driver.change_horizon(self._driver.options.horizon)
 
@@ -234,6 +248,8 @@ class DQNLRScheduler(LRScheduler):
                 "module that returns it: DQNLRScheduler(optimizer, loss_from=model)."
             )
         self._driver.finish_step(loss)
+        if self._begun is not None:
+            self._facts.seconds["run"] = time.perf_counter() - self._begun
         self._looked = False
         self._idle_calls = 0
         self.last_epoch += 1
@@ -253,6 +269,8 @@ class DQNLRScheduler(LRScheduler):
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
+        if self._begun is None:
+            self._begun = time.perf_counter()
         # The hooks get the optimizer itself as the first of the arguments, too.
         closures = [a for a in (*args[1:], kwargs.get("closure")) if callable(a)]
         if not all(_is_empty(closure) for closure in closures):

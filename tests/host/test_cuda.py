@@ -10,8 +10,8 @@ from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.vector import VectorLREnv
-from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.host.options import ControlOptions
+from lightning_dqnlr.host.timed_driver import TimedDriver
 from lightning_dqnlr.policy.policy import LRPolicy
 from lightning_dqnlr.tasks.families.basic import DigitsCNNs, TeacherMLPs
 from lightning_dqnlr.tasks.task import Task
@@ -37,7 +37,7 @@ def test_no_step_between_decisions_makes_the_host_wait():
     module = nn.Sequential(nn.Linear(64, 300), nn.Tanh(), nn.Linear(300, 1)).cuda()
     optimizer = torch.optim.AdamW(module.parameters())
     options = ControlOptions(horizon=1000)
-    driver = OptimizerDriver(optimizer, LRPolicy.load("default"), options, module=module)
+    driver = TimedDriver(optimizer, LRPolicy.load("default"), options, module=module)
     inputs, controller, quiet = torch.randn(32, 64, device="cuda"), driver.controller, 0
     for number in range(1, 401):
         optimizer.zero_grad()

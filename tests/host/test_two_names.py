@@ -223,6 +223,8 @@ def test_the_run_of_a_copy_is_found_by_the_original(tmp_path, library):
     assert original.trace == copy.trace
     assert original.trace[-1]["step"] == 48
     assert original.plot(tmp_path / "lr.png").exists()
+    assert original.facts is copy.facts
+    assert original.facts.horizon == 48
     assert original.save_trace(tmp_path / "lr.csv").read_text().count("\n") == 1 + len(copy.trace)
     fit(tmp_path, library, original, max_epochs=2)
     assert original.trace[-1]["step"] == 24, "its own run comes first"
@@ -237,6 +239,8 @@ def test_the_trace_comes_back_from_spawned_processes(tmp_path):
     assert callback.trace[-1]["step"] == 6
     assert callback.trace == callback.trace, "the file has been read, and is not needed again"
     assert callback.save_trace(tmp_path / "lr.csv").exists()
+    assert callback.facts.seconds["batches"] > 0
+    assert "A run of Net" in callback.report(tmp_path / "lr.html").read_text()
 
 
 def test_lightnings_messages_stay_with_the_logger_that_a_user_has_silenced():

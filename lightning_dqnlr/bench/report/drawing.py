@@ -1,4 +1,4 @@
-"""How pictures are drawn: SVG text in which colours follow the reader's light or dark page.
+"""How the pictures of the benchmark are drawn.
 
 Every method has one colour and line style in all pictures. The palette is that of Okabe & Ito,
 which people with colour-blindness can tell apart; where it runs out, the line styles differ.
@@ -6,38 +6,19 @@ which people with colour-blindness can tell apart; where it runs out, the line s
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_dqnlr.bench.report.comparison import PLAIN, RIVAL, SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import Gallery, Picture
-from lightning_dqnlr.errors import needs_package
 from lightning_dqnlr.scoring.statistics import Estimate, Interval
+from lightning_dqnlr.svg import INK, themed_svg
 
 Style = dict[str, Any]
 
-# Stand-ins that the page replaces by its own colours.
-INK = "#010203"
-_GRID = "#040506"
-_CSS = {INK: "currentColor", _GRID: "var(--grid, #d8d8d8)"}
-
 _OTHERS = ("#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6bb1", "#a6761d")
 _DASHES = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-
-_SETTINGS = {
-    "svg.fonttype": "none",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
-    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
-    "grid.color": _GRID,
-    "grid.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 
 
 def styles(comparison: Comparison) -> dict[str, Style]:
@@ -132,41 +113,7 @@ def picture(
 ) -> Picture:
     """What `draw` makes of a new figure; width and height are in inches.
 
-    The SVG's identifiers begin with the name, so that a page may hold many pictures.
-
     Raises:
         MissingPackageError: if matplotlib is not installed.
     """
-    with needs_package("the report", "matplotlib", "plot"):
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    settings: Any = {**_SETTINGS, "svg.hashsalt": name}
-    with rc_context(settings):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        draw(figure)
-        for axes in figure.axes:
-            axes.set_axisbelow(True)
-        svg = io.StringIO()
-        figure.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-    return Picture(name, _themed(svg.getvalue(), re.sub(r"\W+", "-", name)), text)
-
-
-def _themed(svg: str, prefix: str) -> str:
-    """The bare <svg> element with the page's colours and identifiers of its own."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\1{prefix}-", svg)
-    for colour, css in _CSS.items():
-        svg = svg.replace(colour, css)
-    return svg.strip()
-
-
-def standalone(svg: str) -> str:
-    """A file of its own: with its own background, dark where the reader's system is dark."""
-    style = (
-        "<style>svg{background:#fff;color:#1b1b1b;--grid:#d8d8d8}"
-        "@media (prefers-color-scheme:dark){svg{background:#161a1f;color:#e4e4e4;--grid:#3a3f46}}"
-        "</style>"
-    )
-    end = svg.index(">") + 1
-    return f'<?xml version="1.0" encoding="utf-8"?>\n{svg[:end]}{style}{svg[end:]}\n'
+    return Picture(name, themed_svg(name, draw, (width, height)), text)

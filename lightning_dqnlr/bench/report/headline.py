@@ -21,10 +21,11 @@ from lightning_dqnlr.bench.report.content import (
     share,
     with_interval,
 )
-from lightning_dqnlr.bench.report.drawing import INK, interval_picture, picture, styles
+from lightning_dqnlr.bench.report.drawing import interval_picture, picture, styles
 from lightning_dqnlr.bench.runs.record import TRAIN, VALIDATION, diverged, final_loss
 from lightning_dqnlr.bench.tasks.task import APART
 from lightning_dqnlr.scoring.statistics import LIMIT, SAMPLES, Summary, area, fractions, summarize
+from lightning_dqnlr.svg import INK
 
 _FACTORS = [LIMIT ** (i / 100) for i in range(-100, 101)]
 

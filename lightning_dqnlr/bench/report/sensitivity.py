@@ -12,9 +12,10 @@ import torch
 
 from lightning_dqnlr.bench.report.comparison import RIVAL, SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import Picture, Section, Table, number, share
-from lightning_dqnlr.bench.report.drawing import INK, gallery, log_scale, picture, styles
+from lightning_dqnlr.bench.report.drawing import gallery, log_scale, picture, styles
 from lightning_dqnlr.bench.runs.record import TRAIN, VALIDATION, diverged
 from lightning_dqnlr.scoring.statistics import interquartile_mean
+from lightning_dqnlr.svg import INK
 
 Curves = dict[str, dict[float, float]]  # by method: a value by the LR
 FACTORS = tuple(10 ** (quarter / 4) for quarter in range(-12, 13))

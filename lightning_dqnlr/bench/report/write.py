@@ -13,7 +13,6 @@ from lightning_dqnlr.bench.report import headline, one_task
 from lightning_dqnlr.bench.report.comparison import SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import NOTHING, Bullets, Section, listed
 from lightning_dqnlr.bench.report.costs import what_it_costs
-from lightning_dqnlr.bench.report.drawing import standalone
 from lightning_dqnlr.bench.report.duels import Duel, against_each, duels
 from lightning_dqnlr.bench.report.in_short import in_short, what_is_missing
 from lightning_dqnlr.bench.report.losing import LostTask, losing, where_we_lose
@@ -23,6 +22,7 @@ from lightning_dqnlr.bench.runs.record import Record
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.provenance import provenance
+from lightning_dqnlr.svg import standalone
 
 _TEMPLATE = Path(__file__).with_name("page.html.jinja")
 _FULL_COLOUR = 1.5  # regret at which a cell of the heat map is as strong as it gets
