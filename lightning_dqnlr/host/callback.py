@@ -355,7 +355,7 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
             self._view.end()
         self._end(trainer)
         if self._run_memory is not None:
-            self._run_memory.finish(self._trace)
+            self._run_memory.finish()
 
     # A checkpoint that `test` or an already finished `fit` restored is not for the next `fit`.
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -370,7 +370,7 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
                 driver.rescue()
         self._end(trainer)
         if self._run_memory is not None:
-            self._run_memory.finish(self._trace, interrupted=True)
+            self._run_memory.finish(interrupted=True)
         self._stale = True
 
     def state_dict(self) -> dict[str, Any]:

@@ -21,10 +21,11 @@ from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, UnsupportedTrainingError, needs_package
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.earlier_rates import undo
-from lightning_dqnlr.host.options import ControlOptions, Place, identity
+from lightning_dqnlr.host.options import ControlOptions, Place
+from lightning_dqnlr.host.run_facts import RunFacts
 from lightning_dqnlr.host.scheduler import DQNLRScheduler, unwrapped
 from lightning_dqnlr.host.shards import is_sharded
-from lightning_dqnlr.host.trace import plot_trace, save_trace
+from lightning_dqnlr.host.shown_run import ShownRun
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
@@ -36,7 +37,7 @@ _LOGGER = logging.getLogger("lightning_dqnlr")
 _REMEDY = "Use DDP, or Lightning's ModelParallelStrategy with DQNLRCallback."
 
 
-class DQNLRTrainerCallback(TrainerCallback):
+class DQNLRTrainerCallback(ShownRun, TrainerCallback):
     """Sets the learning rate of a Hugging Face `Trainer`'s optimizer.
 
     Its `learning_rate`, `lr_scheduler_type` and warm-up no longer matter: training starts at a safe
@@ -118,26 +119,10 @@ class DQNLRTrainerCallback(TrainerCallback):
         """One plain record per decision, as `DQNLRCallback.trace`; empty before training."""
         return [] if self._scheduler is None else self._scheduler.trace
 
-    def plot(self, path: str | Path) -> Path:
-        """Draws training loss and learning rate over the steps; returns the path.
-
-        Args:
-            path: the picture; its suffix chooses the format (png, svg, pdf).
-
-        Raises:
-            CallOrderError: before the first decision.
-            ConfigurationError: without matplotlib, or if the file cannot be written.
-        """
-        return plot_trace(self.trace, path)
-
-    def save_trace(self, path: str | Path) -> Path:
-        """Writes the trace as CSV, one line per decision; returns the path.
-
-        Raises:
-            CallOrderError: before the first decision.
-            ConfigurationError: if the file cannot be written.
-        """
-        return save_trace(self.trace, path, identity(self.policy))
+    @property
+    def facts(self) -> RunFacts:
+        """What is known of the run beside its decisions."""
+        return self.scheduler.facts
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Has the Trainer that is being made create our scheduler and hand on its losses."""

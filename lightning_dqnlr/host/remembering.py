@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.host.options import identity
+from lightning_dqnlr.host.ranks import rank
 from lightning_dqnlr.memory.folder import Memory
 from lightning_dqnlr.memory.runs import Ended, Mode, Model, RememberedRun, model_of
 from lightning_dqnlr.memory.suggest import suggest
@@ -41,7 +42,7 @@ class Remembering:
         remembering = Remembering(memory, model, driver, "val_loss", "min")
         remembering.apply(remembering.suggestion.held)
         ...  # train
-        remembering.finish(trace)
+        remembering.finish()
     """
 
     def __init__(
@@ -84,14 +85,14 @@ class Remembering:
         if math.isfinite(number) and (better or math.isnan(self._best)):
             self._best = number
 
-    def finish(self, trace: Sequence[DecisionRecord], interrupted: bool = False) -> None:
-        """Writes the run down, once; on rank 0 of a parallel run.
+    def finish(self, interrupted: bool = False) -> None:
+        """Writes the run down, once; rank 0 of a parallel run does. One without decisions is not.
 
         Args:
-            trace: its decisions; without one there is nothing to write.
             interrupted: whether it was stopped from outside.
         """
-        if not trace or self._written:
+        trace = self._driver.trace
+        if not trace or self._written or rank():
             return
         self._written = True
         value, error = self._judged(trace)

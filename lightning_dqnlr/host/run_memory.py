@@ -8,7 +8,6 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.host.remembering import TRAINING_LOSS, Remembering, trained_model
 from lightning_dqnlr.host.step_loss import Metric
@@ -60,10 +59,9 @@ class RunMemory:
         if self._judge.name in metrics and not self._trainer.sanity_checking:
             self._part.add(metrics[self._judge.name])
 
-    def finish(self, trace: Sequence[DecisionRecord], interrupted: bool = False) -> None:
+    def finish(self, interrupted: bool = False) -> None:
         """Writes the run down."""
-        if self._trainer.is_global_zero:
-            self._part.finish(trace, interrupted)
+        self._part.finish(interrupted)
 
 
 def examples_per_step(trainer: Trainer) -> int | None:

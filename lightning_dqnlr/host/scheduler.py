@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_dqnlr.checks import check_choice
 from lightning_dqnlr.control.breaker import BreakerMode
 from lightning_dqnlr.control.spec import StartRate
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, UnsupportedTrainingError
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.observed_loss import ObservedLoss, as_scalar
 from lightning_dqnlr.host.options import ControlOptions, Place
-from lightning_dqnlr.host.ranks import several_ranks, world_size
+from lightning_dqnlr.host.ranks import from_rank_zero, several_ranks, world_size
+from lightning_dqnlr.host.remembering import TRAINING_LOSS, Remembering, trained_model
 from lightning_dqnlr.host.run_facts import RunFacts
 from lightning_dqnlr.host.shown_run import ShownRun
 from lightning_dqnlr.host.timed_driver import TimedDriver
+from lightning_dqnlr.memory.folder import Memory
+from lightning_dqnlr.memory.runs import Mode
 from lightning_dqnlr.policy.choice import Policy
 from lightning_dqnlr.policy.policy import as_policy
 
@@ -125,6 +130,7 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         for group in self.optimizer.param_groups:
             group.setdefault("initial_lr", float(group["lr"]))
         self._losses = ObservedLoss(loss_from)
+        self._module = module
         self._looked = False  # whether `look` has seen the gradients of the step under way
         self._idle_calls = 0  # of `step`, since the last optimizer step
         self.last_epoch = 0  # counts steps, as torch's schedulers do
@@ -203,6 +209,43 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         self._losses.forget()
         self._looked = False
         self._driver.forget_step()
+
+    def remember(
+        self,
+        memory: str | Path | Memory,
+        metric: str = TRAINING_LOSS,
+        mode: Mode = "min",
+        batch_size: int | None = None,
+    ) -> Remembering:
+        """Has this run hold the learning rate that earlier ones teach; call it before training.
+
+            run = scheduler.remember("lr-memory", "val_loss")
+            ...  # train, with run.add(loss) after each validation
+            run.finish()
+
+        Args:
+            memory: folder that remembers runs, or a `Memory` with a name for the model.
+            metric: what the run is judged by, in your words; the training loss needs no `add`.
+            mode: "max" if the metric is to rise.
+            batch_size: examples per step, over all processes; None if they never change.
+
+        Returns:
+            This run's part in the memory.
+
+        Raises:
+            ConfigurationError: if the memory is a file, or for an unknown mode.
+        """
+        check_choice("mode", mode, get_args(Mode))
+        chosen = memory if isinstance(memory, Memory) else Memory(memory)
+        model = trained_model(self._driver, self._module, chosen.name, batch_size)
+        part = Remembering(chosen, model, self._driver, metric, mode)
+        held = part.suggestion.held
+        if several_ranks():
+            device = self.optimizer.param_groups[0]["params"][0].device
+            first = from_rank_zero(torch.tensor(math.nan if held is None else held), device)
+            held = None if bool(first.isnan()) else float(first)
+        part.apply(held)
+        return part
 
     def secure(self) -> None:
         """Puts the last healthy state back if the model is ruined.

@@ -12,7 +12,7 @@ from lightning_dqnlr.cli.memory import models_of
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.memory import Memory
 
-from .control_runs import Net, constant_policy, loader, random_policy, trainer
+from .control_runs import Loop, Net, constant_policy, loader, random_policy, trainer
 
 KEEP = 3
 FOLDER = "memory"
@@ -144,3 +144,26 @@ def test_names_keep_models_apart(tmp_path):
 def test_what_cannot_be_remembered_is_refused_before_training(tmp_path):
     with pytest.raises(ConfigurationError, match="memory: on_scheduler"):
         DQNLRCallback(memory=tmp_path, on_scheduler="scale", start="optimizer")
+
+
+def test_a_plain_loop_remembers_as_a_trainer_does(tmp_path):
+    first, second = Loop(policy=constant_policy(KEEP)), Loop(policy=constant_policy(KEEP))
+    for loop in (first, second):
+        run = loop.scheduler.remember(tmp_path / FOLDER, "score", mode="max", batch_size=8)
+        loop.run(200)
+        for score in (0.5, math.nan, 0.9, 0.7):
+            run.add(score)
+        run.finish()
+        run.finish()
+    one, two = remembered(tmp_path)
+    assert (one.held, one.value, one.mode, one.ended) == (None, 0.9, "max", "completed")
+    assert second.rates[100] == pytest.approx(two.held, rel=1e-5)
+    assert two.held != pytest.approx(one.upper_quartile, rel=0.1)
+
+
+def test_a_plain_loop_that_was_left_is_no_completed_run(tmp_path):
+    loop = Loop()
+    run = loop.scheduler.remember(tmp_path / FOLDER)
+    loop.run(100)
+    run.finish()
+    assert remembered(tmp_path)[0].ended == "early"
