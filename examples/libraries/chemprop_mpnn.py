@@ -8,7 +8,6 @@ logarithm of a concentration, on a fifth of the ligands.
 from __future__ import annotations
 
 import csv
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -58,20 +57,19 @@ def fit(arm: Arm) -> dict[str, float]:
         nn.RegressionFFN(output_transform=output),
         **{name: rate * arm.factor for name, rate in rates.items()},
     )
-    with tempfile.TemporaryDirectory() as folder:
-        kept = ModelCheckpoint(folder, monitor="val_loss", save_last=True)
-        trainer = Trainer(
-            max_epochs=EPOCHS,
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=[kept, *arm.callbacks],
-        )
-        trainer.fit(model, *loaders[:2])
-        last = test_error(trainer, model, loaders[2], parts[2])
-        model = models.MPNN.load_from_checkpoint(kept.best_model_path, weights_only=False)
-        best = test_error(trainer, model, loaders[2], parts[2])
+    kept = ModelCheckpoint("checkpoints", monitor="val_loss", save_last=True)
+    trainer = Trainer(
+        max_epochs=EPOCHS,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[kept, *arm.callbacks],
+    )
+    trainer.fit(model, *loaders[:2])
+    last = test_error(trainer, model, loaders[2], parts[2])
+    model = models.MPNN.load_from_checkpoint(kept.best_model_path, weights_only=False)
+    best = test_error(trainer, model, loaders[2], parts[2])
     return {"test RMSE": best, "test RMSE of the last step": last}
 
 

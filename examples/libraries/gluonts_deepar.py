@@ -7,7 +7,6 @@ clipped at 10; 10 epochs. It is judged by the weighted quantile loss of the last
 from __future__ import annotations
 
 import random
-import tempfile
 
 import numpy as np
 from gluonts.dataset.artificial import ComplexSeasonalTimeSeries
@@ -34,23 +33,21 @@ def fit(arm: Arm) -> dict[str, float]:
     own, tested = series()
     random.seed(arm.seed)
     np.random.seed(arm.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        estimator = DeepAREstimator(
-            freq="D",
-            prediction_length=DAYS,
-            lr=1e-3 * arm.factor,
-            trainer_kwargs={
-                "max_epochs": EPOCHS,
-                "accelerator": "cpu",
-                "enable_progress_bar": False,
-                "default_root_dir": folder,
-                "logger": False,
-                "callbacks": arm.callbacks,
-            },
-        )
-        predictor = estimator.train(own)
-        forecasts, truths = make_evaluation_predictions(tested, predictor)
-        scores, _ = Evaluator(quantiles=QUANTILES, num_workers=None)(truths, forecasts)
+    estimator = DeepAREstimator(
+        freq="D",
+        prediction_length=DAYS,
+        lr=1e-3 * arm.factor,
+        trainer_kwargs={
+            "max_epochs": EPOCHS,
+            "accelerator": "cpu",
+            "enable_progress_bar": False,
+            "logger": False,
+            "callbacks": arm.callbacks,
+        },
+    )
+    predictor = estimator.train(own)
+    forecasts, truths = make_evaluation_predictions(tested, predictor)
+    scores, _ = Evaluator(quantiles=QUANTILES, num_workers=None)(truths, forecasts)
     return {"test weighted quantile loss": float(scores["mean_wQuantileLoss"])}
 
 

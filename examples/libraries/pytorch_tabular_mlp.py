@@ -7,8 +7,6 @@ quarter of the readers.
 
 from __future__ import annotations
 
-import tempfile
-
 from pytorch_tabular import TabularModel
 from pytorch_tabular.config import DataConfig, OptimizerConfig, TrainerConfig
 from pytorch_tabular.models import CategoryEmbeddingModelConfig
@@ -25,26 +23,19 @@ def fit(arm: Arm) -> dict[str, float]:
     table["affairs"] = (table["affairs"] > 0).astype(int)
     numbers = [name for name in table if name not in [*CATEGORIES, "affairs"]]
     own, tested = train_test_split(table, random_state=0)
-    with tempfile.TemporaryDirectory() as folder:
-        model = TabularModel(
-            data_config=DataConfig(
-                target=["affairs"], continuous_cols=numbers, categorical_cols=CATEGORIES
-            ),
-            model_config=CategoryEmbeddingModelConfig(
-                task="classification", learning_rate=1e-3 * arm.factor
-            ),
-            optimizer_config=OptimizerConfig(),
-            trainer_config=TrainerConfig(
-                accelerator="cpu",
-                progress_bar="none",
-                checkpoints_path=folder,
-                seed=arm.seed,
-                trainer_kwargs={"logger": False},
-            ),
-            verbose=False,
-        )
-        model.fit(train=own, seed=arm.seed, callbacks=arm.callbacks)
-        scores = model.evaluate(tested, verbose=False)[0]
+    model = TabularModel(
+        data_config=DataConfig(
+            target=["affairs"], continuous_cols=numbers, categorical_cols=CATEGORIES
+        ),
+        model_config=CategoryEmbeddingModelConfig(
+            task="classification", learning_rate=1e-3 * arm.factor
+        ),
+        optimizer_config=OptimizerConfig(),
+        trainer_config=TrainerConfig(accelerator="cpu", progress_bar="none", seed=arm.seed),
+        verbose=False,
+    )
+    model.fit(train=own, seed=arm.seed, callbacks=arm.callbacks)
+    scores = model.evaluate(tested, verbose=False)[0]
     return {
         "test log loss": float(scores["test_loss_0"]),
         "test error": 1 - float(scores["test_accuracy"]),
