@@ -33,7 +33,6 @@ SCRIPTS = {
     "deeptab": "deeptab_ft_transformer.py",
     "pytorch_tabular": "pytorch_tabular_mlp.py",
     "gluonts": "gluonts_deepar.py",
-    "chemprop": "chemprop_mpnn.py",
     "neuralforecast": "neuralforecast_nhits.py",
     "scvi": "scvi_vae.py",
 }

@@ -1,8 +1,8 @@
 """scvi-tools: SCVI on 700 blood cells, 765 genes, which its dependency scanpy ships.
 
 The data hold normalised counts; the counts come back when the least of each cell becomes 1. The
-model has its defaults: Adam at 1e-3, 400 epochs, nine tenths of the cells for training. It is
-judged by the negative evidence lower bound on the other cells.
+model has its defaults: Adam at 1e-3, nine tenths of the cells for training; 100 epochs instead of
+400, to save time. It is judged by the negative evidence lower bound on the other cells.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import scanpy
 import scvi
 from trials import Arm, main
 
+EPOCHS = 100
 FILE = Path("datasets", "10x_pbmc68k_reduced.h5ad")
 
 
@@ -32,6 +33,7 @@ def fit(arm: Arm) -> dict[str, float]:
     scvi.model.SCVI.setup_anndata(data)
     model = scvi.model.SCVI(data)
     model.train(
+        max_epochs=EPOCHS,
         accelerator="cpu",
         plan_kwargs={"lr": 1e-3 * arm.factor},
         enable_progress_bar=False,
