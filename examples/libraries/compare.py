@@ -1,7 +1,9 @@
 """The one line against the default training of public libraries, each in its own environment.
 
-    make libraries                                      # environments, runs, table
-    python examples/libraries/compare.py --seeds 0      # the table of the runs that ship
+    make libraries      # environments, runs, table
+    python examples/libraries/compare.py --seeds 0 --results examples/libraries/results.json
+
+The second line makes no runs: it prints the table of those that ship.
 
 Every library is a script beside this one, called with a Python that has it installed. A run is made
 once: what the file of results holds is not made again, so an interrupted comparison goes on.
@@ -35,6 +37,7 @@ SCRIPTS = {
     "gluonts": "gluonts_deepar.py",
     "neuralforecast": "neuralforecast_nhits.py",
     "scvi": "scvi_vae.py",
+    "pytorch_forecasting": "pytorch_forecasting_nbeats.py",
 }
 
 Record = dict[str, Any]
@@ -154,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--libraries", nargs="+", choices=SCRIPTS, default=list(SCRIPTS))
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--results", type=Path, default=HERE / "results.json")
+    parser.add_argument("--results", type=Path, default=Path("outputs/libraries.json"))
     parser.add_argument("--environments", type=Path, default=Path(".venv-libraries"))
     parser.add_argument("--jobs", type=int, default=1, help="libraries side by side")
     arguments = parser.parse_args()

@@ -1,7 +1,8 @@
 """neuralforecast: NHITS on the monthly passengers of two airlines, which the package ships.
 
-The model is that of the package's quick start, with its 100 steps: Adam at 1e-3, halved three times
-by StepLR. It is judged by its forecasts of the last three years, twelve months at a time.
+The model is that of the package's quick start: Adam at 1e-3, halved three times by StepLR. It has
+200 steps of 128 windows, of some 190 that there are. It is judged by its forecasts of the last
+three years, twelve months at a time.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from neuralforecast.utils import AirPassengersPanel
 from trials import Arm, main
 
 MONTHS = 12
-STEPS = 100
+STEPS = 200
 TESTED = 36  # months
 
 
@@ -24,6 +25,7 @@ def fit(arm: Arm) -> dict[str, float]:
         input_size=2 * MONTHS,
         n_freq_downsample=[2, 1, 1],
         max_steps=STEPS,
+        windows_batch_size=128,
         learning_rate=1e-3 * arm.factor,
         random_seed=arm.seed,
         accelerator="cpu",
