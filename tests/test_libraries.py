@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 TINY = """
 import math
-from trials import main
+from runs import main
 
 def fit(arm):
     open("left behind", "w").write("x")
@@ -87,3 +87,10 @@ def test_a_diverged_run_counts_as_lost_and_as_the_worst(monkeypatch):
 def test_a_failed_run_has_no_figures_and_is_infinite(monkeypatch):
     runs = [{**record("10x", 0, 1.0), "figures": {}, "error": "ValueError"}]
     assert compare.first_figures(runs, "tiny", "10x") == [math.inf]
+
+
+def test_the_page_shows_the_runs_that_ship():
+    records = compare.Results(ROOT / "examples/libraries/results.json").records
+    assert compare.report(records) in (ROOT / "docs/libraries.md").read_text()
+    made = [(each["library"], each["seed"], each["arm"]) for each in records]
+    assert len(set(made)) == len(made)

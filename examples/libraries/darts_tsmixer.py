@@ -10,8 +10,8 @@ from darts import TimeSeries
 from darts.dataprocessing.transformers import Scaler
 from darts.metrics import mae
 from darts.models import TSMixerModel
+from runs import Arm, main
 from statsmodels.datasets import sunspots
-from trials import Arm, main
 
 YEARS = 12
 TESTED = 60  # years

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 from deeptab.models import FTTransformerRegressor
+from runs import Arm, main
 from sklearn.datasets import load_diabetes
 from sklearn.model_selection import train_test_split
-from trials import Arm, main
 
 
 def fit(arm: Arm) -> dict[str, float]:

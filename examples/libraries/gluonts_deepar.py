@@ -13,7 +13,7 @@ from gluonts.dataset.artificial import ComplexSeasonalTimeSeries
 from gluonts.dataset.common import ListDataset
 from gluonts.evaluation import Evaluator, make_evaluation_predictions
 from gluonts.torch import DeepAREstimator
-from trials import Arm, main
+from runs import Arm, main
 
 DAYS = 20
 EPOCHS = 10

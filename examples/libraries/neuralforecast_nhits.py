@@ -11,7 +11,7 @@ import numpy as np
 from neuralforecast import NeuralForecast
 from neuralforecast.models import NHITS
 from neuralforecast.utils import AirPassengersPanel
-from trials import Arm, main
+from runs import Arm, main
 
 MONTHS = 12
 STEPS = 200

@@ -7,13 +7,15 @@ with a patience of 1,000, gradients clipped, EarlyStopping, the best checkpoint.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from pytorch_forecasting import NBeats, TimeSeriesDataSet
 from pytorch_forecasting.data.encoders import NaNLabelEncoder
 from pytorch_forecasting.data.examples import generate_ar_data
-from trials import Arm, main
+from runs import Arm, main
 
 SEEN, FORECAST = 60, 20  # steps
 EPOCHS, BATCHES = 10, 30
@@ -56,7 +58,8 @@ def fit(arm: Arm) -> dict[str, float]:
         callbacks=[kept, EarlyStopping("val_loss", min_delta=1e-4, patience=10), *arm.callbacks],
     )
     trainer.fit(model, *loaders)
-    return {"validation MASE": float(kept.best_model_score)}
+    best = math.nan if kept.best_model_score is None else float(kept.best_model_score)
+    return {"validation MASE": best}
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from __future__ import annotations
 from pytorch_tabular import TabularModel
 from pytorch_tabular.config import DataConfig, OptimizerConfig, TrainerConfig
 from pytorch_tabular.models import CategoryEmbeddingModelConfig
+from runs import Arm, main
 from sklearn.model_selection import train_test_split
 from statsmodels.datasets import fair
-from trials import Arm, main
 
 CATEGORIES = ["occupation", "occupation_husb", "religious"]
 

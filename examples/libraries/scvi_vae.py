@@ -13,7 +13,7 @@ import anndata
 import numpy as np
 import scanpy
 import scvi
-from trials import Arm, main
+from runs import Arm, main
 
 EPOCHS = 100
 FILE = Path("datasets", "10x_pbmc68k_reduced.h5ad")

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import multiprocessing
 import os
 import tempfile
@@ -26,6 +25,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from lightning_dqnlr import DQNLRCallback
+from lightning_dqnlr.files import finite_or_none
 from lightning_dqnlr.provenance import source_commit
 
 # Factors of the library's own learning rate; the callback does not look at that rate.
@@ -60,11 +60,6 @@ def arm_of(name: str, seed: int) -> Arm:
     return Arm(seed, FACTORS[name], callbacks)
 
 
-def finite_or_none(figures: dict[str, float]) -> dict[str, float | None]:
-    """Figures as JSON has them: None in the place of what is not finite."""
-    return {name: float(x) if math.isfinite(x) else None for name, x in figures.items()}
-
-
 def run(fit: Fit, name: str, seed: int) -> dict[str, Any]:
     """Makes one run; an exception of it becomes a part of the record.
 
@@ -79,7 +74,7 @@ def run(fit: Fit, name: str, seed: int) -> dict[str, Any]:
     error = None
     began = time.perf_counter()
     try:
-        figures = finite_or_none(fit(arm))
+        figures = {figure: finite_or_none(float(x)) for figure, x in fit(arm).items()}
     except Exception as caught:  # whatever a library raises when a run diverges
         error = f"{type(caught).__name__}: {caught}"[:300]
     return {
