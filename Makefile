@@ -37,7 +37,7 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt
 		pytest pytest-xdist hypothesis gymnasium
 	touch $@
 
-# Other people's libraries, each in an environment of its own; the runs take an hour or two on one core.
+# Public libraries with and without the callback, each in an environment of its own.
 LIBRARIES := .venv-libraries
 USED := $(basename $(notdir $(wildcard examples/libraries/requirements/*.txt)))
 libraries: $(VENV)/.installed-train $(USED:%=$(LIBRARIES)/%/.installed)

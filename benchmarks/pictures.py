@@ -205,9 +205,8 @@ def libraries():
                 label = arm if y == 0 else None
                 axes.plot([middle], [y + place], "|", color=colour, ms=13, mew=3, label=label)
         axes.axvline(1, color=INK, linewidth=0.8)
-        axes.set(xscale="log", xlabel="error or loss, relative to the default's median")
+        axes.set_xlabel("error or loss, relative to the default's median")
         axes.set_yticks(range(len(names)), names)
-        axes.xaxis.set_major_formatter("{x:g}")
         axes.grid(True, axis="x")
         axes.legend(frameon=False, loc="upper right", ncols=2)
         axes.invert_yaxis()
