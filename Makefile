@@ -17,7 +17,7 @@ BUNDLED := lightning_dqnlr/policy/default
 COMMIT := $(shell sed -n 's/^ *"commit": "\(.*\)",$$/\1/p' $(BUNDLED)/policy.json)
 REBUILT := outputs/rebuilt/$(COMMIT)
 
-.PHONY: test test-oldest demo docs tutorial policy $(SEEDS:%=policy-%) rebuild lint format clean
+.PHONY: test test-oldest libraries demo docs tutorial policy $(SEEDS:%=policy-%) rebuild lint format clean
 .DEFAULT_GOAL := test
 
 test: lint
@@ -35,6 +35,17 @@ $(OLDEST)/.installed: pyproject.toml constraints.txt
 	$(OLDEST)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) \
 		-c $(OLDEST)/constraints.txt -e ".[train]" lightning==2.5.0 pytorch-lightning==2.5.0 \
 		pytest pytest-xdist hypothesis gymnasium
+	touch $@
+
+# Public libraries with and without the callback, each in an environment of its own.
+LIBRARIES := .venv-libraries
+USED := $(basename $(notdir $(wildcard examples/libraries/requirements/*.txt)))
+libraries: $(VENV)/.installed-train $(USED:%=$(LIBRARIES)/%/.installed)
+	$(BIN)/python examples/libraries/compare.py --environments $(LIBRARIES)
+
+$(LIBRARIES)/%/.installed: examples/libraries/requirements/%.txt pyproject.toml
+	$(PYTHON) -m venv $(LIBRARIES)/$*
+	$(LIBRARIES)/$*/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -r $< -e .
 	touch $@
 
 lint: $(VENV)/.installed-dev
@@ -80,7 +91,7 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format $(CODE)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) $(OLDEST) $(LIBRARIES) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)

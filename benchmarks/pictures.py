@@ -4,16 +4,19 @@
     python benchmarks/pictures.py mistuning    # one of them
 
 `mistuning` is what a wrong learning rate costs. It takes the records that ship with the repository.
-`floors` takes the contract of `lint-imports`. `memory` is five runs of the same network.
+`floors` takes the contract of `lint-imports`, `libraries` the runs of `examples/libraries`.
+`memory` is five runs of the same network.
 `run` and `blow_up` are runs of the network of `dqnlr demo`.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import math
 import re
+import statistics
 import tempfile
 import warnings
 from functools import partial
@@ -42,6 +45,8 @@ from lightning_dqnlr.svg import INK, standalone
 
 ROOT = Path(__file__).parents[1]
 OURS, THEIRS, PLAIN = "#d55e00", "#0072b2", "#8a8a8a"
+PLACES = (-0.27, -0.09, 0.09, 0.27)  # of the four arms beside a library's line
+BEYOND = 3.0  # figures further off are drawn there, those of diverged runs too
 POISONED = 300  # the step before which the weights are destroyed
 LINES = {
     "constant": ("constant rate", "#8a8a8a", "-"),
@@ -198,8 +203,42 @@ def floors():
     return picture("floors", "The rooms of the package.", draw, width=6.4, height=3.8)
 
 
+def libraries():
+    """Each run of public libraries over the median of their default, by arm."""
+    runs = json.loads((ROOT / "examples/libraries/results.json").read_text())
+    names = sorted({run["library"] for run in runs})
+    colours = {"default": PLAIN, "callback": OURS, "3x": "#56b4e9", "10x": THEIRS}
+
+    def figures(name, arm):
+        chosen = [run for run in runs if (run["library"], run["arm"]) == (name, arm)]
+        found = [next(iter(run["figures"].values()), None) for run in chosen]
+        return [math.inf if figure is None else figure for figure in found]
+
+    def draw(figure):
+        axes = figure.subplots()
+        for y, name in enumerate(names):
+            usual = statistics.median(figures(name, "default"))
+            for (arm, colour), place in zip(colours.items(), PLACES, strict=True):
+                ratios = [min(value / usual, BEYOND) for value in figures(name, arm)]
+                heights = [y + place] * len(ratios)
+                axes.plot(ratios, heights, "o", color=colour, markersize=4, alpha=0.45)
+                middle = statistics.median(ratios)
+                label = arm if y == 0 else None
+                axes.plot([middle], [y + place], "|", color=colour, ms=13, mew=3, label=label)
+        axes.axvline(1, color=INK, linewidth=0.8)
+        axes.set_xlabel("error or loss, relative to the default's median")
+        axes.set_yticks(range(len(names)), names)
+        axes.grid(True, axis="x")
+        axes.legend(frameon=False, loc="upper right", ncols=2)
+        axes.invert_yaxis()
+
+    height = 1.2 + 0.6 * len(names)
+    return picture("libraries", "Libraries with and without.", draw, width=7.4, height=height)
+
+
 PICTURES = {
     "floors": (floors, "docs/pictures/floors.svg"),
+    "libraries": (libraries, "docs/pictures/libraries.svg"),
     "mistuning": (mistuning, "docs/mistuning.svg"),
     "run": (run, "docs/pictures/run.svg"),
     "blow_up": (blow_up, "docs/pictures/blow-up.svg"),

@@ -30,7 +30,7 @@ CONF = Path(__file__).parents[2] / "conf"
 CHOICES = [
     f"{path.parent.name}={path.stem}"
     for path in sorted(CONF.glob("*/*.yaml"))
-    if path.parent.name != "suite"  # dqnlr-bench's
+    if path.parent.name not in ("suite", "callbacks")  # dqnlr bench's, and for other projects
 ]
 SETTING = re.compile(r"\w+=(?:\([^)]*\)|[^,]+)")
 COMMAND = Path(sys.executable).with_name("dqnlr-train")

@@ -185,6 +185,7 @@ def test_a_users_own_module_is_compared(tmp_path, monkeypatch, capsys):
         "suite.sensitivity=[]",
         "suite.seeds=2",
         "suite.points=3",
+        "suite.race_margin=null",
         "folder=bench",
         "workers=1",
     )

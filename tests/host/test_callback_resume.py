@@ -100,8 +100,15 @@ def test_a_resume_within_accumulation_and_an_unknown_horizon_is_exact_too(tmp_pa
     assert_same_after(resumed, whole)
 
 
-class Saves(Callback):
-    """Listed before the control: it saves when the step is made and its loss not yet counted."""
+class First(Callback):
+    """Like the control it puts itself first in the Trainer's list, but later."""
+
+    def setup(self, trainer, pl_module, stage):
+        trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]
+
+
+class Saves(First):
+    """Before the control: it saves when the step is made and its loss not yet counted."""
 
     def __init__(self, folder, at):
         self.folder, self.at = folder, at
@@ -122,14 +129,14 @@ class Shifted(BlowsUp):
 
 @pytest.mark.parametrize("monitor", [None, "shifted"])
 @pytest.mark.parametrize("accumulated", [1, 2])
-def test_a_saver_that_is_listed_before_the_control_resumes_exactly(tmp_path, monitor, accumulated):
+def test_a_saver_before_the_control_resumes_exactly(tmp_path, monitor, accumulated):
     def control():
         return DQNLRCallback(random_policy(), epsilon=0.2, monitor=monitor, save_snapshot=True)
 
     steps = (1, 10, 51, 66, 67, 68, 69, 70)  # with ends of intervals, and around a trip
     whole, expected = Shifted(), control()
     arguments = {"accumulate_grad_batches": accumulated, "max_steps": 120}
-    run(tmp_path, whole, callback=Saves(tmp_path, steps), then=[expected], **arguments)
+    run(tmp_path, whole, callback=expected, then=[Saves(tmp_path, steps)], **arguments)
     assert any(record["tripped"] for record in expected.trace)
     decided = {record["step"] for record in expected.trace}
     assert decided & set(steps)
@@ -146,13 +153,13 @@ def test_a_saver_before_the_control_keeps_the_loss_without_its_scale(tmp_path):
     """The hook that tells of the loss tells of it scaled, where gradients are scaled."""
     losses = []
 
-    class Looks(Callback):
+    class Looks(First):
         def on_train_batch_end(self, trainer, *_):
             losses.append(trainer.callbacks[1].state_dict()["open_loss"].item())
 
     module, control = Net(), DQNLRCallback(random_policy())
     plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=1024.0))
-    run(tmp_path, module, callback=Looks(), then=[control], max_steps=20, plugins=plugin)
+    run(tmp_path, module, callback=control, then=[Looks()], max_steps=20, plugins=plugin)
     assert losses == module.losses
 
 
