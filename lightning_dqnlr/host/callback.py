@@ -278,6 +278,7 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         self._resume = {}
         self._facts = RunFacts.of(self.policy, trainer.optimizers, pl_module)
         self._facts.news = self._ending.news
+        self._facts.remembered = [] if self._run_memory is None else self._run_memory.told
         self._trace = self._control.trace
         self._shared_trace.begin(self._trace, self._facts)
         self._view = RunView(trainer, pl_module, self._control, self._facts, self._shows)

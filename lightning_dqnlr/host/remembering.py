@@ -37,6 +37,7 @@ class Remembering:
 
     Attributes:
         suggestion: what the earlier runs say.
+        told: the runs of this model as plain data, this one included once it is written down.
 
     Example:
         remembering = Remembering(memory, model, driver, "val_loss", "min")
@@ -62,6 +63,7 @@ class Remembering:
         self._written = False
         self.suggestion = suggest(memory.runs().values(), model, metric, mode)
         self._why = self.suggestion.why
+        self.told = [run.to_dict() for run in self.suggestion.runs]
 
     def apply(self, held: float | None) -> None:
         """Has the run hold a rate, that of rank 0 in a parallel run; None for the policy's own."""
@@ -114,6 +116,7 @@ class Remembering:
             error=error,
         )
         self._memory.add(run)
+        self.told.append(run.to_dict())
 
     def _ended(self, value: float, interrupted: bool) -> Ended:
         driver = self._driver

@@ -15,6 +15,8 @@ from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.run_facts import RunFacts
 from lightning_dqnlr.host.trace import check_trace, confidence, draw_trace
+from lightning_dqnlr.memory.picture import draw_runs
+from lightning_dqnlr.memory.suggest import suggestion_of
 from lightning_dqnlr.svg import themed_svg
 
 _TEMPLATE = Path(__file__).with_name("report.html.jinja")
@@ -86,11 +88,11 @@ def write_report(trace: Sequence[DecisionRecord], facts: RunFacts, path: str | P
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    # Whatever a later version remembers of earlier runs is one more part.
     parts = [
         _picture(trace),
         _undone(trace),
         _ending(trace, facts),
+        _remembered(facts),
         _time(facts),
         _decisions(trace),
     ]
@@ -169,6 +171,26 @@ def _ending(trace: Sequence[DecisionRecord], facts: RunFacts) -> Part:
         points.append("Nobody has said how long the run is.")
     points.append(f"The last rate is {_rate(last)}, {last / peak:.1%} of the highest.")
     return Part("How the run ended", tuple(points))
+
+
+def _remembered(facts: RunFacts) -> Part | None:
+    suggestion = suggestion_of(facts.remembered)
+    if suggestion is None:
+        return None
+    cells = tuple(
+        (
+            str(number),
+            run.date[:16].replace("T", " "),
+            "policy" if run.held is None else _rate(run.held),
+            _NOTHING if run.value is None else f"{run.value:.4g}",
+            run.why,
+        )
+        for number, run in enumerate(suggestion.runs, start=1)
+    )
+    svg = themed_svg("runs", lambda figure: draw_runs(figure.subplots(), suggestion), (10.0, 3.6))
+    metric = suggestion.runs[-1].metric if suggestion.runs else "result"
+    header = ("run", "date", "rate held", metric, "why that rate")
+    return Part("Runs of this model", svg=svg, table=Grid(header, cells))
 
 
 def _time(facts: RunFacts) -> Part | None:

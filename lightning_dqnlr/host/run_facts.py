@@ -26,6 +26,7 @@ class RunFacts:
         seconds: of the host's time, by what they went to. "steps", "decisions", "checks" and
             "shown" are this package's. "batches" is the rest of training batches, "run" is all.
         news: what happened between decisions, each with its "step" and "words".
+        remembered: the runs of the model that a memory holds, as `RememberedRun.to_dict` has them.
 
     Example:
         >>> facts = RunFacts(seconds={"batches": 8.0, "steps": 0.5, "decisions": 0.25})
@@ -40,6 +41,7 @@ class RunFacts:
     first_step: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     news: list[dict[str, Any]] = field(default_factory=list)
+    remembered: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from lightning.pytorch import Trainer
 from torch import Tensor
@@ -53,6 +54,11 @@ class RunMemory:
             self._part.resume()
         else:
             self._part.apply(trainer.strategy.broadcast(self._part.suggestion.held))
+
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """The runs of this model, for those who show the run."""
+        return self._part.told
 
     def validated(self, metrics: Mapping[str, Tensor]) -> None:
         """Takes in what a validation has logged."""

@@ -245,6 +245,7 @@ class DQNLRScheduler(ShownRun, LRScheduler):
             first = from_rank_zero(torch.tensor(math.nan if held is None else held), device)
             held = None if bool(first.isnan()) else float(first)
         part.apply(held)
+        self._facts.remembered = part.told
         return part
 
     def secure(self) -> None:

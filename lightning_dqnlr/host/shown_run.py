@@ -43,7 +43,7 @@ class ShownRun:
     def plot(self, path: str | Path) -> Path: ...
 
     def plot(self, path: str | Path | None = None) -> Any:
-        """Draws training loss and learning rate over the steps.
+        """Draws training loss and learning rate over the steps, and the runs of a memory.
 
         Args:
             path: the picture; its suffix chooses the format (png, svg, pdf). None for a figure of
@@ -56,7 +56,8 @@ class ShownRun:
             CallOrderError: before the first decision.
             ConfigurationError: without matplotlib, or if the file cannot be written.
         """
-        return figure_of(self.trace) if path is None else plot_trace(self.trace, path)
+        runs = self.facts.remembered if self.trace else []
+        return figure_of(self.trace, runs) if path is None else plot_trace(self.trace, path, runs)
 
     def save_trace(self, path: str | Path) -> Path:
         """Writes the trace as CSV, one line per decision; returns the path.

@@ -15,6 +15,8 @@ from typing import Any
 from lightning_dqnlr.errors import CallOrderError, ConfigurationError, needs_package
 from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.host.decisions import DECAY_BEGINS, DecisionRecord
+from lightning_dqnlr.memory.picture import draw_runs
+from lightning_dqnlr.memory.suggest import suggestion_of
 
 _LR, _LOSS, _TRIP = "#1b6ca8", "#c8553d", "#7d2e8d"
 _KEPT, _UNDONE = "#2f8f4e", "#9a9a9a"  # trials
@@ -49,14 +51,18 @@ def save_trace(
     return write_atomically(path, text.getvalue().encode())
 
 
-def figure_of(trace: Sequence[DecisionRecord]) -> Any:
+def figure_of(trace: Sequence[DecisionRecord], remembered: Sequence[Mapping[str, Any]] = ()) -> Any:
     """Learning rate and training loss over the steps, as a figure that notebooks show.
 
     Trials of a higher rate are shaded: green if it was kept, grey if not. Lines mark restores, and
-    where the decay began early.
+    where the decay began early. Below stand the runs of the model that a memory holds.
 
     Example:
         figure_of(callback.trace)
+
+    Args:
+        trace: the decisions.
+        remembered: runs, as `RunFacts` has them.
 
     Raises:
         CallOrderError: if there is no decision yet.
@@ -66,14 +72,23 @@ def figure_of(trace: Sequence[DecisionRecord]) -> Any:
     with needs_package("plot", "matplotlib", "plot"):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-    figure: Any = Figure(figsize=(8.0, 5.2), layout="constrained")
+    suggestion = suggestion_of(remembered)
+    figure: Any = Figure(figsize=(8.0, 8.2 if suggestion else 5.2), layout="constrained")
+    upper = figure
     with rc_context({"grid.color": "0.9", "grid.linewidth": 0.8}):
-        draw_trace(figure, trace)
+        if suggestion is not None:
+            upper, lower = figure.subfigures(2, 1, height_ratios=(5, 3))
+            draw_runs(lower.subplots(), suggestion)
+        draw_trace(upper, trace)
     figure._repr_png_ = partial(image_of, figure)  # for notebooks that have not loaded pyplot
     return figure
 
 
-def plot_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
+def plot_trace(
+    trace: Sequence[DecisionRecord],
+    path: str | Path,
+    remembered: Sequence[Mapping[str, Any]] = (),
+) -> Path:
     """Writes what `figure_of` draws; returns the path.
 
     Example:
@@ -82,13 +97,14 @@ def plot_trace(trace: Sequence[DecisionRecord], path: str | Path) -> Path:
     Args:
         trace: the decisions.
         path: the file; its suffix chooses the format (png, svg, pdf), png if it has none.
+        remembered: runs, as `RunFacts` has them.
 
     Raises:
         CallOrderError: if there is no decision yet.
         ConfigurationError: if matplotlib is not installed, the suffix is unknown to it, or the
             file cannot be written.
     """
-    figure = figure_of(trace)
+    figure = figure_of(trace, remembered)
     suffix = Path(path).suffix.lstrip(".") or "png"
     try:
         image = image_of(figure, suffix)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning_dqnlr.memory.fit import Fit, Point, fit, next_run
 from lightning_dqnlr.memory.runs import Mode, Model, RememberedRun
@@ -72,6 +72,19 @@ def suggest(
     found = fit(points)
     choice = next_run(found)
     return Suggestion(reference * 2.0**choice.x, choice.why, own, reference, found)
+
+
+def suggestion_of(runs: Sequence[Mapping[str, Any]]) -> Suggestion | None:
+    """What plain data of runs say of the next run of the last one's model; None without any.
+
+    Example:
+        >>> suggestion_of([]) is None
+        True
+    """
+    if not runs:
+        return None
+    read = [RememberedRun.from_dict(run) for run in runs]
+    return suggest(read, read[-1].model, read[-1].metric, read[-1].mode)
 
 
 _Key = tuple[str, int | None]

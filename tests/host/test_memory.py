@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from markupsafe import escape
 from torch import nn
 
 from lightning_dqnlr import DQNLRCallback
@@ -167,3 +168,18 @@ def test_a_plain_loop_that_was_left_is_no_completed_run(tmp_path):
     loop.run(100)
     run.finish()
     assert remembered(tmp_path)[0].ended == "early"
+
+
+def test_plot_and_report_show_the_runs_of_the_model(tmp_path):
+    for _ in range(3):
+        callback, _ = fit(tmp_path)
+    whys = [run.why for run in remembered(tmp_path)]
+    page = callback.report(tmp_path / "run.html").read_text()
+    assert "Runs of this model" in page
+    assert all(str(escape(why)) in page for why in whys)
+    assert "next: " in page
+    lower = callback.plot().subfigs[1].axes[0]
+    assert [text.get_text() for text in lower.texts] == ["1", "2", "3"]
+    forgetful = DQNLRCallback(constant_policy(KEEP))
+    trainer(forgetful, tmp_path, max_epochs=2).fit(Net(), loader())
+    assert "Runs of this model" not in forgetful.report(tmp_path / "other.html").read_text()
