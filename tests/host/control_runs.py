@@ -1,5 +1,6 @@
 """What the tests of the callback, the scheduler and the three hosts share: a policy and tasks."""
 
+import atexit
 from inspect import signature
 
 import lightning.pytorch
@@ -15,6 +16,15 @@ from lightning_dqnlr import DQNLRScheduler
 from lightning_dqnlr.control.spec import ControllerSpec, TrialSpec
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
+
+
+def leave_process_group():
+    """Else threads of gloo may abort a process as it ends (pytorch/pytorch issue 190489)."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+atexit.register(leave_process_group)  # of the spawned processes: Lightning leaves NCCL's only
 
 # Checkpoints are loaded safely where this Lightning can: `fit` and `test` are asked for it.
 SAFELY = {"weights_only": True} if "weights_only" in signature(Trainer.fit).parameters else {}
