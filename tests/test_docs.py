@@ -82,7 +82,9 @@ def test_the_badges_say_what_the_metadata_says():
     project = (ROOT / "pyproject.toml").read_text()
     pythons = re.findall(r":: (3\.\d+)\"", project)
     assert f"{pythons[0]} to {pythons[-1]}" in badges
-    assert re.search(r'"lightning>=([\d.]+)[",]', project)[1] in badges
+    oldest = re.search(r'"lightning>=([\d.]+)[",]', project)[1]
+    assert f"Lightning {oldest} or newer" in badges  # for those who hear it
+    assert f">≥ {oldest}<" in badges
     assert re.search(r'^license = "(.+)"', project, re.M)[1] in badges
 
 
