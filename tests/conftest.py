@@ -6,14 +6,27 @@ import os
 import pytest
 import rich
 
+# What Lightning, accelerate and transformers leave in the environment of a process.
+LEFT = (
+    "MASTER_",
+    "RANK",
+    "LOCAL_RANK",
+    "NODE_RANK",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "ACCELERATE_",
+)
+
 
 @pytest.fixture(autouse=True)
-def _a_free_port():
-    """Lightning keeps the port of the first run of several processes, for all later ones.
+def _no_earlier_processes():
+    """Takes what runs of several processes have left, for the next one or for a subprocess.
 
-    Between two tests another program may take it: a cluster of Ray, or the other test worker.
+    Another program may have taken their port: a cluster of Ray, or the other test worker. A rank
+    that is left makes accelerate wait for other processes.
     """
-    os.environ.pop("MASTER_PORT", None)
+    for name in [name for name in os.environ if name.startswith(LEFT)]:
+        del os.environ[name]
 
 
 @pytest.fixture
