@@ -56,6 +56,8 @@ def mended(error: BaseException, config_name: str) -> str | None:
     text = " ".join(str(error).split())
     if found := _NO_KEY.search(text):
         known = list(_settings(config_name))
+        if found[1] in known:
+            return f"{found[1]}: its value has a key that is not there; + in front adds it."
         meant = did_you_mean(found[1], known) or f" dqnlr {config_name} --cfg job lists them all."
         return f"{found[1]}: there is no such setting.{meant}"
     if found := _NO_CHOICE.search(text):

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import torch
 
-from lightning_dqnlr.checks import Count, NotNegative, Positive, check_settings
+from lightning_dqnlr.checks import Count, NotNegative, Positive, check_kind, check_settings
 from lightning_dqnlr.envs.process import keep_freed_memory
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.meta.collect import CollectConfig
@@ -63,6 +63,8 @@ class RayWorkers:
 
     def __post_init__(self) -> None:
         check_settings(self, "collector.")
+        if self.address is not None:
+            check_kind("collector.address", self.address, str)
         if find_spec("ray") is None:
             raise ConfigurationError(
                 "collector=ray needs Ray: pip install 'lightning-dqnlr[ray]', or collector=local."

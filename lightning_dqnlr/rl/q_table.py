@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from lightning_dqnlr.checks import Count, check_settings
+from lightning_dqnlr.checks import Count, check_kind, check_number, check_settings
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.policy.network import QTable
@@ -72,6 +72,11 @@ class TabularConfig:
     batch_size: Count = 512
 
     def __post_init__(self) -> None:
+        check_kind("TabularConfig.bins", self.bins, dict)
+        for name, edges in self.bins.items():
+            check_kind(f"TabularConfig.bins.{name}", edges, list)
+            for edge in edges:
+                check_number(f"TabularConfig.bins.{name}", edge, "[-1e30, 1e30]")
         bins = {name: tuple(map(float, edges)) for name, edges in self.bins.items()}
         object.__setattr__(self, "bins", bins)
         check_settings(self, "TabularConfig.")

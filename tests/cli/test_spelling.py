@@ -14,6 +14,31 @@ CASES = {
         ["train.episode=3"],
         "there is no such setting. Did you mean train.episodes",
     ),
+    "a key inside of a value": (
+        "train",
+        ["agent=tabular", "agent.learner.bins={nothing: [0.0]}"],
+        "agent.learner.bins: its value has a key that is not there; + in front adds it.",
+    ),
+    "an edge that is no number": (
+        "train",
+        ["agent=tabular", "agent.learner.bins={progress: [a]}"],
+        "TabularConfig.bins.progress='a' must be a number",
+    ),
+    "edges that are no list": (
+        "train",
+        ["agent=tabular", "agent.learner.bins={progress: 3}"],
+        "TabularConfig.bins.progress=3 must be a list",
+    ),
+    "bins that are no object": (
+        "train",
+        ["agent=tabular", "agent.learner.bins=x"],
+        "TabularConfig.bins='x' must be an object",
+    ),
+    "an address that is no text": (
+        "train",
+        ["collector=ray", "collector.address=5"],
+        "collector.address=5 must be text",
+    ),
     "a key without its group": ("train", ["max_minutes=2"], "Did you mean train.max_minutes?"),
     "a group": ("train", ["agnt=classic"], "agnt: there is no such setting. Did you mean agent?"),
     "a key like no other": ("train", ["xyzzy=3"], "dqnlr train --cfg job lists them all."),
