@@ -10,6 +10,7 @@ from typing import NamedTuple
 from jinja2 import Environment, StrictUndefined
 
 from lightning_dqnlr.bench.report import headline, one_task
+from lightning_dqnlr.bench.report.calibration import calibration
 from lightning_dqnlr.bench.report.comparison import SUBJECT, Comparison
 from lightning_dqnlr.bench.report.content import NOTHING, Bullets, Section, listed
 from lightning_dqnlr.bench.report.costs import what_it_costs
@@ -119,6 +120,7 @@ def _details(
         where_we_lose(comparison, lost),
         headline.split_by_split(comparison),
         learning_rates_and_losses(comparison),
+        calibration(comparison),
         how_much_the_lr_matters(comparison, drawn=alone),
         what_it_costs(comparison),
         losses,
