@@ -217,9 +217,11 @@ def train(setting: Setting, turned: bool = False) -> dict[str, Any]:
     )
     fitted = DataLoader(TensorDataset(inputs[own], targets[own]), problem.batch, shuffle=True)
     held = TensorDataset(inputs[held_out], targets[held_out])
-    trainer.fit(module, fitted, DataLoader(held, len(held)))
-    losses = scores.losses
-    summary = {"best": min(losses), "last": losses[-1], "epochs": len(losses)}
+    checked = DataLoader(held, len(held))
+    trainer.fit(module, fitted, checked)
+    losses = list(scores.losses)
+    trainer.validate(module, checked, verbose=False)  # with the weights that the run ends with
+    summary = {"best": min(losses), "last": scores.losses[-1], "epochs": len(losses)}
     return {**setting._asdict(), **summary, "losses": [round(loss, 6) for loss in losses]}
 
 

@@ -105,7 +105,8 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
             "anneal" has the learning rate fall to zero first, from the best weights so far, and
             training stops then. "stop" stops at once.
         validate: name of a validation metric. When it has turned for good while the training loss
-            falls, the decay begins. None for what EarlyStopping or ModelCheckpoint monitor.
+            falls, the decay begins. The run ends with the weights that validated best. None for
+            what EarlyStopping or ModelCheckpoint monitor.
         validate_mode: "max" if the metric of `validate` is to rise.
         snapshot: "device" to keep the breaker's two copies where the weights are, "cpu" to keep
             them in the host's memory, for a transfer per copy.
@@ -274,7 +275,14 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
                 trainer, self._control.drivers, self.memory, judge, resumed=bool(self._resume)
             )
         saved = self._resume.get("ending", {})
-        self._ending = RunEnding(trainer, self._control, self.on_early_stop, watch, saved)
+        self._ending = RunEnding(
+            trainer,
+            self._control,
+            self.on_early_stop,
+            watch,
+            saved,
+            ends_at_best=self.validate is not None,
+        )
         self._resume = {}
         self._facts = RunFacts.of(self.policy, trainer.optimizers, pl_module)
         self._facts.news = self._ending.news

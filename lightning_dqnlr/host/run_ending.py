@@ -49,6 +49,7 @@ class RunEnding:
         control: of the run.
         on_early_stop: "stop" to leave EarlyStopping alone.
         watch: of a validation metric besides; None for none.
+        ends_at_best: whether the run ends with its best weights even if the metric never turned.
         saved: what `state_dict` returned, for a resumed run; empty for a new one.
 
     Attributes:
@@ -67,11 +68,14 @@ class RunEnding:
         on_early_stop: OnEarlyStop,
         watch: ValidationWatch | None,
         saved: Mapping[str, Any],
+        *,
+        ends_at_best: bool = False,
     ) -> None:
         self._trainer = trainer
         self._control = control
         self._stops = HeldStops(trainer, held=on_early_stop == "anneal")
         self._watch = watch
+        self._ends_at_best = ends_at_best
         self._validated = False  # since the last look
         self._first_step: int = saved.get("first_step", trainer.global_step)
         self._last_step: int | None = saved.get("last_step")  # of the decay; None before it
@@ -104,17 +108,11 @@ class RunEnding:
         if not self._validated:
             return
         self._validated = False
-        bests = self._best_scores()
-        # The metric may differ between processes; what follows from it must not.
-        improved = self._trainer.strategy.broadcast(bests != self._bests)
-        self._bests = bests
+        improved = self._improved()
         stopping = self._any_process(self._stops.exhausted)
         turned = self._any_process(self._watch is not None and self._watch.turned)
         if improved:
-            for driver in self._control.drivers:
-                driver.keep_best()
-            first = self._control.drivers[0]
-            self._best_step = first.now if first.options.circuit_breaker else None
+            self._keep()
         elif self._last_step is None and (stopping or turned) and self._may_stop():
             self._stopping = stopping
             self._come_down("validation has stopped improving")
@@ -131,9 +129,11 @@ class RunEnding:
             self._stops.stop()
 
     def end_training(self) -> None:
-        """Ends a run that came down with the best weights that it has had."""
+        """Ends the run with its best weights, if it came down or the user named the metric."""
         if self._last_step is not None:
             self.look()
+        elif self._ends_at_best and not (self._validated and self._improved()):
+            self._settle()  # the last validation was not the best one
         self.close()
 
     def mend(self, checkpoint: Mapping[str, Any]) -> None:
@@ -170,6 +170,20 @@ class RunEnding:
     @property
     def _over(self) -> bool:
         return self._last_step is not None and self._trainer.global_step >= self._last_step
+
+    def _improved(self) -> bool:
+        """Whether the last validation was the best one so far."""
+        bests = self._best_scores()
+        # The metric may differ between processes; what follows from it must not.
+        improved = self._trainer.strategy.broadcast(bests != self._bests)
+        self._bests = bests
+        return bool(improved)
+
+    def _keep(self) -> None:
+        for driver in self._control.drivers:
+            driver.keep_best()
+        first = self._control.drivers[0]
+        self._best_step = first.now if first.options.circuit_breaker else None
 
     def _settle(self) -> None:
         self._settled = True
@@ -223,7 +237,7 @@ class RunEnding:
         if controller.horizon is None:
             return wanted
         to_the_end = math.ceil((controller.horizon - driver.now) * done / max(1, driver.now))
-        return max(1, min(wanted, to_the_end))
+        return max(1, to_the_end if controller.falling else min(wanted, to_the_end))
 
     def _whole_epochs(self, steps: int) -> int:
         """Rounds up to the end of an epoch, where an epoch's length is known."""

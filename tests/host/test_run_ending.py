@@ -274,6 +274,40 @@ def test_a_metric_to_be_maximised_is_not_taken_for_a_turn():
     assert all("decay begins" not in record["reason"] for record in callback.trace)
 
 
+def test_a_built_in_decay_that_has_begun_is_followed_to_its_end():
+    # Patience ends at step 48 of 66, in the built-in decay. A quarter of 48 steps is 12.
+    watcher = Watcher()
+    scores = [9, 8, 7, 6, 5, 6, 6, 6, 6]
+    trainer = fit(scores, keeping(), stopping(), watcher, max_epochs=11)
+    assert trainer.global_step == 66
+    assert watcher.rates[-1] < 0.1 * watcher.rates[40]
+
+
+SCATTERS = [9, 5, 4, 7, 4.5, 6.5, 4.2, 6, 4.1, 5.5, 4.3]
+
+
+def test_a_named_metric_that_never_turned_still_ends_the_run_with_its_best_weights():
+    watcher, callback = Watcher(), DQNLRCallback(validate="score")
+    trainer = fit(SCATTERS, callback, watcher, max_epochs=len(SCATTERS))
+    assert not any("decay begins early" in record["reason"] for record in callback.trace)
+    assert torch.equal(trainer.lightning_module.net.weight, watcher.weights[2])
+    assert not torch.equal(watcher.weights[2], watcher.weights[-1])
+
+
+def test_a_best_last_validation_leaves_the_last_weights():
+    watcher = Watcher()
+    scores = [*SCATTERS, 3]
+    trainer = fit(scores, DQNLRCallback(validate="score"), watcher, max_epochs=len(scores))
+    assert torch.equal(trainer.lightning_module.net.weight, watcher.weights[-1])
+
+
+def test_a_metric_that_nobody_named_leaves_the_last_weights(tmp_path):
+    watcher, saver = Watcher(), ModelCheckpoint(tmp_path, monitor="score")
+    options = {"folder": tmp_path, "max_epochs": len(SCATTERS)}
+    trainer = fit(SCATTERS, DQNLRCallback(), saver, watcher, **options)
+    assert torch.equal(trainer.lightning_module.net.weight, watcher.weights[-1])
+
+
 def test_what_model_checkpoint_monitors_counts_unasked(tmp_path):
     callback = DQNLRCallback()
     saver = ModelCheckpoint(tmp_path, monitor="score")
