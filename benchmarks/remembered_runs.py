@@ -2,13 +2,14 @@
 
     python benchmarks/remembered_runs.py make --folder outputs/memory      # both halves: two shells
     python benchmarks/remembered_runs.py table --folder outputs/memory
+    python benchmarks/remembered_runs.py make --folder outputs/real --tasks U-Net --chains 1
 
 A chain is five runs of a task in a row, each with another seed, which remember in one folder.
-There are five chains of each of the 22 tasks that the benchmark's tables have. The memory knows the
-training loss as the callback sees it. The score is the benchmark's: regret of the final training
-loss, over all data in eval mode, to the tuned cosine. What a user has after n runs is the one with
-the lowest final training loss; the same holds for the rivals. Those that search for a cosine's peak
-use the benchmark's stored runs, at the nearest of its peaks.
+There are five chains of each of the 22 tasks that the benchmark's tables have, or of tasks of real
+size. The memory knows the training loss as the callback sees it. The score is the benchmark's:
+regret of the final training loss, over all data in eval mode, to the tuned cosine. What a user has
+after n runs is the one with the lowest final training loss; the same holds for the rivals. Those
+that search for a cosine's peak use the benchmark's stored runs, at the nearest of its peaks.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from lightning_dqnlr.bench.runs.archive import Archive
 from lightning_dqnlr.bench.runs.record import TRAIN, VALIDATION, Record, RunKey
 from lightning_dqnlr.bench.runs.run import PlannedRun
 from lightning_dqnlr.bench.tasks import TASKS
+from lightning_dqnlr.bench.tasks.real import REAL_TASKS
 from lightning_dqnlr.bench.tasks.task import APART
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.trainer_run import Conditions
@@ -48,6 +50,8 @@ NAME = "dqnlr-memory"
 BEST = "memory, lowest final loss"  # chosen as the rivals choose
 LIKED = "memory, the run it likes best"  # by the loss that it saw
 LAST = "memory, the last run"
+WSD = "WSD, tuned"
+BY_NAME = {task.name: task for task in (*TASKS, *REAL_TASKS)}
 Grid = dict[float, dict[int, Record]]  # by peak and seed
 
 
@@ -75,7 +79,7 @@ def make(folder: Path, tasks: Sequence[str], chains: int, runs: int) -> None:
     for name, chain in tqdm(jobs, desc="chains"):
         stored = folder / f"{name}-{chain}.json".replace(" ", "_")
         records = json.loads(stored.read_text()) if stored.exists() else []
-        bench = next(task for task in TASKS if task.name == name)
+        bench = BY_NAME[name]
         while len(records) < runs:
             memory = folder / f"{name}-{chain}".replace(" ", "_")
             seed = (chain + len(records)) % CHAINS
@@ -138,8 +142,10 @@ class Scores:
 def report(folder: Path, tasks: Sequence[str]) -> str:
     """The table, and the bars."""
     archive = Archive(Path(__file__).parent / "records")
-    comparison = Comparison(record for task in TASKS for record in archive.of(task.name).values())
+    comparison = Comparison(record for task in BY_NAME for record in archive.of(task).values())
     chains = read(folder, tasks)
+    if not chains:
+        return f"There is no chain of {max(COUNTS)} runs in {folder}: make them first."
     scores = Scores(comparison)
     for (name, chain), runs in chains.items():
         records = [Record(**{**run["record"], "curve": {}}) for run in runs]
@@ -150,14 +156,15 @@ def report(folder: Path, tasks: Sequence[str]) -> str:
             scores.add(LIKED, count, records[best])
             scores.add(LAST, count, records[count - 1])
         rivals(scores, comparison, name, chain)
-    for task in sorted({name for name, _ in chains}):
-        for record in comparison.entries[task, "wsd"].runs:
-            scores.add("WSD, 17 peaks", 17, record)
+    tuned = [comparison.entries[task, "wsd"] for task in sorted({name for name, _ in chains})]
+    for entry in tuned:
+        for record in entry.runs:
+            scores.add(WSD, tuned[0].tries, record)
     rows = [scores.row(m, n) for m, n, which in scores.found if which == TRAIN]
     heads = ("method", "runs", "IQM", "mean", "90th percentile", "validation IQM")
     lines = [Table(heads, tuple(rows)).markdown()]
     for count in COUNTS:
-        share = scores.against(BEST, count, "WSD, 17 peaks", 17)
+        share = scores.against(BEST, count, WSD, tuned[0].tries)
         lines.append(f"probability of {count} runs ending below the tuned WSD: {share:.2f}")
     later = torch.tensor([s for _, s in scores.found[LAST, 3, TRAIN]])
     first = torch.tensor([s for _, s in scores.found[LAST, 1, TRAIN]])
@@ -172,11 +179,11 @@ def rivals(scores: Scores, comparison: Comparison, task: str, chain: int) -> Non
     for run in comparison.records:
         if run.task == task and run.method == "cosine" and run.lr is not None:
             grid[run.lr][run.seed] = run
-    usual = next(t for t in TASKS if t.name == task)
-    centre = math.log10(usual.centre or usual.lr)
+    centre = math.log10(BY_NAME[task].centre or BY_NAME[task].lr)
     for count in COUNTS:
-        seeds = [alone[(chain + i) % len(alone)] for i in range(count)]
-        scores.add("policy, other seeds", count, lowest(seeds))
+        if count <= len(alone):
+            seeds = [alone[(chain + i) % len(alone)] for i in range(count)]
+            scores.add("policy, other seeds", count, lowest(seeds))
         draws = random.Random(f"{task} {chain}")
         drawn = [centre + draws.uniform(-0.75, 0.75) for _ in range(count)]
         scores.add("random search", count, lowest([nearest(grid, x, chain) for x in drawn]))
@@ -224,12 +231,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("make", "table"))
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--tasks", nargs="+", default=None)
+    parser.add_argument("--tasks", nargs="+", choices=BY_NAME, default=ranked_tasks())
     parser.add_argument("--half", type=int, choices=(0, 1), help="only every second task")
     parser.add_argument("--chains", type=int, default=CHAINS)
     parser.add_argument("--runs", type=int, default=max(COUNTS))
     arguments = parser.parse_args()
-    tasks = arguments.tasks or ranked_tasks()
+    tasks = arguments.tasks
     if arguments.half is not None:
         tasks = tasks[arguments.half :: 2]
     torch.set_num_threads(1)
