@@ -15,6 +15,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from lightning_dqnlr.errors import UnsupportedTrainingError
+from lightning_dqnlr.host.rehearsal import rehearsed
 from lightning_dqnlr.host.shards import own_part
 
 
@@ -50,7 +51,8 @@ class Snapshot:
         copies: how many to keep; with one, `restore` goes back to the latest.
 
     Raises:
-        UnsupportedTrainingError: if something cannot be copied, when it is met first.
+        UnsupportedTrainingError: if something cannot be copied. Of the optimizer's state this is
+            found out on a copy of it, else when it is met first.
 
     Example:
         >>> weight = nn.Parameter(torch.ones(1))
@@ -80,6 +82,8 @@ class Snapshot:
         self._frozen: list[Tensor] = []  # which of the optimizer's parameters were frozen then
         self._copies: list[_Copy] = []  # the proven one first
         self._spare: dict[str, Any] = {}  # memory to use again
+        for i, state in enumerate(rehearsed(optimizer)):
+            _copied({f"state/{i}/{name}": value for name, value in _flat(state).items()}, {})
         self._trained_elsewhere: set[int] = set()
         own = {id(p) for p in self._parameters()}
         self._hooks = [

@@ -10,6 +10,7 @@ from torch import nn
 from lightning_dqnlr import DQNLRCallback, DQNLRScheduler
 from lightning_dqnlr.control.probe import Probe, real_shape
 from lightning_dqnlr.errors import UnsupportedTrainingError
+from lightning_dqnlr.host.rehearsal import rehearsed
 from lightning_dqnlr.host.snapshot import Snapshot
 
 from .control_runs import SAFELY, Loop, Net, constant_policy, loader, random_policy, trainer
@@ -116,14 +117,53 @@ def test_the_parts_of_a_state_that_cannot_be_cloned_come_back():
     assert all(c.isfinite().all() and c.abs().sum() > 0 for c in codes)
 
 
-def test_a_state_that_cannot_be_copied_is_refused_by_name():
-    def opaque(parameters, lr):
-        return Quantised(parameters, lr, Opaque)
+def opaque(parameters, lr):
+    return Quantised(parameters, lr, Opaque)
 
-    words = r"'state/0/momentum' of the training state cannot be copied.*circuit_breaker=False"
-    with pytest.raises(UnsupportedTrainingError, match=words):
-        Loop(opaque, constant_policy(KEEP)).run(3)
+
+UNCOPYABLE = r"'state/0/momentum' of the training state cannot be copied.*circuit_breaker=False"
+
+
+def test_a_state_that_cannot_be_copied_is_refused_before_the_first_step():
+    with pytest.raises(UnsupportedTrainingError, match=UNCOPYABLE):
+        Loop(opaque, constant_policy(KEEP))
     Loop(opaque, constant_policy(KEEP), circuit_breaker=False).run(3)
+
+
+def test_what_no_copy_of_the_optimizer_can_tell_is_refused_when_it_is_met():
+    class Peculiar(Quantised):
+        def __init__(self, parameters, lr):
+            super().__init__(parameters, lr, Opaque)
+            self.kinds = [Opaque]  # not a plain setting, so a copy lacks it
+
+        def step(self, closure=None):
+            self.kind = self.kinds[0]
+            super().step(closure)
+
+    loop = Loop(Peculiar, constant_policy(KEEP))
+    with pytest.raises(UnsupportedTrainingError, match=UNCOPYABLE):
+        loop.run(3)
+
+
+def test_the_rehearsal_leaves_weights_state_random_numbers_and_wrappers_alone():
+    class Random(torch.optim.SGD):
+        def step(self, closure=None):
+            torch.rand(1)
+            return super().step(closure)
+
+    weight = nn.Parameter(torch.ones(2, 2))
+    weight.grad = torch.ones(2, 2)
+    optimizer = Random([weight], lr=0.1, momentum=0.9)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)  # puts a wrapper around `step`
+    seen = []
+    optimizer.register_step_post_hook(lambda *_: seen.append(1))
+    torch.manual_seed(0)
+    assert [list(state) for state in rehearsed(optimizer)] == [["momentum_buffer"]]
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    assert torch.equal(drawn, torch.rand(1))
+    assert (len(optimizer.state), seen) == (0, [])
+    assert torch.equal(weight, torch.ones(2, 2))
 
 
 def test_buffers_of_inference_mode_and_on_no_device_do_no_harm():
