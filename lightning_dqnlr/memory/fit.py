@@ -24,9 +24,9 @@ from torch import Tensor
 _LOWEST, _HIGHEST = -3.0, 3.0  # x that is tried
 _STEP = 0.25  # between candidates
 _LEVEL = 30.0  # standard deviation of a model's own level: nothing is known
-_SPREAD, _LENGTH, _NOISE = 0.1, 1.5, 0.15  # s, l and a run's own noise, in log loss
+_SPREAD, _LENGTH, _NOISE = 0.1, 1.2, 0.15  # s, l and a run's own noise, in log loss
 _WIDTH_LENGTH, _BATCH_LENGTH = 2.0, 2.0  # in log2
-_OPTIMUM, _CURVATURE = 0.4, 0.02  # m(x) = curvature * (x - optimum)^2
+_OPTIMUM, _CURVATURE = 0.5, 0.03  # m(x) = curvature * (x - optimum)^2
 _SETTLED = 0.01  # an expected improvement that is not worth a run
 
 
