@@ -40,9 +40,10 @@ class RunEnding:
     Where EarlyStopping would stop, the decay begins, from the best weights so far. It takes a
     quarter of the steps so far, rounded up to whole epochs, and no more than `max_epochs` leaves.
     Then training stops. A metric
-    that nobody stops for (of ModelCheckpoint, or named by the user) begins the decay as well, and
-    training goes on to its end. So does a training loss that has stopped falling, in a run that
-    nothing else ends.
+    that nobody stops for (of ModelCheckpoint, or named by the user) begins the decay as well.
+    Training goes on to its end then: the rate comes down from the best weights again, each time
+    over a quarter of the steps so far. A training loss that has stopped falling begins the decay of
+    a run that nothing else ends.
 
     Args:
         trainer: of the run, about to train.
@@ -81,6 +82,7 @@ class RunEnding:
         self._last_step: int | None = saved.get("last_step")  # of the decay; None before it
         self._stopping: bool = saved.get("stopping", False)  # once the decay is over
         self._settled: bool = saved.get("settled", False)  # back at the best state
+        self._end: int | None = saved.get("end")  # of the run, known once it has come down
         self.news: list[dict[str, Any]] = [dict(each) for each in saved.get("news", ())]
         self._loss = LossWatch() if unlimited(trainer, control) else None
         self._decisions = 0
@@ -116,7 +118,7 @@ class RunEnding:
         elif self._last_step is None and (stopping or turned) and self._may_stop():
             self._stopping = stopping
             self._come_down("validation has stopped improving")
-        elif self._over and not self._settled:
+        elif self._over and not self._settled and not self._come_down_again():
             self._settle()
 
     def end_batch(self) -> None:
@@ -130,10 +132,10 @@ class RunEnding:
 
     def end_training(self) -> None:
         """Ends the run with its best weights, if it came down or the user named the metric."""
-        if self._last_step is not None:
-            self.look()
-        elif self._ends_at_best and not (self._validated and self._improved()):
-            self._settle()  # the last validation was not the best one
+        chooses = self._last_step is not None or self._ends_at_best
+        best_now = chooses and self._validated and self._improved()
+        if chooses and not best_now and not self._settled:
+            self._settle()
         self.close()
 
     def mend(self, checkpoint: Mapping[str, Any]) -> None:
@@ -153,6 +155,7 @@ class RunEnding:
             "last_step": self._last_step,
             "stopping": self._stopping,
             "settled": self._settled,
+            "end": self._end,
             "news": [dict(each) for each in self.news],
             **watch,
             **loss,
@@ -212,13 +215,12 @@ class RunEnding:
         left = self._steps_left(drivers[0], done)
         self._last_step = trainer.global_step + left
         then = "; then training stops" if self._stopping else ""
-        goes_back = self._best_step is not None and not drivers[0].controller.falling
-        origin = f", from the weights of step {self._best_step}" if goes_back else ""
+        falls_already = drivers[0].controller.falling
+        origin = "" if falls_already else self._origin
         self._tell(f"{reason}, so the learning rate falls to zero over {left} steps{origin}{then}")
-        if not drivers[0].controller.falling:
+        if not falls_already:
             self._control.comes_down = True
-            for driver in drivers:
-                driver.come_down(max(1, round(driver.now * left / done)))
+            self._have_drivers_fall(left)
         _LOGGER.warning(
             "step %d: %s, so the learning rate falls to zero over the coming %d steps%s.",
             trainer.global_step,
@@ -227,17 +229,43 @@ class RunEnding:
             then,
         )
 
+    def _come_down_again(self) -> bool:
+        """If the run has room for another decay; whether it has."""
+        step = self._trainer.global_step
+        steps = self._wanted(step - self._first_step)
+        if self._stopping or self._end is None or step + steps > self._end:
+            return False
+        self._tell(f"the learning rate falls to zero again over {steps} steps{self._origin}")
+        self._last_step = step + steps
+        self._have_drivers_fall(steps)
+        return True
+
+    def _have_drivers_fall(self, steps: int) -> None:
+        """From the best state, over so many of the Trainer's steps."""
+        done = self._trainer.global_step - self._first_step
+        for driver in self._control.drivers:
+            driver.come_down(max(1, round(driver.now * steps / done)))
+
+    @property
+    def _origin(self) -> str:
+        known = self._best_step is not None
+        return f", from the weights of step {self._best_step}" if known else ""
+
     def _tell(self, words: str) -> None:
         self.news.append({"step": self._control.drivers[0].now, "words": words})
 
     def _steps_left(self, driver: OptimizerDriver, done: int) -> int:
         """Steps of the Trainer that the decay takes, a built-in one's rest if that has begun."""
         controller = driver.controller
-        wanted = self._whole_epochs(math.ceil(done * _SHARE))
+        wanted = self._wanted(done)
         if controller.horizon is None:
             return wanted
         to_the_end = math.ceil((controller.horizon - driver.now) * done / max(1, driver.now))
+        self._end = self._trainer.global_step + to_the_end
         return max(1, to_the_end if controller.falling else min(wanted, to_the_end))
+
+    def _wanted(self, done: int) -> int:
+        return self._whole_epochs(math.ceil(done * _SHARE))
 
     def _whole_epochs(self, steps: int) -> int:
         """Rounds up to the end of an epoch, where an epoch's length is known."""

@@ -236,17 +236,49 @@ def test_a_validation_that_turns_begins_the_decay_and_training_goes_on(caplog):
     (line,) = (r.getMessage() for r in caplog.records if "falls to zero" in r.getMessage())
     assert "step 54" in line
     assert "stops" not in line
-    assert watcher.rates[77] < 0.2 * watcher.rates[54]
+    assert watcher.rates[71] < 0.2 * watcher.rates[54]
 
 
-def test_after_the_decay_a_run_that_goes_on_stays_where_it_is(caplog):
-    watcher = Watcher()
-    scores = [9, 8, 7, 5, 6, 6.1, 6, 6.1, 6, 6.1]
+TURNED = [9, 8, 7, 5, 6, 6.1, 6, 6.1, 6, 6.1]
+
+
+def test_a_run_that_goes_on_comes_down_again_from_its_best_weights_while_there_is_room(caplog):
+    watcher, callback = Watcher(), keeping(validate="score")
     with caplog.at_level(logging.WARNING, "lightning_dqnlr"):
-        fit(scores, DQNLRCallback(validate="score"), watcher, max_epochs=100)
-    assert max(watcher.rates[100:]) < 1e-3 * max(watcher.rates)
-    assert (watcher.weights[-1] - watcher.weights[3]).norm() < 1e-2 * watcher.weights[3].norm()
+        trainer = fit(TURNED, callback, watcher, max_epochs=30)
+    # It turns at step 54. Each decay takes a quarter of the steps so far, in whole epochs.
+    begins, ends = (54, 72, 90, 114, 144), (72, 90, 114, 144, 180)
+    for begin, end in zip(begins, ends, strict=True):
+        rates = watcher.rates[begin:end]
+        assert rates == sorted(rates, reverse=True)
+        assert rates[0] > 0.8 * watcher.rates[54]
+        assert rates[-1] < 0.2 * watcher.rates[54]
+    weights, best = trainer.lightning_module.net.weight, watcher.weights[3]
+    assert torch.equal(weights, best)
+    told = [news["words"] for news in callback._facts.news]
+    again = [words for words in told if "falls to zero again" in words]
+    assert [words.split(",")[0] for words in again] == [
+        f"the learning rate falls to zero again over {end - begin} steps"
+        for begin, end in list(zip(begins, ends, strict=True))[1:]
+    ]
     assert not any("past its horizon" in r.getMessage() for r in caplog.records)
+
+
+def test_a_run_without_room_for_another_decay_stays_at_its_best_weights():
+    watcher = Watcher()
+    fit(TURNED, DQNLRCallback(validate="score"), watcher, max_epochs=14)  # 84 steps: 12 are left
+    assert max(watcher.rates[72:]) < 1e-3 * max(watcher.rates)
+    assert (watcher.weights[-1] - watcher.weights[3]).norm() < 1e-2 * watcher.weights[3].norm()
+
+
+def test_a_run_resumed_in_a_later_decay_ends_as_the_whole_one(tmp_path):
+    saver = ModelCheckpoint(tmp_path, every_n_epochs=1, save_top_k=-1, filename="{epoch}")
+    whole = Watcher()
+    fit(TURNED, keeping(validate="score"), saver, whole, folder=tmp_path, max_epochs=30)
+    rest = Watcher()
+    saved = tmp_path / "epoch=12.ckpt"  # step 78, in the second decay
+    fit([6], keeping(validate="score"), rest, ckpt_path=saved, max_epochs=30)
+    assert rest.rates == whole.rates[-len(rest.rates) :]
 
 
 def test_a_resumed_run_does_not_take_its_first_weights_for_the_best(tmp_path):
