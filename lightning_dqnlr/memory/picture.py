@@ -31,13 +31,12 @@ def draw_runs(axes: Any, suggestion: Suggestion) -> None:
     if not runs or suggestion.reference is None:
         axes.text(0.5, 0.5, "no run yet", ha="center", va="center", transform=axes.transAxes)
         return
-    from matplotlib.ticker import (
-        LogLocator,
-        NullFormatter,
-    )  # there are axes, so there is matplotlib
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     _draw_fit(axes, suggestion, runs)
-    for number, run in enumerate(runs, start=1):
+    for number, run in enumerate(suggestion.runs, start=1):
+        if run.value is None:  # diverged: it has its number, as in the table, and no place
+            continue
         rate = run.upper_quartile if run.held is None else run.held
         axes.plot(rate, run.value, "o", color=_RUN, markersize=5)
         axes.annotate(str(number), (rate, run.value), xytext=(5, 4), textcoords="offset points")
