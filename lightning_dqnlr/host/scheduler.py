@@ -190,7 +190,8 @@ class DQNLRScheduler(ShownRun, LRScheduler):
                 loss.
             NonFiniteLossError: if the very first loss is NaN or infinite.
         """
-        value = self._losses.take() if loss is None else as_scalar(loss)
+        observed = self._losses.take()  # in any case: it is no part of a later step
+        value = observed if loss is None else as_scalar(loss)
         if self._driver.stepped:
             self._finish_step(value)
         else:
@@ -300,15 +301,18 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         self._step_count += 1
 
     def _pass_over(self) -> None:
-        """A call without an optimizer step, which has a reason or is a mistake."""
+        """A call without an optimizer step, which has a reason or is a mistake.
+
+        Accelerate makes a call for each of the other processes after every step, so gradients are
+        looked at only when there are more of them.
+        """
         self._idle_calls += 1
-        if self._scaler_skipped():
-            self.forget()
-        elif self._idle_calls >= world_size():
+        if self._idle_calls >= world_size() and not self._scaler_skipped():
             raise CallOrderError(
                 "step(loss) was called without an optimizer step since the last call; call it "
                 "once after each optimizer.step(), before the gradients are zeroed."
             )
+        self.forget()
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -8,7 +8,6 @@ from itertools import pairwise
 import pytest
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import CallOrderError
@@ -17,7 +16,7 @@ from lightning_dqnlr.host.run_facts import RunFacts
 from lightning_dqnlr.host.trace import decay_begins, figure_of
 
 from ..memory.remembered import run
-from .control_runs import Loop, Net, constant_policy, loader, random_policy, trainer
+from .control_runs import Loop, Net, Reads, constant_policy, loader, random_policy, trainer
 from .test_live import rich_bar
 from .test_manual_loops import NEW, looped
 from .test_run_ending import TURNS, fit, keeping, stopping
@@ -183,18 +182,6 @@ def test_names_of_classes_and_reasons_are_text_and_not_markup(tmp_path):
     assert page.loads == []
     assert "<script>alert(1)</script>" in page.text
     assert re.search("A run of <b>", page.text)
-
-
-class Reads(TorchDispatchMode):
-    """Counts the tensors whose value the host asks for, which makes it wait for a device."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += "local_scalar_dense" in str(function)
-        return function(*args, **(kwargs or {}))
 
 
 class Spy(Callback):
