@@ -224,6 +224,8 @@ class DQNLRScheduler(ShownRun, LRScheduler):
             ...  # train, with run.add(loss) after each validation
             run.finish()
 
+        A resumed run calls it after `load_state_dict`, and goes on at the rate of that state.
+
         Args:
             memory: folder that remembers runs, or a `Memory` with a name for the model.
             metric: what the run is judged by, in your words; the training loss needs no `add`.
@@ -240,12 +242,10 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         chosen = memory if isinstance(memory, Memory) else Memory(memory)
         model = trained_model(self._driver, self._module, chosen.name, batch_size)
         part = Remembering(chosen, model, self._driver, metric, mode)
-        held = part.suggestion.held
-        if several_ranks():
-            device = self.optimizer.param_groups[0]["params"][0].device
-            first = from_rank_zero(torch.tensor(math.nan if held is None else held), device)
-            held = None if bool(first.isnan()) else float(first)
-        part.apply(held)
+        if self._driver.now:
+            part.resume()
+        else:
+            part.apply(self._of_rank_zero(part.suggestion.held))
         self._facts.remembered = part.told
         return part
 
@@ -285,6 +285,14 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         """Takes the hooks off the optimizer; its learning rates stay as they are."""
         self._driver.close()
         self._losses.close()
+
+    def _of_rank_zero(self, held: float | None) -> float | None:
+        """The rate that all processes of a parallel run hold."""
+        if not several_ranks():
+            return held
+        device = self.optimizer.param_groups[0]["params"][0].device
+        first = from_rank_zero(torch.tensor(math.nan if held is None else held), device)
+        return None if bool(first.isnan()) else float(first)
 
     def _finish_step(self, loss: Tensor | None) -> None:
         if loss is None:

@@ -162,6 +162,31 @@ def test_a_plain_loop_remembers_as_a_trainer_does(tmp_path):
     assert two.held != pytest.approx(one.upper_quartile, rel=0.1)
 
 
+def test_a_plain_loop_that_is_resumed_holds_the_rate_that_it_began_with(tmp_path):
+    def begin(steps):
+        loop = Loop(policy=constant_policy(KEEP))
+        run = loop.scheduler.remember(tmp_path / FOLDER)
+        loop.run(steps)
+        run.finish()
+        return loop
+
+    begin(200)
+    whole = begin(100)
+    begin(200)  # another run in between teaches more
+    rest = Loop(policy=constant_policy(KEEP))
+    parts = (rest.net, rest.optimizer, rest.scheduler)
+    for part, state in zip(parts, whole.state(), strict=True):
+        part.load_state_dict(state)
+    rest.done = whole.done
+    run = rest.scheduler.remember(tmp_path / FOLDER)
+    rest.run(100)
+    run.finish()
+    whole.run(100)
+    assert rest.rates == whole.rates[100:]
+    second, _, resumed = remembered(tmp_path)[1:]
+    assert resumed.held == second.held
+
+
 def test_a_plain_loop_that_was_left_is_no_completed_run(tmp_path):
     loop = Loop()
     run = loop.scheduler.remember(tmp_path / FOLDER)
