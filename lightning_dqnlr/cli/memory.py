@@ -8,8 +8,9 @@ from pathlib import Path
 
 from lightning_dqnlr.cli.errors import ANEW, errors_in_one_line
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.host.trace import write_figure
 from lightning_dqnlr.memory.folder import Memory
-from lightning_dqnlr.memory.picture import save_picture
+from lightning_dqnlr.memory.picture import figure_of_models
 from lightning_dqnlr.memory.runs import RememberedRun
 from lightning_dqnlr.memory.suggest import Suggestion, suggest
 
@@ -39,8 +40,8 @@ def _show(arguments: argparse.Namespace) -> None:
         return
     print("\n\n".join(_section(title, runs, found) for title, runs, found in models))
     if arguments.picture:
-        pairs = [(title, found) for title, _, found in models]
-        print(f"\nThe picture is {save_picture(pairs, arguments.picture)}")
+        figure = figure_of_models([(title, found) for title, _, found in models])
+        print(f"\nThe picture is {write_figure(figure, arguments.picture)}")
 
 
 def models_of(remembered: Memory) -> list[tuple[str, dict[Path, RememberedRun], Suggestion]]:

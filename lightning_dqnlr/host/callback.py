@@ -185,7 +185,7 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
             raise ConfigurationError("mode='max' needs monitor, the metric that is to rise.")
         check_scaling(on_scheduler, self.options, remembers=memory is not None)
         self.memory = as_memory(memory)
-        self._shows = Shows.checked(log, log_gradients, live)
+        self._shows = Shows.checked(log=log, gradients=log_gradients, live=live)
         self._control: AutomaticControl | ManualControl | None = None  # of the run
         self._ending: RunEnding | None = None
         self._run_memory: RunMemory | None = None

@@ -31,7 +31,7 @@ class Shows(NamedTuple):
     live: bool
 
     @classmethod
-    def checked(cls, log: bool, gradients: bool, live: bool) -> Shows:
+    def checked(cls, *, log: bool, gradients: bool, live: bool) -> Shows:
         """The same, if it can be shown.
 
         Raises:
@@ -72,6 +72,7 @@ class RunView:
         ...  # a batch
         view.end_batch([3.2e-3])
         view.end()
+        view.close()
     """
 
     def __init__(
@@ -139,10 +140,9 @@ class RunView:
         self._decided()
         if self._logger is not None:
             self._logger.end(self._control.trace)
-        self.close()
 
     def close(self) -> None:
-        """Gives everything back, after an exception too."""
+        """Gives everything back, after `end` and after an exception."""
         self._monitors.release()
         if self._bar is not None:
             self._bar.close()

@@ -22,7 +22,7 @@ from lightning_dqnlr.host.observed_loss import ObservedLoss, as_scalar
 from lightning_dqnlr.host.options import ControlOptions, Place
 from lightning_dqnlr.host.ranks import from_rank_zero, several_ranks, world_size
 from lightning_dqnlr.host.remembering import TRAINING_LOSS, Remembering, trained_model
-from lightning_dqnlr.host.run_facts import RunFacts
+from lightning_dqnlr.host.run_facts import RunFacts, Stopwatch
 from lightning_dqnlr.host.shown_run import ShownRun
 from lightning_dqnlr.host.timed_driver import TimedDriver
 from lightning_dqnlr.memory.folder import Memory
@@ -137,7 +137,7 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         self._step_count = 0
         self._driver.watch_steps(self._before_step)
         self._facts = RunFacts.of(chosen, [self._driver.optimizer], module)
-        self._driver.watch.seconds = self._facts.seconds
+        self._driver.watch = Stopwatch(self._facts.seconds)
         self._begun: float | None = None  # when the first step was about to be made
 
     @property

@@ -112,7 +112,12 @@ def _check_size(address: Address, name: str, size: int | None) -> None:
 
 
 def push(
-    folder: Path, repository: str, private: bool | None, message: str, token: str | bool | None
+    folder: Path,
+    repository: str,
+    *,
+    private: bool | None,
+    message: str,
+    token: str | bool | None,
 ) -> str:
     """Commits a policy's files and its card to the Hub, all three at once.
 
