@@ -354,9 +354,9 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         self._unhook()
         if self._view is not None:
             self._view.end()
-        self._end(trainer)
         if self._run_memory is not None:
             self._run_memory.finish()
+        self._end(trainer)
 
     # A checkpoint that `test` or an already finished `fit` restored is not for the next `fit`.
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -369,9 +369,9 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         if self._control is not None:
             for driver in self._control.drivers:
                 driver.rescue()
-        self._end(trainer)
         if self._run_memory is not None:
             self._run_memory.finish(interrupted=True)
+        self._end(trainer)
         self._stale = True
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Runs that remember: the second one holds a rate, and every run is written down once."""
 
+import logging
 import math
 
 import pytest
@@ -133,6 +134,24 @@ def test_a_resumed_run_holds_the_rate_that_it_began_with(tmp_path):
     assert resumed.held == second.held
     state = torch.load(tmp_path / "epoch=4.ckpt", weights_only=True)
     assert state["callbacks"]["DQNLRCallback"]["driver"]["controller"]["peak"] == second.held
+
+
+class Hindering(Net):
+    """Has a file in the place of the memory's folder by the end of its training."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_start(self):
+        self.folder.write_text("")
+
+
+def test_a_memory_that_cannot_be_written_costs_nobody_a_finished_run(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "lightning_dqnlr"):
+        callback, _ = fit(tmp_path, Hindering(tmp_path / FOLDER))
+    assert callback.trace[-1]["step"] == 120
+    assert "the run is not remembered" in caplog.text
 
 
 def test_names_keep_models_apart(tmp_path):
