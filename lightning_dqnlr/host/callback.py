@@ -83,8 +83,8 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
             starts at that rate. None is for what the policy was trained with ("auto" for the
             bundled one).
         horizon: optimizer steps of the whole run; None to take them from the Trainer (max_steps,
-            or max_epochs times the loader's length). Without either the end of the run is unknown
-            and the learning rate has no built-in decay.
+            max_epochs times the loader's length, or max_time). Without any of them the learning
+            rate falls once the training loss has stopped falling.
         min_lr: lower bound of the learning rate (of the parameter group with the largest one).
         max_lr: upper bound.
         monitor: name of a metric that `training_step` logs at every step. The callback follows it
