@@ -164,7 +164,7 @@ class LRPolicy(QPolicy):
             token: of a private repository; None for the one that `hf auth login` stored.
 
         Raises:
-            ConfigurationError: for a name of another form.
+            ConfigurationError: for a name of another form, or two different revisions.
             MissingPackageError: without huggingface_hub.
             PolicyFileError: if the Hub does not give it, or as `load` does.
         """
