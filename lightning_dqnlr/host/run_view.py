@@ -85,9 +85,9 @@ class RunView:
     ) -> None:
         self._control = control
         self._facts = facts
-        self._watch = Stopwatch(facts.seconds)
+        self._stopwatch = Stopwatch(facts.seconds)
         for driver in control.drivers:
-            driver.watch = self._watch
+            driver.stopwatch = self._stopwatch
         facts.first_step = control.drivers[0].now
         self._monitors = HeldMonitors(trainer, control.drivers)
         self._logger: RunLogger | None = None
@@ -120,7 +120,7 @@ class RunView:
         Args:
             used: the learning rate of each optimizer's step; None where there was none.
         """
-        begun = self._watch.begin()
+        begun = self._stopwatch.begin()
         if self._logger is not None:
             self._logger.end_batch(used)
         if self._bar is not None:
@@ -128,7 +128,7 @@ class RunView:
         decided = self._decided()
         if self._live is not None:
             self._live.update(self._scene(), decided=decided)
-        self._watch.end("shown", begun)
+        self._stopwatch.end("shown", begun)
         if self._batch is not None:
             start, ours = self._batch
             others = perf_counter() - start - (self._facts.ours - ours)

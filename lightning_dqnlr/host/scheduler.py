@@ -137,7 +137,7 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         self._step_count = 0
         self._driver.watch_steps(self._before_step)
         self._facts = RunFacts.of(chosen, [self._driver.optimizer], module)
-        self._driver.watch = Stopwatch(self._facts.seconds)
+        self._driver.stopwatch = Stopwatch(self._facts.seconds)
         self._begun: float | None = None  # when the first step was about to be made
 
     @property
