@@ -6,7 +6,7 @@ PYTHON ?= $(shell python3.11 -c '' 2>/dev/null && echo python3.11 || echo python
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_FLAGS) -c constraints.txt
-CODE := lightning_dqnlr tests $(wildcard examples) setup.py docs/conf.py
+CODE := lightning_dqnlr tests $(wildcard benchmarks examples) setup.py docs/conf.py
 
 # What the bundled policy is the mean of: three moments of two training runs, named by their seeds.
 SEEDS := 5 2

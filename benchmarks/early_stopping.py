@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from lightning_dqnlr import DQNLRCallback
+from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.tasks.data.text import source_files
 
 RATES = (0.1, 0.316, 1.0, 3.16, 10.0)  # of the constant rates with `--turned`, times the usual
@@ -299,7 +300,7 @@ def main() -> None:
     for setting in tqdm(list(settings(arguments)), desc="runs"):
         runs.append(train(setting, arguments.turned))
         if arguments.result:
-            arguments.result.write_text(json.dumps(runs))
+            write_atomically(arguments.result, json.dumps(runs).encode())
     print((report_turned if arguments.turned else report)(runs))
 
 

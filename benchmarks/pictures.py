@@ -21,6 +21,7 @@ import tempfile
 import warnings
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import tomllib
 import torch
@@ -31,6 +32,7 @@ from matplotlib.patches import Rectangle
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.bench.methods import with_policies
 from lightning_dqnlr.bench.report.comparison import Comparison
+from lightning_dqnlr.bench.report.content import Picture
 from lightning_dqnlr.bench.report.drawing import picture
 from lightning_dqnlr.bench.report.sensitivity import mistuned
 from lightning_dqnlr.bench.runs.archive import Archive, Store
@@ -56,7 +58,7 @@ LINES = {
 }
 
 
-def shipped():
+def shipped() -> Comparison:
     """The comparison of the records in the repository, as `dqnlr-bench suite=shipped` reads it."""
     with initialize_config_module("lightning_dqnlr.conf", version_base="1.3"):
         suite = instantiate(compose("bench", ["suite=shipped"]).suite)
@@ -66,11 +68,11 @@ def shipped():
     return Comparison([each for each in found if each], race_margin=suite.race_margin)
 
 
-def mistuning():
+def mistuning() -> Picture:
     """Final training loss against the rate that was given, both relative to the best cosine's."""
     comparison = shipped()
 
-    def draw(figure):
+    def draw(figure: Any) -> None:
         axes = figure.subplots()
         for name, (label, colour, dash) in LINES.items():
             curve = mistuned(comparison, name)
@@ -92,7 +94,7 @@ def mistuning():
     return picture("mistuning", "What a wrong learning rate costs.", draw, width=7.4, height=3.8)
 
 
-def run():
+def run() -> Picture:
     """A run's learning rate, with what decides it in each part."""
     found = Demo(600, 0).run(partial(NextCharacter, 1e-6), DQNLRCallback())
     validations = found.recorder.validations
@@ -102,7 +104,7 @@ def run():
         (445, 1.6e-2, "built-in decay,\nlast 30%"),
     )
 
-    def draw(figure):
+    def draw(figure: Any) -> None:
         rates, losses = figure.subplots(2, 1, sharex=True)
         rates.plot(found.recorder.rates, color=OURS, linewidth=2.2, drawstyle="steps-post")
         for step, rate, text in notes:
@@ -122,7 +124,7 @@ def run():
 class Poisoned(NextCharacter):
     """Its weights become thirty times as large in the middle of the run."""
 
-    def on_train_batch_start(self, batch, batch_idx):
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """The blow-up."""
         if batch_idx == POISONED:
             with torch.no_grad():
@@ -130,7 +132,7 @@ class Poisoned(NextCharacter):
                     weight.mul_(30)
 
 
-def blow_up():
+def blow_up() -> Picture:
     """The same blow-up with and without the circuit breaker."""
     demo = Demo(600, 0)
     controls = {"undone": None, "circuit_breaker=False": False}
@@ -139,7 +141,7 @@ def blow_up():
         for name, breaker in controls.items()
     }
 
-    def draw(figure):
+    def draw(figure: Any) -> None:
         losses, rates = figure.subplots(2, 1, sharex=True)
         looks = zip(found.items(), (OURS, PLAIN), (2.0, 1.2), strict=True)
         for (name, each), colour, width in looks:
@@ -161,7 +163,7 @@ def blow_up():
     return picture("blow_up", "A blow-up, undone and not.", draw, width=7.4, height=4.4)
 
 
-def memory():
+def memory() -> Picture:
     """Five runs of one model with a memory, and the next one that it proposes."""
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(5):
@@ -169,7 +171,7 @@ def memory():
             Demo(600, seed).run(partial(NextCharacter, 1e-3), callback)
         ((_, _, suggestion),) = models_of(Memory(folder))
 
-    def draw(figure):
+    def draw(figure: Any) -> None:
         axes = figure.subplots()
         draw_runs(axes, suggestion)
         axes.set_ylabel("best validation loss")
@@ -177,12 +179,12 @@ def memory():
     return picture("memory", "Five runs that remember, and the next.", draw, width=7.4, height=3.8)
 
 
-def floors():
+def floors() -> Picture:
     """The rooms by floor, as the contract of `lint-imports` in pyproject.toml has them."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     layers = [re.findall(r"\w+", layer) for layer in contracts["contracts"][0]["layers"]]
 
-    def draw(figure):
+    def draw(figure: Any) -> None:
         axes = figure.subplots()
         for height, rooms in enumerate(reversed(layers)):
             width = 1 / len(rooms)
@@ -203,18 +205,18 @@ def floors():
     return picture("floors", "The rooms of the package.", draw, width=6.4, height=3.8)
 
 
-def libraries():
+def libraries() -> Picture:
     """Each run of public libraries over the median of their default, by arm."""
     runs = json.loads((ROOT / "examples/libraries/results.json").read_text())
     names = sorted({run["library"] for run in runs})
     colours = {"default": PLAIN, "callback": OURS, "3x": "#56b4e9", "10x": THEIRS}
 
-    def figures(name, arm):
+    def figures(name: str, arm: str) -> list[float]:
         chosen = [run for run in runs if (run["library"], run["arm"]) == (name, arm)]
         found = [next(iter(run["figures"].values()), None) for run in chosen]
         return [math.inf if figure is None else figure for figure in found]
 
-    def draw(figure):
+    def draw(figure: Any) -> None:
         axes = figure.subplots()
         for y, name in enumerate(names):
             usual = statistics.median(figures(name, "default"))
@@ -246,7 +248,7 @@ PICTURES = {
 }
 
 
-def main():
+def main() -> None:
     """Draws what is named, or everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(PICTURES))

@@ -40,6 +40,7 @@ from lightning_dqnlr.bench.tasks.real import REAL_TASKS
 from lightning_dqnlr.bench.tasks.task import APART
 from lightning_dqnlr.envs.environment import Terms
 from lightning_dqnlr.envs.trainer_run import Conditions
+from lightning_dqnlr.files import write_atomically
 from lightning_dqnlr.host.callback import DQNLRCallback
 from lightning_dqnlr.memory.folder import Memory
 from lightning_dqnlr.scoring.statistics import interquartile_mean
@@ -56,7 +57,7 @@ Grid = dict[float, dict[int, Record]]  # by peak and seed
 
 
 @dataclass(frozen=True)
-class Remembering(LearnedPolicy):
+class WithMemory(LearnedPolicy):
     """The callback with a memory."""
 
     name: str = NAME
@@ -84,13 +85,12 @@ def make(folder: Path, tasks: Sequence[str], chains: int, runs: int) -> None:
             memory = folder / f"{name}-{chain}".replace(" ", "_")
             seed = (chain + len(records)) % CHAINS
             key = RunKey(name, NAME, None, seed, f"memory-{chain}-{len(records)}", None)
-            method = Remembering(folder=str(memory))
+            method = WithMemory(folder=str(memory))
             record = PlannedRun(bench, method, None, seed, key).make(bench.open())
             kept = list(Memory(memory).runs().values())[-1]
             plain = {k: v for k, v in asdict(record).items() if k != "curve"}
             records.append({"record": plain, "kept": kept.to_dict()})
-            folder.mkdir(parents=True, exist_ok=True)
-            stored.write_text(json.dumps(records))
+            write_atomically(stored, json.dumps(records).encode())
 
 
 def read(folder: Path, tasks: Sequence[str]) -> dict[tuple[str, int], list[dict[str, Any]]]:

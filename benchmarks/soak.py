@@ -39,6 +39,8 @@ import torch
 from faulty_runs import FAULTS, Case, Watch, check_rates, draw, train_in_a_loop, train_with_trainer
 from tqdm import tqdm
 
+from lightning_dqnlr.files import write_atomically
+
 SECONDS = 60  # of the processor, which others on the machine do not lengthen
 PATIENCE = 900  # seconds on the clock, for a run that waits for ever
 
@@ -164,7 +166,7 @@ def main() -> int:
     results.sort(key=lambda result: result["case"]["number"])
     if chosen.result:
         content = {**about(), "seed": chosen.seed, "results": results}
-        chosen.result.write_text(json.dumps(content, indent=1))
+        write_atomically(chosen.result, json.dumps(content, indent=1).encode())
     if chosen.only:
         print(json.dumps(results, indent=1))
     print(table(results), complaints(results), sep="\n\n")

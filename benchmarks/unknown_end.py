@@ -1,6 +1,6 @@
 """Runs that nobody ends: regret of what the callback makes of them.
 
-    python benchmarks/unknown_end.py --tasks 24 --seeds 2
+    python benchmarks/unknown_end.py lightning_dqnlr/policy/default --tasks 24 --seeds 2
 
 Validation tasks train in real Trainers without any limit. The callback brings the rate down once
 the training loss has stopped falling, and the run is over when the rate is. The rival is the cosine

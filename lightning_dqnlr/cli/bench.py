@@ -162,8 +162,8 @@ def _show(bar: Any, progress: Progress) -> None:
     latest = progress.latest
     minutes, seconds = divmod(round(progress.seconds_left), 60)
     if progress.failure is not None:
-        text = f"Failed: {latest.method.name} on {latest.task.name}, lr {latest.lr}, seed "
-        bar.write(f"{text}{latest.seed}: {progress.failure}", file=sys.stderr)
+        which = f"{latest.method.name} on {latest.task.name}, lr {latest.lr}, seed {latest.seed}"
+        bar.write(f"Failed: {which}: {progress.failure}", file=sys.stderr)
     if progress.over == 1 and latest.task.split == "your own":
         bar.write(f"By the first run, the others take {_about(progress.seconds_left)}.")
     left = f"time left {minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

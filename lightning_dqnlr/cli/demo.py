@@ -28,7 +28,7 @@ from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.checks import check_integer
 from lightning_dqnlr.cli.errors import errors_in_one_line
 from lightning_dqnlr.errors import ConfigurationError, needs_package
-from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.host.trace import write_figure
 from lightning_dqnlr.tasks.data.examples import four_fifths
 from lightning_dqnlr.tasks.data.text import VOCABULARY, encode, source_files
 
@@ -250,15 +250,13 @@ def table(contestants: Sequence[Contestant]) -> str:
 
 
 def draw(contestants: Sequence[Contestant], path: Path) -> None:
-    """Validation loss and learning rate along the run, as a PNG.
+    """Validation loss and learning rate along the run, in the format of the path's suffix.
 
     Raises:
-        MissingPackageError: if matplotlib is not installed.
+        ConfigurationError: if matplotlib is not installed, or the file cannot be written.
     """
     with needs_package("the picture", "matplotlib", "plot"):
         from matplotlib.figure import Figure
-    import io
-
     looks = (("#8a8a8a", "-", 1.5), ("#0072b2", "-", 1.8), ("#d55e00", "-", 4.5))
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")
     losses, rates = figure.subplots(1, 2)
@@ -273,9 +271,7 @@ def draw(contestants: Sequence[Contestant], path: Path) -> None:
     for axes in (losses, rates):
         axes.grid(True, color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=150)
-    write_atomically(path, image.getvalue())
+    write_figure(figure, path)
 
 
 def _limits(contestants: Sequence[Contestant]) -> tuple[float, float]:

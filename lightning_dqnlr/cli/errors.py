@@ -21,6 +21,7 @@ from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 
 EXIT_CONFIGURATION = 2
 EXIT_INTERRUPTED = 130
+ANEW = "the same command begins anew"
 FULL_ERROR = "HYDRA_FULL_ERROR"
 _TRACEBACKS_WANTED = os.environ.get(FULL_ERROR, "0") not in ("", "0")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, largest file
@@ -68,9 +69,7 @@ def command() -> str:
 
 
 @contextmanager
-def errors_in_one_line(
-    go_on: str = "resume=true folder=... goes on", config_name: str = ""
-) -> Iterator[None]:
+def errors_in_one_line(go_on: str, config_name: str = "") -> Iterator[None]:
     """Shows what a user can mend as one line, with its own exit code; leaves the rest alone.
 
     Args:

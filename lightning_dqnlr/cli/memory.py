@@ -1,4 +1,4 @@
-"""`dqnlr-memory`: what a folder of remembered runs holds, and what it says of the next run."""
+"""`dqnlr memory`: what a folder of remembered runs holds, and what it says of the next run."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from lightning_dqnlr.cli.errors import errors_in_one_line
+from lightning_dqnlr.cli.errors import ANEW, errors_in_one_line
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.host.trace import write_figure
 from lightning_dqnlr.memory.folder import Memory
-from lightning_dqnlr.memory.picture import save_picture
+from lightning_dqnlr.memory.picture import figure_of_models
 from lightning_dqnlr.memory.runs import RememberedRun
 from lightning_dqnlr.memory.suggest import Suggestion, suggest
 
@@ -17,13 +18,13 @@ _COLUMNS = ("file", "date", "steps", "ended", "held", "upper quartile", "peak", 
 
 
 def memory() -> None:
-    """The console script `dqnlr-memory`."""
-    parser = argparse.ArgumentParser(prog="dqnlr-memory", description=__doc__.split(": ", 1)[1])
+    """The command `dqnlr memory`."""
+    parser = argparse.ArgumentParser(prog="dqnlr memory", description=__doc__.split(": ", 1)[1])
     parser.add_argument("folder", type=Path, help="as in DQNLRCallback(memory=...)")
     parser.add_argument("--picture", type=Path, help="draw metric over rate, fit and next run")
     parser.add_argument("--forget", metavar="FILE", help="delete the run of this file")
     arguments = parser.parse_args()
-    with errors_in_one_line():
+    with errors_in_one_line(ANEW):
         _show(arguments)
 
 
@@ -39,8 +40,8 @@ def _show(arguments: argparse.Namespace) -> None:
         return
     print("\n\n".join(_section(title, runs, found) for title, runs, found in models))
     if arguments.picture:
-        pairs = [(title, found) for title, _, found in models]
-        print(f"\nThe picture is {save_picture(pairs, arguments.picture)}")
+        figure = figure_of_models([(title, found) for title, _, found in models])
+        print(f"\nThe picture is {write_figure(figure, arguments.picture)}")
 
 
 def models_of(remembered: Memory) -> list[tuple[str, dict[Path, RememberedRun], Suggestion]]:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lightning_dqnlr.checks import check_integer
 from lightning_dqnlr.cli import targets
-from lightning_dqnlr.cli.errors import errors_in_one_line, find_device
+from lightning_dqnlr.cli.errors import ANEW, errors_in_one_line, find_device
 from lightning_dqnlr.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def combine() -> None:
         help="of the controller, otherwise than in training, as in --set decay_share=0.3",
     )
     arguments = parser.parse_args()
-    with errors_in_one_line():
+    with errors_in_one_line(ANEW):
         _check_free(arguments.into, force=arguments.force)
         loaded = [replace(LRPolicy.load(place), name=place) for place in arguments.policies]
         # Before they are compared: members that trained under different controllers may share one.
@@ -90,7 +90,7 @@ def promote() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    with errors_in_one_line():
+    with errors_in_one_line(ANEW):
         _promote(arguments)
 
 

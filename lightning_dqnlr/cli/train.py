@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from lightning_dqnlr.meta.logs import EpisodeReport, Reporter
     from lightning_dqnlr.meta.train import MetaTrainer
 
+_GO_ON = "resume=true folder=... goes on"
+
 
 def train() -> None:
     """The console script `dqnlr-train`."""
     os.environ[FULL_ERROR] = "1"  # makes Hydra let errors through instead of printing its own way
-    with errors_in_one_line(config_name="train"):
+    with errors_in_one_line(_GO_ON, "train"):
         _app()
 
 
@@ -49,7 +51,7 @@ def _app(config: DictConfig) -> float:
     sweep = settings.mode == RunMode.MULTIRUN
     rivals = Path(settings.sweep.dir) / "rivals" if sweep else None
     # Hydra announces errors that leave a job. Those of a sweep's jobs its launcher handles.
-    with nullcontext() if sweep else errors_in_one_line(config_name="train"):
+    with nullcontext() if sweep else errors_in_one_line(_GO_ON, "train"):
         check_added(overrides, "train")
         _check_resume(config, overrides)
         return meta_train(config, folder, overrides, rivals)

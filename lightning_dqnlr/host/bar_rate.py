@@ -64,7 +64,7 @@ class _WithRates:
         # A module may show a metric of its own by that name.
         name = "dqnlr/lr" if "lr" in metrics else "lr"
         for index, text in enumerate(self._texts):
-            ending = f"/{index}" if len(self._texts) > 1 else ""
+            suffix = f"/{index}" if len(self._texts) > 1 else ""
             if text is not None:
-                metrics[f"{name}{ending}"] = text
+                metrics[f"{name}{suffix}"] = text
         return metrics

@@ -83,8 +83,8 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
             starts at that rate. None is for what the policy was trained with ("auto" for the
             bundled one).
         horizon: optimizer steps of the whole run; None to take them from the Trainer (max_steps,
-            or max_epochs times the loader's length). Without either the end of the run is unknown
-            and the learning rate has no built-in decay.
+            max_epochs times the loader's length, or max_time). Without any of them the learning
+            rate falls once the training loss has stopped falling.
         min_lr: lower bound of the learning rate (of the parameter group with the largest one).
         max_lr: upper bound.
         monitor: name of a metric that `training_step` logs at every step. The callback follows it
@@ -186,7 +186,7 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
             raise ConfigurationError("mode='max' needs monitor, the metric that is to rise.")
         check_scaling(on_scheduler, self.options, remembers=memory is not None)
         self.memory = as_memory(memory)
-        self._shows = Shows.checked(log, log_gradients, live)
+        self._shows = Shows.checked(log=log, gradients=log_gradients, live=live)
         self._control: AutomaticControl | ManualControl | None = None  # of the run
         self._ending: RunEnding | None = None
         self._run_memory: RunMemory | None = None
@@ -362,9 +362,9 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         self._unhook()
         if self._view is not None:
             self._view.end()
-        self._end(trainer)
         if self._run_memory is not None:
             self._run_memory.finish()
+        self._end(trainer)
 
     # A checkpoint that `test` or an already finished `fit` restored is not for the next `fit`.
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -377,9 +377,9 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         if self._control is not None:
             for driver in self._control.drivers:
                 driver.rescue()
-        self._end(trainer)
         if self._run_memory is not None:
             self._run_memory.finish(interrupted=True)
+        self._end(trainer)
         self._stale = True
 
     def state_dict(self) -> dict[str, Any]:

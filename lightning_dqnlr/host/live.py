@@ -206,11 +206,11 @@ def _curves(trace: Sequence[DecisionRecord]) -> Iterable[Any]:
     for index in optimizers:
         own = [record for record in trace if record.get("optimizer", 0) == index]
         steps = [record["step"] for record in own]
-        ending = f" {index}" if len(optimizers) > 1 else ""
+        suffix = f" {index}" if len(optimizers) > 1 else ""
         for name, form, style in (("lr", ".1e", "cyan"), ("loss", ".4g", "yellow")):
             values = [record[name] for record in own]
             yield Text.assemble(
-                f"{name + ending:<7}", (curve(steps, values), style), f"  {values[-1]:{form}}"
+                f"{name + suffix:<7}", (curve(steps, values), style), f"  {values[-1]:{form}}"
             )
 
 

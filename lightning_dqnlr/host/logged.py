@@ -99,7 +99,7 @@ class RunLogger:
         if regular:
             for index, rate in enumerate(used):
                 if rate is not None:
-                    name = f"dqnlr/lr{self._ending(index)}"
+                    name = f"dqnlr/lr{self._suffix(index)}"
                     self._module.log(name, rate, on_step=True, on_epoch=False)
         self._tell(with_rate=not regular)
 
@@ -109,7 +109,7 @@ class RunLogger:
         if self._every and self._trainer.is_global_zero and trace:
             self._show(trace)
 
-    def _ending(self, index: int) -> str:
+    def _suffix(self, index: int) -> str:
         return f"/{index}" if self._several else ""
 
     def _listener(self, index: int) -> Any:
@@ -124,9 +124,9 @@ class RunLogger:
             scalars = self._scalars(heard)
             if not with_rate:
                 del scalars["lr"]
-            ending = self._ending(heard.optimizer)
+            suffix = self._suffix(heard.optimizer)
             named = {
-                f"dqnlr/{name}{ending}": value
+                f"dqnlr/{name}{suffix}": value
                 for name, value in scalars.items()
                 if math.isfinite(value)
             }

@@ -161,7 +161,8 @@ def _undone(trace: Sequence[DecisionRecord]) -> Part:
 
 def _ending(trace: Sequence[DecisionRecord], facts: RunFacts) -> Part:
     steps = max(record["step"] for record in trace)
-    peak, last = max(record["lr"] for record in trace), trace[-1]["lr"]
+    last = trace[-1]["lr"]
+    share = last / max(record["lr"] for record in trace)
     points = [f"Step {each['step']:,}: {each['words']}." for each in facts.news]
     if not points and facts.horizon:
         points.append(
@@ -169,7 +170,7 @@ def _ending(trace: Sequence[DecisionRecord], facts: RunFacts) -> Part:
         )
     if not points:
         points.append("Nobody has said how long the run is.")
-    points.append(f"The last rate is {_rate(last)}, {last / peak:.1%} of the highest.")
+    points.append(f"The last rate is {_rate(last)}, {share:.1%} of the highest.")
     return Part("How the run ended", tuple(points))
 
 
@@ -194,7 +195,8 @@ def _remembered(facts: RunFacts) -> Part | None:
 
 
 def _time(facts: RunFacts) -> Part | None:
-    seconds, whole = facts.seconds, facts.seconds.get("run", 0.0)
+    seconds = facts.seconds
+    whole = seconds.get("run", 0.0)
     if whole <= 0:
         return None
     in_trainer = "batches" in seconds

@@ -61,7 +61,7 @@ class RunFacts:
             self.seconds.get(name, 0.0) for name in ("steps", "decisions", "checks", "shown")
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Builtins, which `RunFacts(**...)` takes."""
         return asdict(self)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.host.remembering import TRAINING_LOSS, Remembering, trained_model
 from lightning_dqnlr.host.step_loss import Metric
 from lightning_dqnlr.memory.folder import Memory
+
+_LOGGER = logging.getLogger("lightning_dqnlr")
 
 
 class RunMemory:
@@ -66,8 +69,11 @@ class RunMemory:
             self._part.add(metrics[self._judge.name])
 
     def finish(self, interrupted: bool = False) -> None:
-        """Writes the run down."""
-        self._part.finish(interrupted)
+        """Writes the run down; what hinders it must not cost anybody the run itself."""
+        try:
+            self._part.finish(interrupted)
+        except ConfigurationError as error:
+            _LOGGER.warning("the run is not remembered: %s", error)
 
 
 def examples_per_step(trainer: Trainer) -> int | None:

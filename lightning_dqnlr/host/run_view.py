@@ -31,7 +31,7 @@ class Shows(NamedTuple):
     live: bool
 
     @classmethod
-    def checked(cls, log: bool, gradients: bool, live: bool) -> Shows:
+    def checked(cls, *, log: bool, gradients: bool, live: bool) -> Shows:
         """The same, if it can be shown.
 
         Raises:
@@ -72,6 +72,7 @@ class RunView:
         ...  # a batch
         view.end_batch([3.2e-3])
         view.end()
+        view.close()
     """
 
     def __init__(
@@ -84,9 +85,9 @@ class RunView:
     ) -> None:
         self._control = control
         self._facts = facts
-        self._watch = Stopwatch(facts.seconds)
+        self._stopwatch = Stopwatch(facts.seconds)
         for driver in control.drivers:
-            driver.watch = self._watch
+            driver.stopwatch = self._stopwatch
         facts.first_step = control.drivers[0].now
         self._monitors = HeldMonitors(trainer, control.drivers)
         self._logger: RunLogger | None = None
@@ -119,7 +120,7 @@ class RunView:
         Args:
             used: the learning rate of each optimizer's step; None where there was none.
         """
-        begun = self._watch.begin()
+        begun = self._stopwatch.begin()
         if self._logger is not None:
             self._logger.end_batch(used)
         if self._bar is not None:
@@ -127,7 +128,7 @@ class RunView:
         decided = self._decided()
         if self._live is not None:
             self._live.update(self._scene(), decided=decided)
-        self._watch.end("shown", begun)
+        self._stopwatch.end("shown", begun)
         if self._batch is not None:
             start, ours = self._batch
             others = perf_counter() - start - (self._facts.ours - ours)
@@ -139,10 +140,9 @@ class RunView:
         self._decided()
         if self._logger is not None:
             self._logger.end(self._control.trace)
-        self.close()
 
     def close(self) -> None:
-        """Gives everything back, after an exception too."""
+        """Gives everything back, after `end` and after an exception."""
         self._monitors.release()
         if self._bar is not None:
             self._bar.close()

@@ -22,7 +22,7 @@ from lightning_dqnlr.host.observed_loss import ObservedLoss, as_scalar
 from lightning_dqnlr.host.options import ControlOptions, Place
 from lightning_dqnlr.host.ranks import from_rank_zero, several_ranks, world_size
 from lightning_dqnlr.host.remembering import TRAINING_LOSS, Remembering, trained_model
-from lightning_dqnlr.host.run_facts import RunFacts
+from lightning_dqnlr.host.run_facts import RunFacts, Stopwatch
 from lightning_dqnlr.host.shown_run import ShownRun
 from lightning_dqnlr.host.timed_driver import TimedDriver
 from lightning_dqnlr.memory.folder import Memory
@@ -137,7 +137,7 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         self._step_count = 0
         self._driver.watch_steps(self._before_step)
         self._facts = RunFacts.of(chosen, [self._driver.optimizer], module)
-        self._driver.watch.seconds = self._facts.seconds
+        self._driver.stopwatch = Stopwatch(self._facts.seconds)
         self._begun: float | None = None  # when the first step was about to be made
 
     @property
@@ -190,7 +190,8 @@ class DQNLRScheduler(ShownRun, LRScheduler):
                 loss.
             NonFiniteLossError: if the very first loss is NaN or infinite.
         """
-        value = self._losses.take() if loss is None else as_scalar(loss)
+        observed = self._losses.take()  # in any case: it is no part of a later step
+        value = observed if loss is None else as_scalar(loss)
         if self._driver.stepped:
             self._finish_step(value)
         else:
@@ -223,6 +224,8 @@ class DQNLRScheduler(ShownRun, LRScheduler):
             ...  # train, with run.add(loss) after each validation
             run.finish()
 
+        A resumed run calls it after `load_state_dict`, and goes on at the rate of that state.
+
         Args:
             memory: folder that remembers runs, or a `Memory` with a name for the model.
             metric: what the run is judged by, in your words; the training loss needs no `add`.
@@ -239,12 +242,10 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         chosen = memory if isinstance(memory, Memory) else Memory(memory)
         model = trained_model(self._driver, self._module, chosen.name, batch_size)
         part = Remembering(chosen, model, self._driver, metric, mode)
-        held = part.suggestion.held
-        if several_ranks():
-            device = self.optimizer.param_groups[0]["params"][0].device
-            first = from_rank_zero(torch.tensor(math.nan if held is None else held), device)
-            held = None if bool(first.isnan()) else float(first)
-        part.apply(held)
+        if self._driver.now:
+            part.resume()
+        else:
+            part.apply(self._of_rank_zero(part.suggestion.held))
         self._facts.remembered = part.told
         return part
 
@@ -285,6 +286,14 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         self._driver.close()
         self._losses.close()
 
+    def _of_rank_zero(self, held: float | None) -> float | None:
+        """The rate that all processes of a parallel run hold."""
+        if not several_ranks():
+            return held
+        device = self.optimizer.param_groups[0]["params"][0].device
+        first = from_rank_zero(torch.tensor(math.nan if held is None else held), device)
+        return None if bool(first.isnan()) else float(first)
+
     def _finish_step(self, loss: Tensor | None) -> None:
         if loss is None:
             raise CallOrderError(
@@ -300,15 +309,18 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         self._step_count += 1
 
     def _pass_over(self) -> None:
-        """A call without an optimizer step, which has a reason or is a mistake."""
+        """A call without an optimizer step, which has a reason or is a mistake.
+
+        Accelerate makes a call for each of the other processes after every step, so gradients are
+        looked at only when there are more of them.
+        """
         self._idle_calls += 1
-        if self._scaler_skipped():
-            self.forget()
-        elif self._idle_calls >= world_size():
+        if self._idle_calls >= world_size() and not self._scaler_skipped():
             raise CallOrderError(
                 "step(loss) was called without an optimizer step since the last call; call it "
                 "once after each optimizer.step(), before the gradients are zeroed."
             )
+        self.forget()
 
     def _before_step(
         self, optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]

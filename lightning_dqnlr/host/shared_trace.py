@@ -50,7 +50,7 @@ class SharedTrace:
         """Leaves both to the process that made this, if that is the parent of this one."""
         parent = multiprocessing.parent_process()
         if parent is not None and parent.pid == self._maker and self._trace:
-            facts = None if self._facts is None else self._facts.as_json()
+            facts = None if self._facts is None else self._facts.to_dict()
             left = {"trace": list(self._trace), "facts": facts}
             write_atomically(self._file, json.dumps(left).encode())
 

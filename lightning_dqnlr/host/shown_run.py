@@ -8,7 +8,7 @@ from typing import Any, overload
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.report import write_report
 from lightning_dqnlr.host.run_facts import RunFacts
-from lightning_dqnlr.host.trace import figure_of, plot_trace, save_trace
+from lightning_dqnlr.host.trace import figure_of, save_trace, write_figure
 
 
 class ShownRun:
@@ -57,7 +57,8 @@ class ShownRun:
             ConfigurationError: without matplotlib, or if the file cannot be written.
         """
         runs = self.facts.remembered if self.trace else []
-        return figure_of(self.trace, runs) if path is None else plot_trace(self.trace, path, runs)
+        figure = figure_of(self.trace, runs)
+        return figure if path is None else write_figure(figure, path)
 
     def save_trace(self, path: str | Path) -> Path:
         """Writes the trace as CSV, one line per decision; returns the path.

@@ -17,46 +17,46 @@ class TimedDriver(OptimizerDriver):
     device anyway, so its time holds what the device still had to do.
 
     Attributes:
-        watch: adds up the seconds of "steps", "decisions" and "checks".
+        stopwatch: adds up the seconds of "steps", "decisions" and "checks".
 
     Example:
         driver = TimedDriver(optimizer, policy, ControlOptions())
         ...  # a training
-        driver.watch.seconds["decisions"]
+        driver.stopwatch.seconds["decisions"]
     """
 
     def __init__(self, *args: Any, **arguments: Any) -> None:
         super().__init__(*args, **arguments)
-        self.watch = Stopwatch({})
+        self.stopwatch = Stopwatch({})
 
     def before_step(self, gradient_scale: GradientScale = lambda: None) -> None:
         """Looks at gradients and weights; "steps"."""
-        begun = self.watch.begin()
+        begun = self.stopwatch.begin()
         super().before_step(gradient_scale)
-        self.watch.end("steps", begun)
+        self.stopwatch.end("steps", begun)
 
     def after_step(self) -> None:
         """Notes a real optimizer step; "steps"."""
-        begun = self.watch.begin()
+        begun = self.stopwatch.begin()
         super().after_step()
-        self.watch.end("steps", begun)
+        self.stopwatch.end("steps", begun)
 
     def finish_step(self, loss: Tensor) -> bool:
         """Takes the loss; "decisions" where it decides, "steps" elsewhere."""
-        begun = self.watch.begin()
+        begun = self.stopwatch.begin()
         decided = super().finish_step(loss)
-        self.watch.end("decisions" if decided else "steps", begun)
+        self.stopwatch.end("decisions" if decided else "steps", begun)
         return decided
 
     def secure(self) -> bool:
         """Undoes the open interval if it is ruined; "checks"."""
-        begun = self.watch.begin()
+        begun = self.stopwatch.begin()
         undone = super().secure()
-        self.watch.end("checks", begun)
+        self.stopwatch.end("checks", begun)
         return undone
 
     def keep_best(self) -> None:
         """Copies the state; "checks"."""
-        begun = self.watch.begin()
+        begun = self.stopwatch.begin()
         super().keep_best()
-        self.watch.end("checks", begun)
+        self.stopwatch.end("checks", begun)

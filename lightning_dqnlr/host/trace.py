@@ -84,27 +84,19 @@ def figure_of(trace: Sequence[DecisionRecord], remembered: Sequence[Mapping[str,
     return figure
 
 
-def plot_trace(
-    trace: Sequence[DecisionRecord],
-    path: str | Path,
-    remembered: Sequence[Mapping[str, Any]] = (),
-) -> Path:
-    """Writes what `figure_of` draws; returns the path.
+def write_figure(figure: Any, path: str | Path) -> Path:
+    """Writes a figure of matplotlib, atomically; returns the path.
 
     Example:
-        plot_trace(callback.trace, "run.png")
+        write_figure(figure_of(callback.trace), "run.png")
 
     Args:
-        trace: the decisions.
+        figure: what is drawn.
         path: the file; its suffix chooses the format (png, svg, pdf), png if it has none.
-        remembered: runs, as `RunFacts` has them.
 
     Raises:
-        CallOrderError: if there is no decision yet.
-        ConfigurationError: if matplotlib is not installed, the suffix is unknown to it, or the
-            file cannot be written.
+        ConfigurationError: if the suffix is unknown to matplotlib, or the file cannot be written.
     """
-    figure = figure_of(trace, remembered)
     suffix = Path(path).suffix.lstrip(".") or "png"
     try:
         image = image_of(figure, suffix)
@@ -201,7 +193,8 @@ def _stairs(trace: Sequence[DecisionRecord]) -> tuple[list[float], list[int]]:
     Steps of an interval that ended without a decision were made at the rate of the one before.
     """
     rates: list[float] = []
-    edges, coming = [0], trace[0]["lr"]
+    edges = [0]
+    coming = trace[0]["lr"]
     for record in trace:
         begun = record["step"] - record.get("steps", record["step"] - edges[-1])
         if begun > edges[-1]:

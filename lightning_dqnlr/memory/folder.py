@@ -8,13 +8,12 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_dqnlr.errors import ConfigurationError, RecordError
+from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.files import parse_json, read_regular, strict_json, write_atomically
 from lightning_dqnlr.memory.runs import RememberedRun
 
 _LOGGER = logging.getLogger("lightning_dqnlr")
 _LARGEST_FILE = 1 << 20  # bytes
-_DAMAGED = ".damaged"
 
 
 @dataclass(frozen=True)
@@ -58,15 +57,15 @@ class Memory:
         return write_atomically(path, strict_json(run.to_dict(), indent=2).encode())
 
     def runs(self) -> dict[Path, RememberedRun]:
-        """All runs, the oldest first. A damaged file is named, and set aside under another name."""
+        """All runs, the oldest first. Files that are none, or of a later version, are named."""
         found = {}
         for path in sorted(self.folder.glob("*.json")):
             try:
                 found[path] = RememberedRun.from_dict(parse_json(read_regular(path, _LARGEST_FILE)))
             except FileNotFoundError:  # deleted a moment ago
                 continue
-            except (ValueError, OSError, RecordError) as error:
-                _set_aside(path, error)
+            except (ValueError, OSError) as error:
+                _LOGGER.warning("%s cannot be read (%s); it is left out.", path, error)
         return dict(sorted(found.items(), key=lambda item: item[1].date))
 
     def forget(self, name: str) -> Path:
@@ -90,13 +89,3 @@ def as_memory(memory: str | Path | Memory | None) -> Memory | None:
         'lr-memory'
     """
     return memory if memory is None or isinstance(memory, Memory) else Memory(memory)
-
-
-def _set_aside(path: Path, error: Exception) -> None:
-    aside = path.with_name(path.name + _DAMAGED)
-    try:
-        path.rename(aside)
-        where = f"is kept as {aside.name}"
-    except OSError:
-        where = "stays where it is"
-    _LOGGER.warning("%s cannot be read (%s); it is left out and %s.", path, error, where)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from lightning_dqnlr.errors import ConfigurationError, needs_package
-from lightning_dqnlr.files import write_atomically
+from lightning_dqnlr.errors import needs_package
 from lightning_dqnlr.memory.runs import RememberedRun
 from lightning_dqnlr.memory.suggest import Suggestion, metric_of
 
@@ -31,13 +28,12 @@ def draw_runs(axes: Any, suggestion: Suggestion) -> None:
     if not runs or suggestion.reference is None:
         axes.text(0.5, 0.5, "no run yet", ha="center", va="center", transform=axes.transAxes)
         return
-    from matplotlib.ticker import (
-        LogLocator,
-        NullFormatter,
-    )  # there are axes, so there is matplotlib
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     _draw_fit(axes, suggestion, runs)
-    for number, run in enumerate(runs, start=1):
+    for number, run in enumerate(suggestion.runs, start=1):
+        if run.value is None:  # diverged: it has its number, as in the table, and no place
+            continue
         rate = run.upper_quartile if run.held is None else run.held
         axes.plot(rate, run.value, "o", color=_RUN, markersize=5)
         axes.annotate(str(number), (rate, run.value), xytext=(5, 4), textcoords="offset points")
@@ -55,37 +51,27 @@ def draw_runs(axes: Any, suggestion: Suggestion) -> None:
     axes.legend(frameon=False, fontsize="small")
 
 
-def save_picture(suggestions: Sequence[tuple[str, Suggestion]], path: str | Path) -> Path:
-    """Writes one panel for each model, with its name; returns the path.
+def figure_of_models(suggestions: Sequence[tuple[str, Suggestion]]) -> Any:
+    """One panel for each model, with its name, as a figure of matplotlib.
 
     Args:
-        suggestions: names and suggestions of the models.
-        path: the file; its suffix chooses the format (png, svg, pdf).
+        suggestions: names and suggestions of the models; at least one.
 
     Raises:
-        ConfigurationError: without matplotlib, for a suffix that it does not know, or if the file
-            cannot be written.
+        MissingPackageError: if matplotlib is not installed.
 
     Example:
-        save_picture([("tagger", suggest(runs, model, "val_loss"))], "runs.png")
+        figure_of_models([("tagger", suggest(runs, model, "val_loss"))])
     """
     with needs_package("the picture", "matplotlib", "plot"):
         from matplotlib.figure import Figure
-    rows = max(1, len(suggestions))
+    rows = len(suggestions)
     figure = Figure(figsize=(7.0, 3.4 * rows), layout="constrained")
-    for axes, (name, suggestion) in zip(
-        figure.subplots(rows, squeeze=False)[:, 0], suggestions, strict=False
-    ):
+    panels = figure.subplots(rows, squeeze=False)[:, 0]
+    for axes, (name, suggestion) in zip(panels, suggestions, strict=True):
         draw_runs(axes, suggestion)
         axes.set_title(name, loc="left")
-    image = io.BytesIO()
-    try:
-        figure.savefig(image, format=Path(path).suffix.lstrip(".") or "png", dpi=150)
-    except ValueError as error:
-        raise ConfigurationError(
-            f"path={str(path)!r}: {error}; end it in .png, .svg or .pdf."
-        ) from error
-    return write_atomically(path, image.getvalue())
+    return figure
 
 
 def _draw_fit(axes: Any, suggestion: Suggestion, runs: Sequence[RememberedRun]) -> None:

@@ -46,7 +46,7 @@ def address_of(text: str, revision: str | None = None) -> Address:
         revision: of an address that has none.
 
     Raises:
-        ConfigurationError: for another form.
+        ConfigurationError: for another form, or two different revisions.
 
     Example:
         >>> address_of("hf://org/name@v1")
@@ -60,6 +60,8 @@ def address_of(text: str, revision: str | None = None) -> Address:
             f"policy={text[:_LONGEST]!r} must be an address such as hf://org/name or "
             "hf://org/name@revision."
         )
+    if at and revision not in (None, named):
+        raise ConfigurationError(f"revision={revision!r}: {text!r} names another; give one.")
     return Address(repository, wanted)
 
 
@@ -112,7 +114,12 @@ def _check_size(address: Address, name: str, size: int | None) -> None:
 
 
 def push(
-    folder: Path, repository: str, private: bool | None, message: str, token: str | bool | None
+    folder: Path,
+    repository: str,
+    *,
+    private: bool | None,
+    message: str,
+    token: str | bool | None,
 ) -> str:
     """Commits a policy's files and its card to the Hub, all three at once.
 

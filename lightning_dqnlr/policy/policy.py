@@ -164,7 +164,7 @@ class LRPolicy(QPolicy):
             token: of a private repository; None for the one that `hf auth login` stored.
 
         Raises:
-            ConfigurationError: for a name of another form.
+            ConfigurationError: for a name of another form, or two different revisions.
             MissingPackageError: without huggingface_hub.
             PolicyFileError: if the Hub does not give it, or as `load` does.
         """
@@ -205,7 +205,7 @@ class LRPolicy(QPolicy):
             folder = self.save(place)
             type(self).load(folder)  # what is pushed can be read
             write_atomically(folder / hub.CARD, card(self, name).encode())
-            return hub.push(folder, name, private, commit_message, token)
+            return hub.push(folder, name, private=private, message=commit_message, token=token)
 
 
 def as_policy(given: str | Path | Policy) -> Policy:

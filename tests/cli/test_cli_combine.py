@@ -4,8 +4,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
+from lightning_dqnlr.cli import policies as cli
 from lightning_dqnlr.control.spec import ControllerSpec
 from lightning_dqnlr.policy.network import QNetwork
 from lightning_dqnlr.policy.policy import LRPolicy
@@ -86,3 +88,14 @@ def test_making_the_policy_again_replaces_the_last_one():
     makefile = (Path(__file__).parents[2] / "Makefile").read_text()
     (line,) = (line for line in makefile.splitlines() if "dqnlr-combine" in line)
     assert "--force" in line
+
+
+def test_an_interrupted_command_that_cannot_be_resumed_does_not_say_so(monkeypatch, capsys):
+    def interrupted(place):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LRPolicy, "load", interrupted)
+    monkeypatch.setattr("sys.argv", ["dqnlr-combine", "one", "other", "--into", "both"])
+    with pytest.raises(SystemExit):
+        cli.combine()
+    assert "interrupted; the same command begins anew" in capsys.readouterr().err

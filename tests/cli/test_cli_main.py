@@ -4,11 +4,13 @@ import re
 import subprocess
 import sys
 from pkgutil import resolve_name
+from types import SimpleNamespace
 
 import pytest
 
 from lightning_dqnlr import __version__
 from lightning_dqnlr.cli import main as cli
+from lightning_dqnlr.cli.demo import Contestant, draw
 
 COMMAND = [sys.executable, "-c", "from lightning_dqnlr.cli.main import main; main()"]
 # As if matplotlib were not installed: neither importable nor listed as a distribution.
@@ -88,6 +90,13 @@ def test_the_demonstration_shows_nothing_of_lightnings(shown):
 
 def test_without_matplotlib_the_demonstration_says_what_would_draw(shown):
     assert 'pip install "lightning-dqnlr[plot]"' in shown.stdout
+
+
+def test_the_picture_of_the_demonstration_has_the_format_of_its_name(tmp_path):
+    recorder = SimpleNamespace(validations=[(0, 4.0), (10, 2.0)], rates=[1e-3] * 10)
+    run = SimpleNamespace(recorder=recorder, validation_loss=2.0)
+    draw([Contestant(name, run, 1, 1.0) for name in "abcd"], tmp_path / "demo.svg")
+    assert "<svg" in (tmp_path / "demo.svg").read_text()
 
 
 def test_a_demonstration_of_no_steps_is_refused_in_one_line(tmp_path):

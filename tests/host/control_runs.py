@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from packaging.version import Version
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr import DQNLRScheduler
@@ -151,6 +152,18 @@ def trainer(callback, folder, library=lightning.pytorch, **arguments):
 def averaging(library, name):
     """One of Lightning's averages of weights; a version that has none skips the test."""
     return getattr(library.callbacks, name, None) or pytest.skip(f"no {name} in this Lightning")
+
+
+class Reads(TorchDispatchMode):
+    """Counts the tensors whose value the host asks for, which makes it wait for a device."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += "local_scalar_dense" in str(function)
+        return function(*args, **(kwargs or {}))
 
 
 class Loop:

@@ -1,5 +1,6 @@
 """Runs that remember: the second one holds a rate, and every run is written down once."""
 
+import logging
 import math
 
 import pytest
@@ -135,6 +136,24 @@ def test_a_resumed_run_holds_the_rate_that_it_began_with(tmp_path):
     assert state["callbacks"]["DQNLRCallback"]["driver"]["controller"]["peak"] == second.held
 
 
+class Hindering(Net):
+    """Has a file in the place of the memory's folder by the end of its training."""
+
+    def __init__(self, folder):
+        super().__init__()
+        self.folder = folder
+
+    def on_train_start(self):
+        self.folder.write_text("")
+
+
+def test_a_memory_that_cannot_be_written_costs_nobody_a_finished_run(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "lightning_dqnlr"):
+        callback, _ = fit(tmp_path, Hindering(tmp_path / FOLDER))
+    assert callback.trace[-1]["step"] == 120
+    assert "the run is not remembered" in caplog.text
+
+
 def test_names_keep_models_apart(tmp_path):
     fit(tmp_path, memory=Memory(tmp_path / FOLDER, name="mine"))
     fit(tmp_path)
@@ -160,6 +179,31 @@ def test_a_plain_loop_remembers_as_a_trainer_does(tmp_path):
     assert (one.held, one.value, one.mode, one.ended) == (None, 0.9, "max", "completed")
     assert second.rates[100] == pytest.approx(two.held, rel=1e-5)
     assert two.held != pytest.approx(one.upper_quartile, rel=0.1)
+
+
+def test_a_plain_loop_that_is_resumed_holds_the_rate_that_it_began_with(tmp_path):
+    def begin(steps):
+        loop = Loop(policy=constant_policy(KEEP))
+        run = loop.scheduler.remember(tmp_path / FOLDER)
+        loop.run(steps)
+        run.finish()
+        return loop
+
+    begin(200)
+    whole = begin(100)
+    begin(200)  # another run in between teaches more
+    rest = Loop(policy=constant_policy(KEEP))
+    parts = (rest.net, rest.optimizer, rest.scheduler)
+    for part, state in zip(parts, whole.state(), strict=True):
+        part.load_state_dict(state)
+    rest.done = whole.done
+    run = rest.scheduler.remember(tmp_path / FOLDER)
+    rest.run(100)
+    run.finish()
+    whole.run(100)
+    assert rest.rates == whole.rates[100:]
+    second, _, resumed = remembered(tmp_path)[1:]
+    assert resumed.held == second.held
 
 
 def test_a_plain_loop_that_was_left_is_no_completed_run(tmp_path):

@@ -8,18 +8,23 @@ from itertools import pairwise
 import pytest
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.errors import CallOrderError
 from lightning_dqnlr.host.report import write_report
 from lightning_dqnlr.host.run_facts import RunFacts
-from lightning_dqnlr.host.trace import decay_begins
+from lightning_dqnlr.host.trace import decay_begins, figure_of
 
-from .control_runs import Loop, Net, constant_policy, loader, random_policy, trainer
+from ..memory.remembered import run
+from .control_runs import Loop, Net, Reads, constant_policy, loader, random_policy, trainer
 from .test_live import rich_bar
 from .test_manual_loops import NEW, looped
 from .test_run_ending import TURNS, fit, keeping, stopping
+
+RECORD = {
+    "step": 1, "loss": 1.0, "lr": 1e-3, "next_lr": 1e-3, "multiplier": 1.0,
+    "q_values": [0.0, 1.0], "tripped": False, "reason": "keep",
+}  # fmt: skip
 
 
 class Page(HTMLParser):
@@ -161,25 +166,22 @@ def test_a_trace_of_an_earlier_version_can_be_shown(tmp_path):
     assert callback.report(tmp_path / "run.html").exists()
 
 
+def test_a_run_has_the_same_number_in_the_picture_and_in_the_table(tmp_path):
+    runs = [run(1.0), run(None, held=0.02, ended="diverged"), run(0.9, held=0.005)]
+    plain = [each.to_dict() for each in runs]
+    page = Page(write_report([RECORD], RunFacts(remembered=plain), tmp_path / "run.html"))
+    table = {row[0]: row[3] for row in page.rows if row[-1] == runs[0].why}
+    assert table == {"1": "1", "2": "—", "3": "0.9"}
+    lower = figure_of([RECORD], plain).subfigs[1].axes[0]
+    assert {text.get_text(): text.xy[1] for text in lower.texts} == {"1": 1.0, "3": 0.9}
+
+
 def test_names_of_classes_and_reasons_are_text_and_not_markup(tmp_path):
-    record = {"step": 1, "loss": 1.0, "lr": 1e-3, "next_lr": 1e-3, "multiplier": 1.0}
-    record |= {"q_values": [0.0, 1.0], "tripped": True, "reason": "<script>alert(1)</script>"}
+    record = {**RECORD, "tripped": True, "reason": "<script>alert(1)</script>"}
     page = Page(write_report([record], RunFacts(model="<b>"), tmp_path / "run.html"))
     assert page.loads == []
     assert "<script>alert(1)</script>" in page.text
     assert re.search("A run of <b>", page.text)
-
-
-class Reads(TorchDispatchMode):
-    """Counts the tensors whose value the host asks for, which makes it wait for a device."""
-
-    def __init__(self):
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        self.count += "local_scalar_dense" in str(function)
-        return function(*args, **(kwargs or {}))
 
 
 class Spy(Callback):

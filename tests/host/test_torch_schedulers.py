@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_dqnlr import DQNLRScheduler
 from lightning_dqnlr.errors import CallOrderError
 
-from .control_runs import Loop, constant_policy, examples, random_policy
+from .control_runs import Loop, Reads, constant_policy, examples, random_policy
 
 pytest.importorskip("accelerate")
 
@@ -99,6 +99,28 @@ def test_a_step_without_any_loss_and_one_too_early_are_errors():
         loop.scheduler.step()
     loop = Loop()
     loop.scheduler.observe(loop.loss())
+    with pytest.raises(CallOrderError, match=r"without an optimizer step"):
+        loop.scheduler.step()
+
+
+def test_a_loss_that_was_observed_beside_one_that_is_passed_is_no_part_of_a_later_step():
+    loop = Loop()
+    loop.scheduler.observe(7.0)
+    loop.run(1)
+    loop.loss().backward()
+    loop.optimizer.step()
+    with pytest.raises(CallOrderError, match=r"loss_from=model"):
+        loop.scheduler.step()
+
+
+def test_calls_for_the_other_processes_of_accelerate_wait_for_no_device(monkeypatch):
+    monkeypatch.setattr("lightning_dqnlr.host.scheduler.world_size", lambda: 4)
+    loop = Loop()
+    loop.run(1)
+    with Reads() as reads:
+        for _ in range(3):
+            loop.scheduler.step()
+    assert reads.count == 0
     with pytest.raises(CallOrderError, match=r"without an optimizer step"):
         loop.scheduler.step()
 

@@ -233,13 +233,14 @@ def test_the_run_of_a_copy_is_found_by_the_original(tmp_path, library):
 
 def test_the_trace_comes_back_from_spawned_processes(tmp_path):
     arguments = {"strategy": "ddp_spawn", "devices": 2, "max_steps": 6}
-    callback = DQNLRCallback(constant_policy(KEEP))
+    callback = DQNLRCallback(constant_policy(KEEP), memory=tmp_path / "memory")
     fit(tmp_path, NEW, callback, Net(), **arguments)
     assert [record["step"] for record in callback.trace][:3] == [1, 2, 3]
     assert callback.trace[-1]["step"] == 6
     assert callback.trace == callback.trace, "the file has been read, and is not needed again"
     assert callback.save_trace(tmp_path / "lr.csv").exists()
     assert callback.facts.seconds["batches"] > 0
+    assert len(callback.facts.remembered) == 1, "the run itself"
     assert "A run of Net" in callback.report(tmp_path / "lr.html").read_text()
 
 

@@ -185,6 +185,12 @@ def test_an_address_of_another_form_is_refused_without_a_request(text):
         address_of(text)
 
 
+def test_two_revisions_are_refused_rather_than_one_of_them_left_out():
+    assert address_of("hf://org/name@v1", "v1").revision == "v1"
+    with pytest.raises(ConfigurationError, match="revision='v2'"):
+        LRPolicy.from_pretrained("hf://org/name@v1", revision="v2")
+
+
 def test_a_folder_of_that_name_is_read_and_no_hub_is_asked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)

@@ -31,11 +31,6 @@ def fits(comparison: Comparison) -> bool:
     return len(comparison.tasks) == 1 and both <= comparison.entries.keys() and not failed
 
 
-def title(comparison: Comparison) -> str:
-    """With the task's name, which is that of a user's module."""
-    return f"{comparison.tasks[0]}: {SUBJECT} against {len(comparison.methods) - 1} other methods"
-
-
 def opening(comparison: Comparison) -> Section:
     """The picture that the page opens with."""
     return Section("Loss by learning rate", loss_by_lr(comparison, comparison.tasks[0]))

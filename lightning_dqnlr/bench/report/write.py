@@ -67,11 +67,14 @@ def write_report(
         raise ConfigurationError("records is empty; run the benchmark first.")
     comparison = Comparison(records, race_margin=race_margin)
     alone = one_task.fits(comparison)
-    title = f"{SUBJECT} against {len(comparison.methods) - 1} other methods"
-    title = one_task.title(comparison) if alone else title
+    against = f"{SUBJECT} against {len(comparison.methods) - 1} other methods"
+    title = f"{comparison.tasks[0]}: {against}" if alone else against
     rows = duels(comparison)
     lost = losing(comparison)
-    short = (_of_one_task if alone else _of_many)(comparison, rows, lost, planned)
+    if alone:
+        short = _of_one_task(comparison, rows, planned)
+    else:
+        short = _of_many(comparison, rows, lost, planned)
     others = [*_details(comparison, rows, lost, alone), _origin(comparison, command)]
     if alone:
         others = [replace(part, folded=True) for part in (headline.how_good(comparison), *others)]
@@ -96,7 +99,7 @@ def _of_many(
 
 
 def _of_one_task(
-    comparison: Comparison, rows: Sequence[Duel], _: Sequence[LostTask], planned: Collection[str]
+    comparison: Comparison, rows: Sequence[Duel], planned: Collection[str]
 ) -> list[Section]:
     """The same in a user's words: the picture, the verdict, the losses."""
     return [
