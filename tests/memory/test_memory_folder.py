@@ -57,20 +57,48 @@ def test_two_folders_are_merged_by_copying_files(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"format": 2}', b'{"format": 1}', b"\xff\xfe", b"1e999"],
+    [b"", b"{", b"[]", b'{"format": 1}', b"\xff\xfe", b"1e999"],
 )
 def test_a_damaged_file_is_named_set_aside_and_kept(tmp_path, caplog, content):
     memory = Memory(tmp_path)
     memory.add(run(1.0))
-    bad = tmp_path / "bad.json"
+    bad = memory.add(run(2.0))
     bad.write_bytes(content)
     with caplog.at_level(logging.WARNING, "lightning_dqnlr"):
         assert len(memory.runs()) == 1
-    assert "bad.json" in caplog.text
-    assert (tmp_path / "bad.json.damaged").read_bytes() == content
+    assert bad.name in caplog.text
+    assert bad.with_name(f"{bad.name}.damaged").read_bytes() == content
     caplog.clear()
     assert len(memory.runs()) == 1
     assert not caplog.records
+
+
+def test_files_of_others_and_of_later_versions_stay_where_they_are(tmp_path, caplog):
+    memory = Memory(tmp_path)
+    later = memory.add(run(1.0))
+    later.write_text('{"format": 2}')
+    own = tmp_path / "package.json"
+    own.write_text('{"name": "mine"}')
+    (tmp_path / "folder.json").mkdir()
+    copied = memory.add(run(1.0)).rename(tmp_path / "renamed.json")
+    before = sorted(tmp_path.iterdir())
+    assert list(memory.runs()) == [copied]
+    assert sorted(tmp_path.iterdir()) == before
+    assert caplog.text.count("stays where it is") == 3
+    with pytest.raises(ConfigurationError, match="no run"):
+        memory.forget("package.json")
+    assert own.exists()
+
+
+@pytest.mark.parametrize("folder", [True, 5, "", b"runs", None])
+def test_what_is_no_folder_is_refused_by_name(folder):
+    with pytest.raises(ConfigurationError, match="memory="):
+        Memory(folder)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="name=5"):
+        Memory(tmp_path, name=5)
 
 
 @pytest.mark.parametrize(
