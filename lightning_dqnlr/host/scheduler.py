@@ -138,6 +138,8 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         self._driver.watch_steps(self._before_step)
         self._facts = RunFacts.of(chosen, [self._driver.optimizer], module)
         self._driver.watch.seconds = self._facts.seconds
+        self._remembering: Remembering | None = None  # the run's part in a memory
+        self._remembered: dict[str, Any] | None = None  # its state, of the run that is resumed
         self._begun: float | None = None  # when the first step was about to be made
 
     @property
@@ -233,20 +235,30 @@ class DQNLRScheduler(ShownRun, LRScheduler):
             This run's part in the memory.
 
         Raises:
-            ConfigurationError: if the memory is a file, or for an unknown mode.
+            ConfigurationError: if the memory is a file or cannot be written, for an unknown mode,
+                or if a parameter has no shape yet.
         """
         check_choice("mode", mode, get_args(Mode))
         chosen = memory if isinstance(memory, Memory) else Memory(memory)
         model = trained_model(self._driver, self._module, chosen.name, batch_size)
-        part = Remembering(chosen, model, self._driver, metric, mode)
+        validates = metric != TRAINING_LOSS
+        part = Remembering(chosen, model, self._driver, metric, mode, validates=validates)
+        self._remembering = part
+        self._facts.remembered = part.told
+        if self._remembered is None:
+            self._hold(part)
+        else:
+            part.resume(self._remembered)
+        return part
+
+    def _hold(self, part: Remembering) -> None:
+        """Has the run hold what the earlier ones teach."""
         held = part.suggestion.held
         if several_ranks():
             device = self.optimizer.param_groups[0]["params"][0].device
             first = from_rank_zero(torch.tensor(math.nan if held is None else held), device)
             held = None if bool(first.isnan()) else float(first)
         part.apply(held)
-        self._facts.remembered = part.told
-        return part
 
     def secure(self) -> None:
         """Puts the last healthy state back if the model is ruined.
@@ -264,7 +276,9 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         """
         if not several_ranks():
             self._driver.secure()
-        return self._driver.state_dict()
+        part = self._remembering
+        memory = {} if part is None else {"memory": part.state_dict()}
+        return {**self._driver.state_dict(), **memory}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned; load model and optimizer first.
@@ -275,6 +289,9 @@ class DQNLRScheduler(ShownRun, LRScheduler):
             ConfigurationError: if the state is of another model, optimizer or policy.
         """
         self._driver.load_state_dict(state)
+        self._remembered = dict(state.get("memory", {}))
+        if self._remembering is not None:
+            self._remembering.resume(self._remembered)
         self.last_epoch = self._step_count = self._driver.now
         self._facts.first_step = self._driver.now
         if self._driver.options.horizon is not None:
