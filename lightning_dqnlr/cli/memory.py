@@ -1,4 +1,4 @@
-"""`dqnlr-memory`: what a folder of remembered runs holds, and what it says of the next run."""
+"""`dqnlr memory`: what a folder of remembered runs holds, and what it says of the next run."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _COLUMNS = ("file", "date", "steps", "ended", "held", "upper quartile", "peak", 
 
 
 def memory() -> None:
-    """The console script `dqnlr-memory`."""
-    parser = argparse.ArgumentParser(prog="dqnlr-memory", description=__doc__.split(": ", 1)[1])
+    """The command `dqnlr memory`."""
+    parser = argparse.ArgumentParser(prog="dqnlr memory", description=__doc__.split(": ", 1)[1])
     parser.add_argument("folder", type=Path, help="as in DQNLRCallback(memory=...)")
     parser.add_argument("--picture", type=Path, help="draw metric over rate, fit and next run")
     parser.add_argument("--forget", metavar="FILE", help="delete the run of this file")
