@@ -102,7 +102,7 @@ def check_added(overrides: Sequence[str], config_name: str) -> None:
 def _faulty_word() -> str | None:
     """The first word that was typed and is no setting, or a choice that is no name."""
     parser = OverridesParser.create()
-    groups = _groups()
+    groups = groups_of_choices()
     for word in (each for each in sys.argv[1:] if "=" in each):
         try:
             override = parser.parse_override(word)
@@ -150,7 +150,7 @@ def _not_found(target: str, key: str) -> str:
 
 def _settings(config_name: str) -> Iterator[str]:
     """The groups, and the keys of the configuration with the choices that were typed."""
-    groups = _groups()
+    groups = groups_of_choices()
     yield from groups
     typed = [word for word in sys.argv[1:] if word.partition("=")[0] in groups]
     for choices in (typed, []):
@@ -164,8 +164,13 @@ def _settings(config_name: str) -> Iterator[str]:
         return
 
 
-def _groups() -> dict[str, list[str]]:
-    """The groups, each with its choices."""
+def groups_of_choices() -> dict[str, list[str]]:
+    """The groups of the configuration, each with its choices.
+
+    Example:
+        >>> groups_of_choices()["collector"]
+        ['local', 'ray']
+    """
     found = resources.files(_CONF).iterdir()
     groups = [each for each in found if each.is_dir() and not each.name.startswith("_")]
     return {

@@ -5,13 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import re
-import tempfile
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 from lightning_dqnlr.errors import ConfigurationError, RecordError
-from lightning_dqnlr.files import parse_json, read_regular, strict_json, write_atomically
+from lightning_dqnlr.files import (
+    check_writable,
+    parse_json,
+    read_regular,
+    strict_json,
+    write_atomically,
+)
 from lightning_dqnlr.memory.runs import RememberedRun
 
 _LOGGER = logging.getLogger("lightning_dqnlr")
@@ -28,7 +33,7 @@ class Memory:
     runs at once. Two folders are merged by copying files, and a run is forgotten by deleting one.
 
     Args:
-        folder: made as the first run begins.
+        folder: made with the first run.
         name: what the user calls the model; None to go by its class and shapes. Runs with
             different names never share anything.
 
@@ -54,20 +59,12 @@ class Memory:
             raise ConfigurationError(f"memory={str(folder)!r} is a file; name a folder.")
 
     def check_writable(self) -> None:
-        """Makes the folder, and sees that files can be written there.
+        """Sees that runs can be written.
 
         Raises:
             ConfigurationError: otherwise.
         """
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise ConfigurationError(
-                f"memory={str(self.folder)!r} cannot be written ({error.strerror}); choose another "
-                "folder."
-            ) from error
+        check_writable("memory", self.folder)
 
     def add(self, run: RememberedRun) -> Path:
         """Writes a run; returns its file.
