@@ -92,6 +92,33 @@ def _write_beside(path: Path, content: bytes | memoryview, written: dict[str, Pa
     os.chmod(temporary, 0o644)
 
 
+def check_writable(name: str, folder: Path) -> None:
+    """Refuses a folder that cannot be written, ahead of the work that is to end there.
+
+    A folder that is not there yet is not made; the nearest one above it is tried.
+
+    Args:
+        name: of the argument.
+        folder: that files will be written to.
+
+    Raises:
+        ConfigurationError: otherwise.
+
+    Example:
+        check_writable("--into", Path("outputs/policy"))
+    """
+    nearest = folder.absolute()
+    while not nearest.exists() and nearest != nearest.parent:
+        nearest = nearest.parent
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise ConfigurationError(
+            f"{name}={str(folder)!r} cannot be written ({error.strerror}); choose another folder."
+        ) from error
+
+
 def remove_leftovers(folder: Path) -> None:
     """Deletes the unfinished files of killed processes in a folder and right below it.
 

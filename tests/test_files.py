@@ -4,7 +4,14 @@ from contextlib import suppress
 import pytest
 
 from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.files import parse_json, read_regular, sealed, unsealed, write_atomically
+from lightning_dqnlr.files import (
+    check_writable,
+    parse_json,
+    read_regular,
+    sealed,
+    unsealed,
+    write_atomically,
+)
 
 
 def test_a_failed_write_leaves_the_previous_file_whole(tmp_path, monkeypatch):
@@ -28,6 +35,15 @@ def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
     (tmp_path / "x").write_text("")
     with pytest.raises(ConfigurationError, match=r"x/y.txt"):
         write_atomically(tmp_path / "x" / "y.txt", b"1")
+
+
+def test_a_folder_is_tried_before_work_and_not_made(tmp_path):
+    check_writable("into", tmp_path / "x" / "y")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "y"):
+        with pytest.raises(ConfigurationError, match=r"^into=.*cannot be written"):
+            check_writable("into", path)
 
 
 def test_others_may_read_the_file(tmp_path):

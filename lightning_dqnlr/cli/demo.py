@@ -179,12 +179,16 @@ class Demo:
     Args:
         steps: of each run.
         seed: of weights and batches.
+
+    Raises:
+        ConfigurationError: for more steps than there is text.
     """
 
     def __init__(self, steps: int, seed: int) -> None:
         files = source_files("test")  # those of the two other splits shaped the bundled policy
         parts = [four_fifths(encode(path)) for path in files]
         text, unseen = (torch.cat(each) for each in zip(*parts, strict=True))
+        check_integer("--steps", steps, 20, len(text) // BATCH_SIZE)  # each window once, about
         self.steps = steps
         self.seed = seed
         self.share = steps * BATCH_SIZE / len(text)  # of the windows that there are
@@ -312,8 +316,9 @@ def demo() -> None:
     parser.add_argument("--picture", type=Path, default=Path("outputs/demo.png"), help="its file")
     arguments = parser.parse_args()
     with errors_in_one_line("nothing was kept, and it takes about a minute"):
-        check_integer("--steps", arguments.steps, 20)
+        check_integer("--steps", arguments.steps, 20)  # `Demo` knows the most
         check_integer("--peaks", arguments.peaks, 1)
+        check_integer("--seed", arguments.seed, 0, 2**63 - 1)
         _quiet()
         torch.set_num_threads(1)  # the layers are small: more threads would wait for each other
         made = Demo(arguments.steps, arguments.seed)

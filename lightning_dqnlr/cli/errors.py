@@ -83,6 +83,11 @@ def errors_in_one_line(go_on: str, config_name: str = "") -> Iterator[None]:
         yield
     except (*_OURS, HydraException, OmegaConfBaseException) as error:
         _stop(one_line(error, config_name))
+    except ValueError as error:  # Hydra raises one for a choice that is no name, as suite=0
+        said = mended(error, config_name) if config_name else None
+        if said is None:
+            raise
+        _stop(said)
     except OSError as error:
         if error.errno in _FULL:
             _stop(f"{error.strerror}; free some space. What was saved before is unchanged.")

@@ -13,10 +13,12 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lightning_dqnlr.checks import check_integer
+from lightning_dqnlr.checks import check_choice, check_integer
 from lightning_dqnlr.cli import targets
 from lightning_dqnlr.cli.errors import ANEW, errors_in_one_line, find_device
+from lightning_dqnlr.cli.spelling import groups_of_choices
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.files import check_writable
 
 if TYPE_CHECKING:
     from lightning_dqnlr.tasks.task import TaskFamily
@@ -103,6 +105,8 @@ def _promote(arguments: argparse.Namespace) -> None:
 
     check_integer("--tasks", arguments.tasks, 1)
     check_integer("--seeds", arguments.seeds, 1)
+    check_choice("--family", arguments.family, groups_of_choices()["tasks"], optional=True)
+    check_writable("--into", arguments.into)
     _check_free(arguments.into, force=arguments.force)
     device = find_device(arguments.device)
     found = promotion.find_candidates(arguments.folders, lambda text: print(f"Skipped: {text}"))

@@ -16,6 +16,7 @@ from typing import Any
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
@@ -23,12 +24,15 @@ from lightning_dqnlr.errors import ConfigurationError
 
 _CONF = "lightning_dqnlr.conf"
 _NO_KEY = re.compile(r"Could not override '([^']+)'")
-_NO_CHOICE = re.compile(r"Could not find '([^']+)/([^'/]+)'\s+Available options in '[^']*':\s(.*)")
+_NO_CHOICE = re.compile(r"Could not find '([^']+)/([^'/]*)'\s+Available options in '[^']*':\s(.*)")
 _NO_VALUE = re.compile(r"Error parsing override '(.+?)' ")
+_NO_NAME = "Config group override must be"
+_NO_GRAMMAR = "override_grammar"
 _NO_TARGET = re.compile(r"Error locating target '([^']+)'")
 _NO_ARGUMENT = re.compile(
     r"Error in call to target '([^']+)':.*unexpected keyword argument '(\w+)'"
 )
+_MISSING = re.compile(r"Error in call to target .*missing \d+ required .*arguments?: ([\w', ]+)")
 
 
 def did_you_mean(name: str, known: Collection[str]) -> str:
@@ -66,6 +70,11 @@ def mended(error: BaseException, config_name: str) -> str | None:
         return f"{found[1]}={found[2]}: there are {', '.join(choices)}.{meant}"
     if found := _NO_VALUE.search(text):
         return f"{found[1]}: a setting is written name=value, in quotes if it has brackets."
+    if _NO_NAME in text or _NO_GRAMMAR in text:
+        return _faulty_word()
+    if found := _MISSING.search(text):
+        names = found[1].replace("'", "")
+        return f"{_key(text)} needs {names}; dqnlr {config_name} --help shows how to give them."
     if found := _NO_TARGET.search(text):
         return _not_found(found[1], _key(text))
     if found := _NO_ARGUMENT.search(text):
@@ -88,6 +97,21 @@ def check_added(overrides: Sequence[str], config_name: str) -> None:
     for key in added:
         if key.partition(".")[0] not in {each.partition(".")[0] for each in known}:
             raise ConfigurationError(f"+{key} sets nothing.{did_you_mean(key, known)}")
+
+
+def _faulty_word() -> str | None:
+    """The first word that was typed and is no setting, or a choice that is no name."""
+    parser = OverridesParser.create()
+    groups = groups_of_choices()
+    for word in (each for each in sys.argv[1:] if "=" in each):
+        try:
+            override = parser.parse_override(word)
+        except HydraException:
+            return f"{word}: a setting is written name=value, in quotes if it has brackets or =."
+        choices = groups.get(override.key_or_group)
+        if choices is not None and not isinstance(override.value(), str | list):
+            return f"{word}: there are {', '.join(choices)}."
+    return None
 
 
 def _key(text: str) -> str:
@@ -126,9 +150,9 @@ def _not_found(target: str, key: str) -> str:
 
 def _settings(config_name: str) -> Iterator[str]:
     """The groups, and the keys of the configuration with the choices that were typed."""
-    groups = [each for each in resources.files(_CONF).iterdir() if each.is_dir()]
-    yield from (each.name for each in groups if not each.name.startswith("_"))
-    typed = [word for word in sys.argv[1:] if word.partition("=")[0] in {g.name for g in groups}]
+    groups = groups_of_choices()
+    yield from groups
+    typed = [word for word in sys.argv[1:] if word.partition("=")[0] in groups]
     for choices in (typed, []):
         try:
             GlobalHydra.instance().clear()
@@ -138,6 +162,25 @@ def _settings(config_name: str) -> Iterator[str]:
             continue
         yield from _keys(content)
         return
+
+
+def groups_of_choices() -> dict[str, list[str]]:
+    """The groups of the configuration, each with its choices.
+
+    Example:
+        >>> groups_of_choices()["collector"]
+        ['local', 'ray']
+    """
+    found = resources.files(_CONF).iterdir()
+    groups = [each for each in found if each.is_dir() and not each.name.startswith("_")]
+    return {
+        group.name: sorted(
+            each.name.removesuffix(".yaml")
+            for each in group.iterdir()
+            if each.name.endswith(".yaml")
+        )
+        for group in groups
+    }
 
 
 def _keys(content: Any, before: str = "") -> Iterator[str]:

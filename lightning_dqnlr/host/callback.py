@@ -270,10 +270,7 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         self._control = kind(trainer, pl_module, terms, self._resume)
         watch = watch_of(trainer, self.on_early_stop, self.validate, self.validate_mode)
         if self.memory is not None:
-            judge = judged_by(trainer, self.validate, self.validate_mode)
-            self._run_memory = RunMemory(
-                trainer, self._control.drivers, self.memory, judge, resumed=bool(self._resume)
-            )
+            self._run_memory = self._remember(trainer, self.memory, terms)
         saved = self._resume.get("ending", {})
         self._ending = RunEnding(
             trainer,
@@ -342,12 +339,14 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         if self._ending is not None and not trainer.sanity_checking:
             self._ending.validated()
         if self._run_memory is not None:
-            self._run_memory.validated(trainer.callback_metrics)
+            self._run_memory.look(trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._secure()
         if self._ending is not None:
             self._ending.end_epoch()
+        if self._run_memory is not None:
+            self._run_memory.look(trainer.callback_metrics)
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
@@ -363,6 +362,7 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         if self._view is not None:
             self._view.end()
         if self._run_memory is not None:
+            self._run_memory.look(trainer.callback_metrics)  # hooks after ours may have logged
             self._run_memory.finish()
         self._end(trainer)
 
@@ -386,8 +386,9 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         if self._resume or self._control is None:
             return self._resume
         self._secure()
-        ending = {} if self._ending is None else {"ending": self._ending.state_dict()}
-        return {**self._control.state_dict(), **ending}
+        parts = {"ending": self._ending, "memory": self._run_memory}
+        states = {name: part.state_dict() for name, part in parts.items() if part is not None}
+        return {**self._control.state_dict(), **states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resume = state_dict
@@ -398,6 +399,18 @@ class DQNLRCallback(ShownRun, Callback, _OlderCallback):
         kept = {k: v for k, v in self.__dict__.items() if k not in ("log", "log_dict")}
         left_out = ("_control", "_ending", "_run_memory", "_view", "_hidden_bar")
         return {**kept, **dict.fromkeys(left_out)}
+
+    def _remember(self, trainer: Trainer, memory: Memory, terms: RunTerms) -> RunMemory:
+        """The run's part in the memory; a resumed one keeps its rate."""
+        drivers = self._control.drivers if self._control is not None else []
+        judge = judged_by(trainer, self.validate, self.validate_mode)
+        followed = terms.monitor_of(0, len(drivers))
+        run_memory = RunMemory(trainer, drivers, memory, judge, followed)
+        if self._resume:
+            run_memory.resume(self._resume.get("memory", {}))
+        else:
+            run_memory.begin()
+        return run_memory
 
     def _secure(self) -> None:
         """Has the drivers undo what is ruined, so that nothing outside sees it."""

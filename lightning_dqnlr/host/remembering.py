@@ -5,12 +5,14 @@ from __future__ import annotations
 import datetime
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_dqnlr.errors import ConfigurationError
 from lightning_dqnlr.host.decisions import DecisionRecord
 from lightning_dqnlr.host.driver import OptimizerDriver
 from lightning_dqnlr.host.options import identity
@@ -32,15 +34,20 @@ class Remembering:
         memory: of the earlier runs.
         model: that is about to be trained.
         driver: of its optimizer.
-        metric: what the run is judged by; `TRAINING_LOSS` if there is no validation.
+        metric: what the run is judged by.
         mode: of that metric.
+        validates: whether `add` is told of the metric. If not, it is the training loss, or what
+            the control follows in its place.
 
     Attributes:
         suggestion: what the earlier runs say.
         told: the runs of this model as plain data, this one included once it is written down.
 
+    Raises:
+        ConfigurationError: if the memory cannot be written.
+
     Example:
-        remembering = Remembering(memory, model, driver, "val_loss", "min")
+        remembering = Remembering(memory, model, driver, "val_loss", "min", validates=True)
         remembering.apply(remembering.suggestion.held)
         ...  # train
         remembering.finish()
@@ -53,15 +60,22 @@ class Remembering:
         driver: OptimizerDriver,
         metric: str = TRAINING_LOSS,
         mode: Mode = "min",
+        *,
+        validates: bool = False,
     ) -> None:
+        if not rank():
+            memory.check_writable()
         self._memory = memory
         self._model = model
         self._driver = driver
         self._metric = metric
         self._mode = mode
+        self._validates = validates
         self._best = math.nan
+        self._seen = False  # whether there was a metric at all
         self._written = False
-        self.suggestion = suggest(memory.runs().values(), model, metric, mode)
+        bounds = {name: getattr(driver.controller, name) for name in ("min_lr", "max_lr")}
+        self.suggestion = suggest(memory.runs().values(), model, metric, mode, **bounds)
         self._why = self.suggestion.why
         self.told = [run.to_dict() for run in self.suggestion.runs]
 
@@ -76,36 +90,67 @@ class Remembering:
             self._why,
         )
 
-    def resume(self) -> None:
-        """Leaves the rate to the checkpoint that the run goes on from."""
+    def resume(self, saved: Mapping[str, Any]) -> None:
+        """Leaves the rate to the checkpoint that the run goes on from.
+
+        Args:
+            saved: what `state_dict` returned then; empty if the run had no memory.
+        """
         self._why = "of the run that this one goes on with"
+        if saved.get("metric") == self._metric:
+            self._best, self._seen = saved["best"], saved["seen"]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Builtins."""
+        return {"metric": self._metric, "best": self._best, "seen": self._seen}
 
     def add(self, value: Tensor | float) -> None:
         """Takes in the metric of a validation."""
         number = float(value)
+        self._seen = True
         better = number > self._best if self._mode == "max" else number < self._best
         if math.isfinite(number) and (better or math.isnan(self._best)):
             self._best = number
 
-    def finish(self, interrupted: bool = False) -> None:
+    def finish(self, interrupted: bool = False, stopped: bool = False) -> None:
         """Writes the run down, once; rank 0 of a parallel run does. One without decisions is not.
+
+        A run that cannot be written down is said to be lost; training is not to fail for it.
 
         Args:
             interrupted: whether it was stopped from outside.
+            stopped: whether it was stopped for what it had come to, ahead of its horizon.
         """
         trace = self._driver.trace
         if not trace or self._written or rank():
             return
         self._written = True
+        try:
+            run = self._run(trace, interrupted, stopped)
+            self._memory.add(run)
+        except ConfigurationError as error:
+            _LOGGER.warning("memory: this run is not remembered: %s", error)
+            return
+        self.told.append(run.to_dict())
+        if self._validates and not self._seen:
+            _LOGGER.warning(
+                "memory: %r, by which the run is judged, was never there; so the run teaches "
+                "nothing. Log it in validation, or name another metric.",
+                self._metric,
+            )
+
+    def _run(
+        self, trace: Sequence[DecisionRecord], interrupted: bool, stopped: bool
+    ) -> RememberedRun:
         value, error = self._judged(trace)
         peak = self._driver.controller.peak
         used = _used(trace)
-        run = RememberedRun(
+        return RememberedRun(
             model=self._model,
             policy=identity(self._driver.policy),
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds"),
             steps=self._driver.now,
-            ended=self._ended(value, interrupted),
+            ended=self._ended(value, interrupted, stopped),
             held=None if peak is None else float(peak),
             why=self._why,
             peak=float(used.max()),
@@ -115,21 +160,24 @@ class Remembering:
             value=value if math.isfinite(value) else None,
             error=error,
         )
-        self._memory.add(run)
-        self.told.append(run.to_dict())
 
-    def _ended(self, value: float, interrupted: bool) -> Ended:
-        driver = self._driver
-        horizon = driver.controller.horizon
-        if interrupted or (horizon is not None and driver.now < _MOST * horizon):
+    def _ended(self, value: float, interrupted: bool, stopped: bool) -> Ended:
+        horizon = self._driver.controller.horizon
+        left = horizon is not None and self._driver.now < _MOST * horizon
+        if interrupted or (left and not stopped):
             return "early"
-        return "completed" if math.isfinite(value) else "diverged"
+        told = self._seen or not self._validates
+        return "diverged" if told and not math.isfinite(value) else "completed"
 
     def _judged(self, trace: Sequence[DecisionRecord]) -> tuple[float, float | None]:
-        """The metric and its standard error, by the scatter of the last training losses."""
-        if self._metric != TRAINING_LOSS:
+        """The metric and its standard error, by the scatter of the last training losses.
+
+        Intervals that the circuit breaker has undone are no part of what the run came to.
+        """
+        if self._validates:
             return self._best, None
-        own = [record["loss"] for record in trace]
+        sign = -1.0 if self._mode == "max" else 1.0  # the control follows the negative one
+        own = [sign * record["loss"] for record in trace if not record["tripped"]]
         last = torch.tensor(own[-max(3, math.ceil(_LAST * len(own))) :], dtype=torch.float64)
         scatter = float(last.std()) / math.sqrt(len(last)) if len(last) > 1 else None
         known = scatter if scatter is not None and math.isfinite(scatter) else None

@@ -138,6 +138,8 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         self._driver.watch_steps(self._before_step)
         self._facts = RunFacts.of(chosen, [self._driver.optimizer], module)
         self._driver.stopwatch = Stopwatch(self._facts.seconds)
+        self._remembering: Remembering | None = None  # the run's part in a memory
+        self._remembered: dict[str, Any] | None = None  # its state, of the run that is resumed
         self._begun: float | None = None  # when the first step was about to be made
 
     @property
@@ -236,17 +238,20 @@ class DQNLRScheduler(ShownRun, LRScheduler):
             This run's part in the memory.
 
         Raises:
-            ConfigurationError: if the memory is a file, or for an unknown mode.
+            ConfigurationError: if the memory is a file or cannot be written, for an unknown mode,
+                or if a parameter has no shape yet.
         """
         check_choice("mode", mode, get_args(Mode))
         chosen = memory if isinstance(memory, Memory) else Memory(memory)
         model = trained_model(self._driver, self._module, chosen.name, batch_size)
-        part = Remembering(chosen, model, self._driver, metric, mode)
-        if self._driver.now:
-            part.resume()
-        else:
-            part.apply(self._of_rank_zero(part.suggestion.held))
+        validates = metric != TRAINING_LOSS
+        part = Remembering(chosen, model, self._driver, metric, mode, validates=validates)
+        self._remembering = part
         self._facts.remembered = part.told
+        if self._remembered is None:
+            part.apply(self._of_rank_zero(part.suggestion.held))
+        else:
+            part.resume(self._remembered)
         return part
 
     def secure(self) -> None:
@@ -265,7 +270,9 @@ class DQNLRScheduler(ShownRun, LRScheduler):
         """
         if not several_ranks():
             self._driver.secure()
-        return self._driver.state_dict()
+        part = self._remembering
+        memory = {} if part is None else {"memory": part.state_dict()}
+        return {**self._driver.state_dict(), **memory}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restores what `state_dict` returned; load model and optimizer first.
@@ -276,6 +283,9 @@ class DQNLRScheduler(ShownRun, LRScheduler):
             ConfigurationError: if the state is of another model, optimizer or policy.
         """
         self._driver.load_state_dict(state)
+        self._remembered = dict(state.get("memory", {}))
+        if self._remembering is not None:
+            self._remembering.resume(self._remembered)
         self.last_epoch = self._step_count = self._driver.now
         self._facts.first_step = self._driver.now
         if self._driver.options.horizon is not None:

@@ -96,7 +96,8 @@ class ValidationWatch:
 
     def _count(self, value: float) -> None:
         if self._since:
-            self._squares_since += (value - self._last) ** 2
+            change = value - self._last
+            self._squares_since += change * change  # `change**2` raises on overflow
         self._since += 1
         self._sum_since += value
         self._last = value

@@ -104,17 +104,26 @@ class Choice(NamedTuple):
     why: str
 
 
-def next_run(found: Fit) -> Choice:
+def next_run(found: Fit, low: float = -math.inf, high: float = math.inf) -> Choice:
     """The candidate of the largest expected improvement, or the best once none is worth a run.
+
+    Args:
+        found: the fit.
+        low: smallest x that is allowed.
+        high: largest x that is allowed.
 
     Example:
         >>> next_run(fit([Point(0.0, 1.0), Point(1.0, 0.5), Point(2.0, 1.0)])).x
         1.0
     """
-    index = int(found.improvement.argmax())
+    beyond = (found.x < low) | (found.x > high)
+    index = int(found.improvement.masked_fill(beyond, -math.inf).argmax())
+    best = int(found.mean.masked_fill(beyond, math.inf).argmin())
     gain = float(found.improvement[index])
+    if bool(beyond.all()):
+        return Choice(min(max(float(found.x[best]), low), high), "the bounds leave no other")
     if gain < _SETTLED:
-        return Choice(float(found.x[found.best]), "settled: the lowest loss by the fit")
+        return Choice(float(found.x[best]), "settled: the lowest loss by the fit")
     return Choice(float(found.x[index]), f"expected to lower the loss by {gain:.1%}")
 
 

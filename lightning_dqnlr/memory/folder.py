@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_dqnlr.errors import ConfigurationError
-from lightning_dqnlr.files import parse_json, read_regular, strict_json, write_atomically
+from lightning_dqnlr.errors import ConfigurationError, RecordError
+from lightning_dqnlr.files import (
+    check_writable,
+    parse_json,
+    read_regular,
+    strict_json,
+    write_atomically,
+)
 from lightning_dqnlr.memory.runs import RememberedRun
 
 _LOGGER = logging.getLogger("lightning_dqnlr")
 _LARGEST_FILE = 1 << 20  # bytes
+_DAMAGED = ".damaged"
+_OWN_NAME = re.compile(r".+-\d{14}-[0-9a-f]{8}\.json")  # as `add` names files
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Memory:
             different names never share anything.
 
     Raises:
-        ConfigurationError: if `folder` is a file.
+        ConfigurationError: if `folder` is a file or no path, or `name` no text.
 
     Example:
         memory = Memory("lr-memory", name="tagger")
@@ -40,10 +49,22 @@ class Memory:
     name: str | None = None
 
     def __init__(self, folder: str | Path, name: str | None = None) -> None:
+        if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+            raise ConfigurationError(f"memory={folder!r} is no folder; name one, as 'lr-memory'.")
+        if not isinstance(name, str | None):
+            raise ConfigurationError(f"memory: name={name!r} must be text, or None.")
         object.__setattr__(self, "folder", Path(folder))
         object.__setattr__(self, "name", name)
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigurationError(f"memory={str(folder)!r} is a file; name a folder.")
+
+    def check_writable(self) -> None:
+        """Sees that runs can be written.
+
+        Raises:
+            ConfigurationError: otherwise.
+        """
+        check_writable("memory", self.folder)
 
     def add(self, run: RememberedRun) -> Path:
         """Writes a run; returns its file.
@@ -57,15 +78,21 @@ class Memory:
         return write_atomically(path, strict_json(run.to_dict(), indent=2).encode())
 
     def runs(self) -> dict[Path, RememberedRun]:
-        """All runs, the oldest first. Files that are none, or of a later version, are named."""
+        """All runs, the oldest first.
+
+        What cannot be read is named in a warning. A damaged run is set aside under another name.
+        Runs of a later version, and files that this package has not named, stay where they are.
+        """
         found = {}
         for path in sorted(self.folder.glob("*.json")):
             try:
                 found[path] = RememberedRun.from_dict(parse_json(read_regular(path, _LARGEST_FILE)))
             except FileNotFoundError:  # deleted a moment ago
                 continue
-            except (ValueError, OSError) as error:
-                _LOGGER.warning("%s cannot be read (%s); it is left out.", path, error)
+            except (OSError, RecordError) as error:  # it may be sound for somebody else
+                _say_left_out(path, error, "stays where it is")
+            except ValueError as error:
+                _say_left_out(path, error, _set_aside(path))
         return dict(sorted(found.items(), key=lambda item: item[1].date))
 
     def forget(self, name: str) -> Path:
@@ -75,7 +102,7 @@ class Memory:
             ConfigurationError: if there is no such run.
         """
         path = self.folder / Path(name).name
-        if path.suffix != ".json" or not path.is_file():
+        if path not in self.runs():
             raise ConfigurationError(f"{name!r} is no run in {self.folder}; list them first.")
         path.unlink()
         return path
@@ -89,3 +116,19 @@ def as_memory(memory: str | Path | Memory | None) -> Memory | None:
         'lr-memory'
     """
     return memory if memory is None or isinstance(memory, Memory) else Memory(memory)
+
+
+def _say_left_out(path: Path, error: Exception, where: str) -> None:
+    _LOGGER.warning("%s cannot be read (%s); it is left out and %s.", path, error, where)
+
+
+def _set_aside(path: Path) -> str:
+    """Renames a damaged run; says where it is now. A user's own file is not touched."""
+    aside = path.with_name(path.name + _DAMAGED)
+    try:
+        if _OWN_NAME.fullmatch(path.name):
+            path.rename(aside)
+            return f"is kept as {aside.name}"
+    except OSError:
+        pass
+    return "stays where it is"

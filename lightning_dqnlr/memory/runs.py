@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any, Literal
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from lightning_dqnlr.checks import check_fields, check_kind, check_settings
-from lightning_dqnlr.errors import RecordError
+from lightning_dqnlr.errors import ConfigurationError, RecordError
 
 FORMAT = 1
 Ended = Literal["completed", "early", "diverged"]
@@ -71,12 +72,20 @@ def model_of(
         batch_size: examples per optimizer step; None if unknown.
         horizon: optimizer steps; None if unknown.
 
+    Raises:
+        ConfigurationError: if a parameter has no shape yet.
+
     Example:
         >>> arguments = {"kind": "Net", "name": None, "optimizer": "SGD"}
         >>> own = [nn.Parameter(torch.zeros(2, 3))]
         >>> model_of(own, **arguments, batch_size=8, horizon=100).parameters
         6
     """
+    if any(is_lazy(p) for p in parameters):
+        raise ConfigurationError(
+            "memory: a lazy layer has no shapes yet, by which a model is known; run a batch "
+            "through the model before training, or leave memory out."
+        )
     shapes = [list(p.shape) for p in parameters]
     told = [name or "", kind, optimizer]
     return Model(
@@ -106,7 +115,7 @@ class RememberedRun:
         upper_quartile: of the learning rates that were used, over the steps.
         metric: name of what the run is judged by.
         mode: "max" if it is to rise.
-        value: of the metric at its best; None if it was never finite.
+        value: of the metric at its best; None if it was never finite, or never seen.
         error: standard error of the value, if the run itself tells of it; else None.
 
     Raises:

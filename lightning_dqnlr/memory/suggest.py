@@ -12,6 +12,7 @@ from lightning_dqnlr.memory.runs import Mode, Model, RememberedRun
 
 _LONGER = 1.25  # runs are not compared if one has more than this many times the other's steps
 _DIVERGED = 1.0  # log loss above the worst run of the same model
+_ROUNDING = 1e-6  # of log2 of a rate
 
 
 class Suggestion(NamedTuple):
@@ -36,7 +37,13 @@ class Suggestion(NamedTuple):
 
 
 def suggest(
-    runs: Iterable[RememberedRun], model: Model, metric: str, mode: Mode = "min"
+    runs: Iterable[RememberedRun],
+    model: Model,
+    metric: str,
+    mode: Mode = "min",
+    *,
+    min_lr: float | None = None,
+    max_lr: float | None = None,
 ) -> Suggestion:
     """Chooses the learning rate of a model's next run.
 
@@ -49,6 +56,8 @@ def suggest(
         model: that is about to be trained.
         metric: that it will be judged by.
         mode: of that metric.
+        min_lr: lower bound of the learning rate; None for none.
+        max_lr: upper bound.
 
     Example:
         suggest(memory.runs().values(), model, "val_loss").held
@@ -70,7 +79,9 @@ def suggest(
         for point in _points(each, i, references[key] or reference, model)
     ]
     found = fit(points)
-    choice = next_run(found)
+    low = -math.inf if min_lr is None else math.log2(min_lr / reference) - _ROUNDING
+    high = math.inf if max_lr is None else math.log2(max_lr / reference) + _ROUNDING
+    choice = next_run(found, low, high)
     return Suggestion(reference * 2.0**choice.x, choice.why, own, reference, found)
 
 
@@ -136,9 +147,9 @@ def _points(
             group=group,
             width=_width(run.model, model),
             batch=_batch(run.model, model),
-            error=_log_error(run),
+            error=error,
         )
-        for run, level in zip(runs, _levels(runs), strict=True)
+        for run, level, error in zip(runs, _levels(runs), _errors(runs), strict=True)
     ]
 
 
@@ -151,6 +162,18 @@ def _levels(runs: Sequence[RememberedRun]) -> list[float]:
     worst = max(scale.level(value) for value in values) + _DIVERGED
     return [
         worst if run.ended == "diverged" or run.value is None else scale.level(run.value)
+        for run in runs
+    ]
+
+
+def _errors(runs: Sequence[RememberedRun]) -> list[float]:
+    """Of each run the standard error of its level; 0 where the run does not tell of it."""
+    values = _values(runs)
+    if not values:
+        return [0.0 for _ in runs]
+    slope = _scale(values, runs[0].mode).slope
+    return [
+        min(1.0, run.error * slope(run.value)) if run.error and run.value is not None else 0.0
         for run in runs
     ]
 
@@ -170,20 +193,22 @@ def _values(runs: Sequence[RememberedRun]) -> list[float]:
 
 
 class _Scale(NamedTuple):
-    """How a metric becomes a level, and back."""
+    """How a metric becomes a level and back, and how far a level moves with its metric."""
 
     level: Callable[[float], float]
     metric: Callable[[float], float]
+    slope: Callable[[float], float]
 
 
 def _scale(values: Sequence[float], mode: Mode) -> _Scale:
     if mode == "min" and min(values) > 0:
-        return _Scale(math.log, math.exp)
+        return _Scale(math.log, math.exp, lambda value: 1 / value)
     if mode == "max" and all(0 <= value < 1 for value in values):  # a share: what it lacks of 1
-        return _Scale(lambda value: math.log(1 - value), lambda level: 1 - math.exp(level))
-    size = (max(abs(value) for value in values) or 1.0) * (1 if mode == "min" else -1)
-    return _Scale(lambda value: value / size, lambda level: level * size)
-
-
-def _log_error(run: RememberedRun) -> float:
-    return min(1.0, run.error / abs(run.value)) if run.error and run.value else 0.0
+        return _Scale(
+            lambda value: math.log(1 - value),
+            lambda level: 1 - math.exp(level),
+            lambda value: 1 / (1 - value),
+        )
+    size = max(abs(value) for value in values) or 1.0
+    signed = size if mode == "min" else -size
+    return _Scale(lambda value: value / signed, lambda level: level * signed, lambda _: 1 / size)

@@ -10,7 +10,7 @@ import pytest
 
 from lightning_dqnlr import __version__
 from lightning_dqnlr.cli import main as cli
-from lightning_dqnlr.cli.demo import Contestant, draw
+from lightning_dqnlr.cli.demo import Contestant, demo, draw
 
 COMMAND = [sys.executable, "-c", "from lightning_dqnlr.cli.main import main; main()"]
 # As if matplotlib were not installed: neither importable nor listed as a distribution.
@@ -103,3 +103,15 @@ def test_a_demonstration_of_no_steps_is_refused_in_one_line(tmp_path):
     refused = run("demo", "--steps=0", cwd=tmp_path)
     assert refused.returncode == 2
     assert refused.stderr.startswith("dqnlr-demo: error: --steps=0")
+
+
+@pytest.mark.parametrize(
+    "words", [("--seed", "-1"), ("--seed", str(2**63)), ("--steps", "1000000000000")]
+)
+def test_a_demonstration_of_no_sensible_size_is_refused_in_a_line(words, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dqnlr-demo", *words])
+    with pytest.raises(SystemExit) as stopped:
+        demo()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert stopped.value.code == 2
+    assert f"{words[0]}={words[1]} must be an integer" in line

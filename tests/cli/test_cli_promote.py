@@ -157,6 +157,8 @@ def test_what_is_worse_than_the_bundled_policy_is_not_copied(tmp_path, monkeypat
     [
         (["--tasks", 0], "--tasks=0 must be an integer of at least 1"),
         (["--device", "tpu"], "device='tpu' must be cpu, cuda or auto"),
+        (["--family", "nope"], "--family='nope' must be one of 'broad', "),
+        (["--into", f"{__file__}/won"], "won' cannot be written (Not a directory)"),
         ([], "No policy in"),
     ],
 )

@@ -53,6 +53,11 @@ CASES = {
         "experiment=quik: there are ablation, classic, default, quick. Did you mean quick?",
     ),
     "a choice of one's own": ("train", ["tasks=mine"], "need --config-dir FOLDER."),
+    "a number for a choice": ("train", ["experiment=0"], "experiment=0: there are ablation, "),
+    "nothing for a choice": ("bench", ["suite=null"], "suite=null: there are full, gpu, mine, "),
+    "an empty choice": ("bench", ["suite="], "suite=: there are full, gpu, mine, "),
+    "two signs": ("train", ["seed=1=2"], "seed=1=2: a setting is written name=value"),
+    "a task without a model": ("bench", MINE, "task needs module; dqnlr bench --help"),
     "no setting": ("train", ["episodes"], "episodes: a setting is written name=value"),
     "a word for a truth value": ("train", ["tensorboard=no"], "tensorboard='no' must be one of"),
     "a key of a suite": (

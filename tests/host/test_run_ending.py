@@ -9,7 +9,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_dqnlr import DQNLRCallback
-from lightning_dqnlr.host.validation import LossWatch
+from lightning_dqnlr.host.validation import LossWatch, ValidationWatch
 from tests.host.control_runs import constant_policy
 
 EPOCH = 6  # steps
@@ -398,3 +398,11 @@ def test_the_picture_shows_where_the_decay_began(tmp_path):
     callback = DQNLRCallback()
     fit(TURNS, callback, stopping())
     assert "the decay begins early" in callback.plot(tmp_path / "run.svg").read_text()
+
+
+def test_metrics_in_double_precision_may_be_of_any_size():
+    watch = ValidationWatch("val_loss", "min")
+    for value in (1.0, 1e200, -1e-200, 1e300, 1e200):
+        metric = torch.tensor(value, dtype=torch.float64)
+        watch.add({"val_loss": metric}, torch.tensor(1.0))
+    assert not watch.turned

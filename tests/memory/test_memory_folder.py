@@ -44,8 +44,7 @@ def test_eight_writers_and_a_kill_lose_no_run_that_was_written(tmp_path):
     for k in range(8):
         assert whys.count(str(k)) == 20
     assert whys.count("killed") >= len(said) - 1  # "ready" is one of the words
-    for path in tmp_path.glob("*.json"):
-        RememberedRun.from_dict(json.loads(path.read_text()))  # none of them is in part
+    assert not list(tmp_path.glob("*.damaged"))
 
 
 def test_two_folders_are_merged_by_copying_files(tmp_path):
@@ -58,20 +57,48 @@ def test_two_folders_are_merged_by_copying_files(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"format": 2}', b'{"format": 1}', b"\xff\xfe", b"1e999"],
+    [b"", b"{", b"[]", b'{"format": 1}', b"\xff\xfe", b"1e999"],
 )
-def test_a_file_that_is_no_run_or_of_a_later_version_is_named_and_left_alone(
-    tmp_path, caplog, content
-):
+def test_a_damaged_file_is_named_set_aside_and_kept(tmp_path, caplog, content):
     memory = Memory(tmp_path)
     memory.add(run(1.0))
-    other = tmp_path / "package.json"
-    other.write_bytes(content)
+    bad = memory.add(run(2.0))
+    bad.write_bytes(content)
     with caplog.at_level(logging.WARNING, "lightning_dqnlr"):
         assert len(memory.runs()) == 1
-    assert "package.json" in caplog.text
-    assert other.read_bytes() == content
-    assert len(list(tmp_path.iterdir())) == 2
+    assert bad.name in caplog.text
+    assert bad.with_name(f"{bad.name}.damaged").read_bytes() == content
+    caplog.clear()
+    assert len(memory.runs()) == 1
+    assert not caplog.records
+
+
+def test_files_of_others_and_of_later_versions_stay_where_they_are(tmp_path, caplog):
+    memory = Memory(tmp_path)
+    later = memory.add(run(1.0))
+    later.write_text('{"format": 2}')
+    own = tmp_path / "package.json"
+    own.write_text('{"name": "mine"}')
+    (tmp_path / "folder.json").mkdir()
+    copied = memory.add(run(1.0)).rename(tmp_path / "renamed.json")
+    before = sorted(tmp_path.iterdir())
+    assert list(memory.runs()) == [copied]
+    assert sorted(tmp_path.iterdir()) == before
+    assert caplog.text.count("stays where it is") == 3
+    with pytest.raises(ConfigurationError, match="no run"):
+        memory.forget("package.json")
+    assert own.exists()
+
+
+@pytest.mark.parametrize("folder", [True, 5, "", b"runs", None])
+def test_what_is_no_folder_is_refused_by_name(folder):
+    with pytest.raises(ConfigurationError, match="memory="):
+        Memory(folder)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="name=5"):
+        Memory(tmp_path, name=5)
 
 
 @pytest.mark.parametrize(

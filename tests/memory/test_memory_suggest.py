@@ -8,7 +8,7 @@ from torch import nn
 
 from lightning_dqnlr.memory import suggest
 from lightning_dqnlr.memory.runs import model_of
-from lightning_dqnlr.memory.suggest import metric_of
+from lightning_dqnlr.memory.suggest import _errors, metric_of
 
 from .remembered import MODEL, run
 
@@ -105,3 +105,12 @@ def test_models_are_told_apart_by_shapes_class_optimizer_and_name():
     for change in ({"kind": "Other"}, {"name": "mine"}, {"optimizer": "Adam"}):
         assert named(own, **change).structure != model.structure
     assert named(own, batch_size=16).shapes == model.shapes
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "error"),
+    [((0.5, 0.4), "min", 0.025), ((-5.0, -0.1), "min", 0.002), ((0.5, 0.9), "max", 0.1)],
+)
+def test_the_noise_of_a_run_is_measured_on_the_scale_of_the_fit(values, mode, error):
+    runs = [run(value, error=0.01, mode=mode) for value in values]
+    assert _errors(runs)[-1] == pytest.approx(error)
