@@ -6,7 +6,7 @@ import datetime
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -144,7 +144,7 @@ class Remembering:
     ) -> RememberedRun:
         value, error = self._judged(trace)
         peak = self._driver.controller.peak
-        used = _used(trace)
+        largest, quartile = _largest_and_quartile(trace)
         return RememberedRun(
             model=self._model,
             policy=identity(self._driver.policy),
@@ -153,8 +153,8 @@ class Remembering:
             ended=self._ended(value, interrupted, stopped),
             held=None if peak is None else float(peak),
             why=self._why,
-            peak=float(used.max()),
-            upper_quartile=float(used.quantile(0.75)),
+            peak=largest,
+            upper_quartile=quartile,
             metric=self._metric,
             mode=self._mode,
             value=value if math.isfinite(value) else None,
@@ -206,9 +206,12 @@ def trained_model(
     )
 
 
-def _used(trace: Sequence[DecisionRecord]) -> Tensor:
-    """The learning rate of each step, (steps,)."""
+def _largest_and_quartile(trace: Sequence[DecisionRecord]) -> tuple[float, float]:
+    """The largest learning rate and the upper quartile, over the steps of a run."""
     ends = [0, *(record["step"] for record in trace)]
-    counts = [after - before for before, after in pairwise(ends)]
-    rates = torch.tensor([record["lr"] for record in trace], dtype=torch.float64)
-    return rates.repeat_interleave(torch.tensor(counts))
+    steps = [after - before for before, after in pairwise(ends)]
+    used = sorted(zip((record["lr"] for record in trace), steps, strict=True))
+    until = accumulate(count for _, count in used)
+    enough = 0.75 * sum(steps)
+    quartile = next(lr for (lr, _), done in zip(used, until, strict=True) if done >= enough)
+    return used[-1][0], quartile

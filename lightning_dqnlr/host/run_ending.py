@@ -39,11 +39,12 @@ class RunEnding:
 
     Where EarlyStopping would stop, the decay begins, from the best weights so far. It takes a
     quarter of the steps so far, rounded up to whole epochs, and no more than `max_epochs` leaves.
-    Then training stops. A metric
-    that nobody stops for (of ModelCheckpoint, or named by the user) begins the decay as well.
-    Training goes on to its end then: the rate comes down from the best weights again, each time
-    over a quarter of the steps so far. A training loss that has stopped falling begins the decay of
-    a run that nothing else ends.
+    Then training stops.
+
+    A metric that nobody stops for (of ModelCheckpoint, or named by the user) begins the decay as
+    well. Training goes on to its end then. The rate comes down from the best weights again, each
+    time over a quarter of the steps so far. A training loss that has stopped falling begins the
+    decay of a run that nothing else ends.
 
     Args:
         trainer: of the run, about to train.

@@ -83,7 +83,7 @@ def model_of(
     """
     if any(is_lazy(p) for p in parameters):
         raise ConfigurationError(
-            "memory: a lazy layer has no shapes yet, by which a model is known; run a batch "
+            "memory: a model is known by its shapes, and a lazy layer has none yet. Run a batch "
             "through the model before training, or leave memory out."
         )
     shapes = [list(p.shape) for p in parameters]

@@ -12,6 +12,7 @@ from lightning_dqnlr.memory.runs import Mode, Model, RememberedRun
 
 _LONGER = 1.25  # runs are not compared if one has more than this many times the other's steps
 _DIVERGED = 1.0  # log loss above the worst run of the same model
+_MOST = 300  # runs that take part; a fit's time grows with their third power
 _ROUNDING = 1e-6  # of log2 of a rate
 
 
@@ -49,7 +50,8 @@ def suggest(
 
     Runs of another horizon are left out: how the best rate moves with it has not been measured.
     So are runs that were interrupted, and those that were judged by another metric. Runs of the
-    same structure at another width or batch size take part, the less the further off.
+    same structure at another width or batch size take part, the less the further off. No more than
+    300 take part, the nearest and newest.
 
     Args:
         runs: all that are remembered.
@@ -75,10 +77,12 @@ def suggest(
         return Suggestion(None, "the first run is the policy's", own, None, fit([]))
     points = [
         point
-        for i, (key, each) in enumerate(groups.items())
-        for point in _points(each, i, references[key] or reference, model)
+        for i, (key, each) in sorted(
+            enumerate(groups.items()), key=lambda item: (item[0] > 0, _distance(item[1][1], model))
+        )
+        for point in reversed(_points(each, i, references[key] or reference, model))
     ]
-    found = fit(points)
+    found = fit(points[:_MOST])
     low = -math.inf if min_lr is None else math.log2(min_lr / reference) - _ROUNDING
     high = math.inf if max_lr is None else math.log2(max_lr / reference) + _ROUNDING
     choice = next_run(found, low, high)
@@ -203,11 +207,13 @@ class _Scale(NamedTuple):
 def _scale(values: Sequence[float], mode: Mode) -> _Scale:
     if mode == "min" and min(values) > 0:
         return _Scale(math.log, math.exp, lambda value: 1 / value)
-    if mode == "max" and all(0 <= value < 1 for value in values):  # a share: what it lacks of 1
+    lacks = [1 - value for value in values if value < 1]
+    if mode == "max" and lacks and all(0 <= value <= 1 for value in values):  # a share of 1
+        least = min(lacks) / 2  # what a share of exactly 1 is taken to lack
         return _Scale(
-            lambda value: math.log(1 - value),
+            lambda value: math.log(max(1 - value, least)),
             lambda level: 1 - math.exp(level),
-            lambda value: 1 / (1 - value),
+            lambda value: 1 / max(1 - value, least),
         )
     size = max(abs(value) for value in values) or 1.0
     signed = size if mode == "min" else -size

@@ -11,6 +11,7 @@ from torch import nn
 from lightning_dqnlr import DQNLRCallback
 from lightning_dqnlr.cli.memory import models_of
 from lightning_dqnlr.errors import ConfigurationError
+from lightning_dqnlr.host.remembering import _largest_and_quartile
 from lightning_dqnlr.memory import Memory
 
 from .control_runs import SAFELY, Loop, Net, constant_policy, loader, random_policy, trainer
@@ -270,7 +271,7 @@ def test_a_layer_without_shapes_is_refused_by_name(tmp_path):
             super().__init__()
             self.net = nn.LazyLinear(2)
 
-    with pytest.raises(ConfigurationError, match="memory: a lazy layer"):
+    with pytest.raises(ConfigurationError, match="memory: .* a lazy layer has none"):
         fit(tmp_path, Lazy())
 
 
@@ -350,3 +351,12 @@ def test_plot_and_report_show_the_runs_of_the_model(tmp_path):
     forgetful = DQNLRCallback(constant_policy(KEEP))
     trainer(forgetful, tmp_path, max_epochs=2).fit(Net(), loader())
     assert "Runs of this model" not in forgetful.report(tmp_path / "other.html").read_text()
+
+
+def test_the_upper_quartile_is_that_of_the_steps_and_not_of_the_decisions():
+    # Ten steps at 1, eighty at 2, nine at 4 and one at 8: three quarters lie at or below 2.
+    ends, rates = (10, 90, 99, 100), (1.0, 2.0, 4.0, 8.0)
+    trace = [{"step": end, "lr": lr} for end, lr in zip(ends, rates, strict=True)]
+    assert _largest_and_quartile(trace) == (8.0, 2.0)
+    long = [{"step": end * 10**9, "lr": lr} for end, lr in zip(ends, rates, strict=True)]
+    assert _largest_and_quartile(long) == (8.0, 2.0)  # without a number for each step

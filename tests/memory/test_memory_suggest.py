@@ -1,5 +1,7 @@
 """What earlier runs say of the next one."""
 
+import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -8,7 +10,7 @@ from torch import nn
 
 from lightning_dqnlr.memory import suggest
 from lightning_dqnlr.memory.runs import model_of
-from lightning_dqnlr.memory.suggest import _errors, metric_of
+from lightning_dqnlr.memory.suggest import _errors, _levels, metric_of
 
 from .remembered import MODEL, run
 
@@ -114,3 +116,20 @@ def test_models_are_told_apart_by_shapes_class_optimizer_and_name():
 def test_the_noise_of_a_run_is_measured_on_the_scale_of_the_fit(values, mode, error):
     runs = [run(value, error=0.01, mode=mode) for value in values]
     assert _errors(runs)[-1] == pytest.approx(error)
+
+
+def test_one_perfect_accuracy_does_not_change_how_the_others_are_measured():
+    runs = [run(0.90, mode="max"), run(0.98, 0.02, mode="max"), run(0.80, 0.005, mode="max")]
+    perfect = run(1.0, 0.02, mode="max")
+    levels = _levels([*runs, perfect])
+    assert levels[:3] == pytest.approx(_levels(runs))
+    assert levels[3] == pytest.approx(math.log(0.01))  # half of what the best of them lacks
+    assert _errors([replace(perfect, error=0.001), runs[1]])[0] == pytest.approx(0.1)
+
+
+def test_a_fit_takes_the_nearest_and_newest_runs_when_there_are_too_many(monkeypatch):
+    monkeypatch.setattr(sys.modules[suggest.__module__], "_MOST", 3)
+    neighbour = replace(MODEL, batch_size=64)
+    many = [run(5.0, 0.08), run(1.0), run(0.5, 0.02), run(1.0), run(9.0, 0.005, model=neighbour)]
+    assert held(*many) == held(*many[1:4])
+    assert held(*many) != held(*many[:4])
