@@ -15,6 +15,9 @@ from lightning_dqnlr.memory.suggest import _errors, _levels, metric_of
 from .remembered import MODEL, run
 
 
+NEIGHBOUR = replace(MODEL, batch_size=64)
+
+
 def held(*runs, model=MODEL, metric="val_loss", mode="min"):
     return suggest(runs, model, metric, mode).held
 
@@ -128,8 +131,8 @@ def test_one_perfect_accuracy_does_not_change_how_the_others_are_measured():
 
 
 def test_a_fit_takes_the_nearest_and_newest_runs_when_there_are_too_many(monkeypatch):
+    many = [run(5.0, 0.08), run(1.0), run(0.5, 0.02), run(1.0), run(9.0, 0.005, model=NEIGHBOUR)]
+    few = held(*many[1:4])
+    assert held(*many) != few
     monkeypatch.setattr(sys.modules[suggest.__module__], "_MOST", 3)
-    neighbour = replace(MODEL, batch_size=64)
-    many = [run(5.0, 0.08), run(1.0), run(0.5, 0.02), run(1.0), run(9.0, 0.005, model=neighbour)]
-    assert held(*many) == held(*many[1:4])
-    assert held(*many) != held(*many[:4])
+    assert held(*many) == few
