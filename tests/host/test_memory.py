@@ -271,7 +271,7 @@ def test_a_layer_without_shapes_is_refused_by_name(tmp_path):
             super().__init__()
             self.net = nn.LazyLinear(2)
 
-    with pytest.raises(ConfigurationError, match="memory: .* a lazy layer has none"):
+    with pytest.raises(ConfigurationError, match=r"memory: .* a lazy layer has none"):
         fit(tmp_path, Lazy())
 
 

@@ -14,7 +14,6 @@ from lightning_dqnlr.memory.suggest import _errors, _levels, metric_of
 
 from .remembered import MODEL, run
 
-
 NEIGHBOUR = replace(MODEL, batch_size=64)
 
 
