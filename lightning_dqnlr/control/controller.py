@@ -52,7 +52,7 @@ _COUNTERS = ("step", "decisions", "interval")
 _AT_REST = 1e-6  # of the scale
 _DROPS = 0.7  # decay per decision of what was gained and what was forecast
 
-_START = 4  # decisions that are the policy's in any case: a dozen steps
+_START = 8  # decisions that are the policy's in any case
 
 
 class Decision(NamedTuple):

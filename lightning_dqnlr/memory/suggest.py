@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from statistics import median
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 from lightning_dqnlr.memory.fit import Fit, Point, fit, next_run
@@ -13,6 +13,7 @@ from lightning_dqnlr.memory.runs import Mode, Model, RememberedRun
 _LONGER = 1.25  # runs are not compared if one has more than this many times the other's steps
 _DIVERGED = 1.0  # log loss above the worst run of the same model
 _MOST = 300  # runs that take part; a fit's time grows with their third power
+_WORSE = 0.45  # of log loss over the policy's own runs, over the number of runs that held a rate
 _ROUNDING = 1e-6  # of log2 of a rate
 
 
@@ -86,7 +87,21 @@ def suggest(
     low = -math.inf if min_lr is None else math.log2(min_lr / reference) - _ROUNDING
     high = math.inf if max_lr is None else math.log2(max_lr / reference) + _ROUNDING
     choice = next_run(found, low, high)
+    if _policy_is_better(own):
+        words = "the policy's own rates have been better than all that were held"
+        return Suggestion(None, words, own, reference, found)
     return Suggestion(reference * 2.0**choice.x, choice.why, own, reference, found)
+
+
+def _policy_is_better(runs: Sequence[RememberedRun]) -> bool:
+    """Whether every run that held a rate ended plainly above the policy's own runs.
+
+    A policy may do what no one rate does, and the fit knows of rates alone.
+    """
+    levels = list(zip(runs, _levels(runs), strict=True))
+    own = [level for run, level in levels if run.held is None]
+    held = [level for run, level in levels if run.held is not None]
+    return bool(own and held) and min(held) - fmean(own) > _WORSE / len(held)
 
 
 def suggestion_of(runs: Sequence[Mapping[str, Any]]) -> Suggestion | None:

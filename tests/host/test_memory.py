@@ -66,7 +66,7 @@ def test_the_first_run_is_the_policys_and_the_second_holds_another_rate(tmp_path
     middle = len(module.rates) // 2
     assert module.rates[middle][0] == pytest.approx(two.held, rel=1e-5)
     assert f"memory: holds {two.held:.3g}" in second.trace[-5]["reason"]
-    assert module.rates[:7] == first.rates[:7]  # the start is the policy's
+    assert module.rates[:8] == first.rates[:8]  # the start is the policy's
     assert module.rates[-1][0] < 0.2 * two.held  # and the decay is what it was
 
 

@@ -34,7 +34,8 @@ def test_the_second_run_is_another_and_later_ones_follow_the_better_side():
 
 def test_a_diverged_run_turns_the_search_away_from_its_rate():
     worse = run(None, 0.02, ended="diverged")
-    assert held(run(1.0), worse) < 0.02
+    assert held(run(1.0), worse) is None  # the policy's own rates
+    assert held(run(1.0), run(0.95, 0.007), worse) < 0.02
 
 
 @pytest.mark.parametrize(
@@ -135,3 +136,15 @@ def test_a_fit_takes_the_nearest_and_newest_runs_when_there_are_too_many(monkeyp
     assert held(*many) != few
     monkeypatch.setattr(sys.modules[suggest.__module__], "_MOST", 3)
     assert held(*many) == few
+
+
+def test_a_policy_that_no_held_rate_comes_near_has_the_next_run_again():
+    # As seen on a fine-tuned encoder: 8e-5 by the policy, 0.84 and 2.3 at rates held.
+    runs = [run(8e-5), run(0.84, 0.017), run(2.3, 0.006)]
+    found = suggest(runs, MODEL, "val_loss")
+    assert found.held is None
+    assert "the policy's own rates" in found.why
+    assert held(*runs[:2]) is None
+    assert held(run(1.0), run(1.3, 0.02)) is not None  # 30% may be chance
+    assert held(run(1.0), run(1.3, 0.02), run(1.3, 0.005)) is None  # twice is none
+    assert held(*runs, run(7e-5, 0.01)) is not None
