@@ -1,6 +1,7 @@
 """What every test begins with."""
 
 import io
+import logging
 import os
 
 import pytest
@@ -27,6 +28,16 @@ def _no_earlier_processes():
     """
     for name in [name for name in os.environ if name.startswith(LEFT)]:
         del os.environ[name]
+
+
+@pytest.fixture(autouse=True)
+def _loggers_as_they_were():
+    """Commands that run in the test's own process quieten loggers for good."""
+    loggers = [logging.getLogger(name) for name in ("lightning_dqnlr", "lightning.pytorch")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture
