@@ -69,7 +69,7 @@ tutorial: $(VENV)/.installed-dev
 
 # `make -j2 policy` makes both runs at once; interrupted ones go on where they were.
 policy: $(SEEDS:%=policy-%)
-	$(BIN)/dqnlr-combine $(MEMBERS) --into outputs/policy/combined --set 'trials={}' --force
+	$(BIN)/dqnlr-combine $(MEMBERS) --into outputs/policy/combined --force
 
 $(SEEDS:%=policy-%): policy-%: $(VENV)/.installed-train
 	OMP_NUM_THREADS=1 $(BIN)/dqnlr-train experiment=default folder=outputs/policy/seed-$* resume=true seed=$*

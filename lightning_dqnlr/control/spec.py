@@ -109,7 +109,7 @@ class TrialSpec:
     margin: NotNegative = 1.0
     abort: NotNegative = 2.0
     pause: Annotated[int, 1, 10_000] = 5
-    least_steps: Annotated[int, 1, 10_000] = 20
+    least_steps: Annotated[int, 1, 10_000] = 10
 
     def __post_init__(self) -> None:
         check_settings(self, "trials.")

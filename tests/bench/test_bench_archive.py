@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 
 from lightning_dqnlr.bench.runs.archive import Archive, Store
-from lightning_dqnlr.bench.runs.versions import PREDECESSORS
 from lightning_dqnlr.cli import bench as cli_bench
 from lightning_dqnlr.errors import ConfigurationError
 from tests.bench.test_bench_store import RECORD
@@ -104,18 +103,6 @@ def test_a_record_of_an_earlier_version_stands_in_until_it_is_made_again(tmp_pat
     assert Archive(tmp_path).get(old.key) is None, (
         "it would be counted beside the one that replaces it"
     )
-
-
-def test_a_record_of_the_policy_before_stands_in_and_that_of_another_policy_does_not(tmp_path):
-    (newer, (older, _)), *_ = PREDECESSORS.items()
-    earliest = replace(RECORD, version="protocol=1 controller=1", policy=older, final_train=3.0)
-    old = replace(earliest, version="protocol=1 controller=2", final_train=2.0)
-    new = replace(old, policy=newer)
-    assert packed(tmp_path, earliest, keys=[new.key]).get(new.key) == earliest
-    assert packed(tmp_path, old, keys=[new.key]).get(new.key) == old
-    assert Archive(tmp_path).get(new.key._replace(policy="of a user")) is None
-    assert packed(tmp_path, new, keys=[new.key]).get(new.key) == new
-    assert Archive(tmp_path).get(old.key) is None
 
 
 def test_packing_needs_an_archive(tmp_path):

@@ -25,7 +25,7 @@ from lightning_dqnlr.errors import ConfigurationError, PolicyFileError
 from .controllers import DOUBLE, KEEP, QUARTER
 from .test_features import stats
 
-SPEC = ControllerSpec(trials=TrialSpec(least_steps=10))
+SPEC = ControllerSpec(trials=TrialSpec())
 DOUBLED = math.log(2.0)
 
 

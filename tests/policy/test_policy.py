@@ -198,7 +198,7 @@ class TestCombine:
 class TestBundledPolicy:
     def test_its_features_and_actions_are_the_code_s(self):
         policy = LRPolicy.load()
-        assert policy.spec == ControllerSpec(trials=TrialSpec())
+        assert policy.spec == ControllerSpec()
 
     def test_all_bundled_policies_load_and_name_what_made_them(self):
         for name in BUNDLED:

@@ -11,7 +11,7 @@ from lightning_dqnlr.bench.report.duels import Duel, verdicts
 from lightning_dqnlr.bench.report.headline import headline, headline_row
 from lightning_dqnlr.bench.report.losing import LostTask
 from lightning_dqnlr.bench.runs.record import diverged
-from lightning_dqnlr.bench.runs.versions import superseded
+from lightning_dqnlr.bench.runs.versions import SUPERSEDED
 from lightning_dqnlr.scoring.statistics import Interval
 
 
@@ -86,12 +86,14 @@ def what_is_missing(comparison: Comparison, planned: Collection[str]) -> Section
 
 
 def _gaps(comparison: Comparison, planned: Collection[str]) -> Iterator[str]:
-    older: dict[str, dict[str, None]] = {}  # methods in their order, by what has changed
-    for record in comparison.records:
-        for words in superseded(record.version, record.policy):
-            older.setdefault(words, {})[record.method] = None
-    for words, methods in older.items():
-        yield f"{', '.join(methods)}: {words}"
+    for part, words in SUPERSEDED.items():
+        old = [
+            method
+            for method in comparison.methods
+            if any(part in r.version.split() for r in comparison.records if r.method == method)
+        ]
+        if old:
+            yield f"{', '.join(old)}: {words}"
     absent = [task for task in planned if task not in comparison.tasks]
     if absent:
         yield f"{', '.join(absent)}: no runs at all, so no table counts these tasks."

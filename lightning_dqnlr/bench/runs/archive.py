@@ -13,7 +13,7 @@ from typing import Any
 from torch.utils import _pytree as pytree
 
 from lightning_dqnlr.bench.runs.record import Record, RunKey, slug
-from lightning_dqnlr.bench.runs.versions import stand_ins
+from lightning_dqnlr.bench.runs.versions import stand_in
 from lightning_dqnlr.errors import ConfigurationError, RecordError
 from lightning_dqnlr.files import write_atomically, write_together
 
@@ -38,7 +38,7 @@ class Archive:
         Raises: as `of`.
         """
         found = self.of(key.task)
-        return next((found[each] for each in (key, *_stand_ins(key)) if each in found), None)
+        return found.get(key) or found.get(_stand_in(key))
 
     def of(self, task: str) -> Mapping[RunKey, Record]:
         """All records in the file of a task, by key.
@@ -64,7 +64,7 @@ class Archive:
         """
         today: dict[tuple[str, str], set[tuple[str, str | None]]] = defaultdict(set)
         for key in keys:
-            for each in (key, *_stand_ins(key)):
+            for each in (key, _stand_in(key)):
                 today[key.task, key.method].add((each.version, each.policy))
         files: dict[str, dict[RunKey, Record]] = {}
         for task in sorted({task for task, _ in today}):
@@ -82,7 +82,7 @@ def _current(
     found: Mapping[RunKey, Record], today: Mapping[tuple[str, str], set[tuple[str, str | None]]]
 ) -> list[Record]:
     """The records but those that another version or policy has superseded."""
-    replaced = {older for key in found for older in _stand_ins(key)}
+    replaced = {_stand_in(key) for key in found if key != _stand_in(key)}
     return [
         record
         for key, record in found.items()
@@ -94,9 +94,8 @@ def _current(
     ]
 
 
-def _stand_ins(key: RunKey) -> list[RunKey]:
-    pairs = stand_ins(key.version, key.policy)
-    return [key._replace(version=version, policy=policy) for version, policy in pairs]
+def _stand_in(key: RunKey) -> RunKey:
+    return key._replace(version=stand_in(key.version))
 
 
 def _dump(records: Iterable[Record]) -> bytes:

@@ -25,15 +25,6 @@ SUPERSEDED: Mapping[str, str] = {
         "runs under the circuit breaker of version 0.1. Those in which it trips end otherwise now; "
         "the others do not (docs/how-it-works.md#circuit-breaker). Runs of unknown length come "
         "down now once their loss stands still."
-    ),
-}
-# The same of policies, by the hash of the newer one: the hash of the older, and what is otherwise.
-PREDECESSORS: Mapping[str, tuple[str, str]] = {
-    "3f870d3f220cded5": (
-        "230e7e58e933dbd5",
-        "runs of the same weights without trials. Runs of fewer than 1,248 steps and of unknown "
-        "length are the same now, bit for bit; the others try higher rates "
-        "(docs/how-it-works.md#trials).",
     )
 }
 METHODS: Mapping[str, int] = {}  # by name; 1 for those that are not here
@@ -75,30 +66,6 @@ def stand_in(version: str) -> str:
         name = part.partition("=")[0]
         version = re.sub(rf"\b{name}=\d+", part, version)
     return version
-
-
-def stand_ins(version: str, policy: str | None) -> list[tuple[str, str | None]]:
-    """Versions and policies of the shipped records that stand in for these, the newest first.
-
-    Example:
-        >>> stand_ins("protocol=1 controller=2", None)
-        [('protocol=1 controller=1', None)]
-    """
-    versions = (version, stand_in(version))
-    older, _ = PREDECESSORS.get(policy or "", (policy, ""))
-    pairs = dict.fromkeys((v, p) for v in versions for p in (policy, older))
-    return [pair for pair in pairs if pair != (version, policy)]
-
-
-def superseded(version: str, policy: str | None) -> list[str]:
-    """What has changed since runs of this version and policy, in words.
-
-    Example:
-        >>> superseded("protocol=1 controller=2", None)
-        []
-    """
-    of_version = [words for part, words in SUPERSEDED.items() if part in version.split()]
-    return of_version + [words for older, words in PREDECESSORS.values() if older == policy]
 
 
 def _changed_settings(method: object) -> dict[str, Any]:
