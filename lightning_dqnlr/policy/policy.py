@@ -309,7 +309,8 @@ def with_settings(policy: LRPolicy, texts: Sequence[str]) -> LRPolicy:
             raise ConfigurationError(f"{text[:100]!r} must be NAME=VALUE, with one of {list(own)}.")
         changes[name] = _parsed(value)
         if _kind(changes[name]) != _kind(own[name]):
-            raise ConfigurationError(f"{text[:99]!r}: {name} is now {own[name]!r}; give its like.")
+            like = "an object in JSON, or null" if _kind(own[name]) is dict else f"as {own[name]!r}"
+            raise ConfigurationError(f"{text[:99]!r}: {name} must be {like}.")
     spec = ControllerSpec.from_dict({**policy.spec.to_dict(), **changes})
     return replace(policy, spec=spec)
 

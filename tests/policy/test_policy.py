@@ -243,6 +243,12 @@ def test_trials_are_switched_on_and_off_by_a_setting_and_the_weights_stay():
     assert with_settings(on, ["trials=null"]).fingerprint == policy.fingerprint
 
 
+def test_a_setting_that_is_an_object_is_asked_for_in_json():
+    """A shell takes the quotes away from {"pause": 7}; the message must say what is missing."""
+    with pytest.raises(ConfigurationError, match="trials must be an object in JSON, or null"):
+        with_settings(LRPolicy.load("default"), ["trials={pause: 7}"])
+
+
 @pytest.mark.parametrize(
     "text",
     [
