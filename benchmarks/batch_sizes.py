@@ -3,8 +3,8 @@
     python benchmarks/batch_sizes.py lightning_dqnlr/policy/default --tasks 4
 
 Calibration is log2(upper quartile of a run's rates / best peak of the cosine); zero is right, below
-zero the rates are too low. The tasks are those of one family and number under each batch size and
-length, with ordinary weights and inputs. Data, network and optimizer are the same in a column.
+zero the rates are too low. The tasks have ordinary weights and inputs. Every row of the table has
+the same ones, but for batch size and length.
 """
 
 from __future__ import annotations
